@@ -1,0 +1,1 @@
+"""Networks: blocks, the YAML parser, the detection model, checkpoints. Never imports `utils`."""

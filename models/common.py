@@ -1,0 +1,516 @@
+"""Building blocks: one feature map in, one map out, `cls(c1, c2, *args)`.
+
+A block becomes usable in a YAML by adding its name to `BLOCKS` in `models/yolo.py`. What the parser reads from a class:
+
+* a parameter `n` in `__init__` receives the row's repeats (otherwise the layer is stacked);
+* a class without `c1`/`c2` (Concat, Contract, Expand) tells its output width in `out_channels`;
+* an attribute `divides = (h, w)` on a module says what its input map must be divisible by.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def same_padding(k: int | tuple[int, int], d: int = 1) -> int | tuple[int, int]:
+    """Padding that keeps the map size at stride 1, for odd kernels and dilation `d`."""
+    if isinstance(k, int):
+        return d * (k - 1) // 2
+    return d * (k[0] - 1) // 2, d * (k[1] - 1) // 2
+
+
+def activation(act: bool | nn.Module) -> nn.Module:
+    """SiLU for True, nothing for False, or the module itself."""
+    if isinstance(act, nn.Module):
+        return act
+    return nn.SiLU(inplace=True) if act else nn.Identity()
+
+
+class Conv(nn.Module):
+    """Convolution without bias, batch norm, SiLU."""
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        k: int | tuple[int, int] = 1,
+        s: int | tuple[int, int] = 1,
+        p: int | tuple[int, int] | None = None,
+        g: int = 1,
+        d: int = 1,
+        act: bool | nn.Module = True,
+    ):
+        super().__init__()
+        padding = same_padding(k, d) if p is None else p
+        self.conv = nn.Conv2d(c1, c2, k, s, padding, groups=g, dilation=d, bias=False)
+        self.bn: nn.Module = nn.BatchNorm2d(c2)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+    def fold_norm(self) -> None:
+        """Fold the batch norm into the convolution, which then has a bias; for eval mode only."""
+        if isinstance(self.bn, nn.BatchNorm2d):
+            self.conv = fuse_conv_bn_eval(self.conv, self.bn)
+            self.bn = nn.Identity()
+
+
+class DWConv(Conv):
+    """Depthwise Conv: as many groups as `c1` and `c2` allow."""
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, d: int = 1, act: bool | nn.Module = True):
+        super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
+
+
+class Focus(nn.Module):
+    """Space to depth by 2, then Conv: (B, c1, H, W) -> (B, c2, H/2, W/2)."""
+
+    divides = (2, 2)
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1):
+        super().__init__()
+        self.conv = Conv(4 * c1, c2, k, s, p, g)
+
+    def forward(self, x: Tensor) -> Tensor:
+        even_columns, odd_columns = x[..., 0::2], x[..., 1::2]
+        corners = [columns[:, :, row::2] for columns in (even_columns, odd_columns) for row in (0, 1)]
+        return self.conv(torch.cat(corners, dim=1))
+
+
+class Bottleneck(nn.Module):
+    """1x1 then 3x3 Conv, with a skip where the widths agree."""
+
+    def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5):
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1)
+        self.cv2 = Conv(hidden, c2, 3, g=g)
+        self.skip = shortcut and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cv2(self.cv1(x))
+        return x + y if self.skip else y
+
+
+class BottleneckCSP(nn.Module):
+    """CSP stage with plain side convolutions and one batch norm over both branches.
+
+    Source: Wang et al. 2019, arXiv:1911.11929.
+    """
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5):
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1)
+        self.cv2 = nn.Conv2d(c1, hidden, 1, bias=False)
+        self.cv3 = nn.Conv2d(hidden, hidden, 1, bias=False)
+        self.cv4 = Conv(2 * hidden, c2, 1)
+        self.bn = nn.BatchNorm2d(2 * hidden)
+        self.act = nn.SiLU()
+        self.m = nn.Sequential(*[Bottleneck(hidden, hidden, shortcut, g, e=1.0) for _ in range(n)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        deep = self.cv3(self.m(self.cv1(x)))
+        return self.cv4(self.act(self.bn(torch.cat([deep, self.cv2(x)], dim=1))))
+
+
+class C3(nn.Module):
+    """CSP stage of three convolutions: half of the width passes `inner`, half goes around it."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5):
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1)
+        self.cv2 = Conv(c1, hidden, 1)
+        self.cv3 = Conv(2 * hidden, c2, 1)
+        self.m = self.inner(hidden, n, shortcut, g)
+
+    def inner(self, width: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        """The `n` layers of the deep branch; subclasses put others in."""
+        return nn.Sequential(*[Bottleneck(width, width, shortcut, g, e=1.0) for _ in range(n)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cv3(torch.cat([self.m(self.cv1(x)), self.cv2(x)], dim=1))
+
+
+class CrossConv(nn.Module):
+    """A kxk convolution split into 1xk and kx1."""
+
+    def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1, g: int = 1, e: float = 1.0, shortcut: bool = False):
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, (1, k), (1, s))
+        self.cv2 = Conv(hidden, c2, (k, 1), (s, 1), g=g)
+        self.skip = shortcut and c1 == c2 and s == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cv2(self.cv1(x))
+        return x + y if self.skip else y
+
+
+class C3x(C3):
+    """C3 with CrossConv inside."""
+
+    def inner(self, width: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        return nn.Sequential(*[CrossConv(width, width, 3, 1, g, 1.0, shortcut) for _ in range(n)])
+
+
+class SPP(nn.Module):
+    """Spatial pyramid pooling: max pools of several sizes side by side.
+
+    Source: He et al. 2014, arXiv:1406.4729.
+    """
+
+    def __init__(self, c1: int, c2: int, k: tuple[int, ...] = (5, 9, 13)):
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1)
+        self.cv2 = Conv(hidden * (len(k) + 1), c2, 1)
+        self.m = nn.ModuleList(nn.MaxPool2d(size, 1, size // 2) for size in k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        return self.cv2(torch.cat([x, *(pool(x) for pool in self.m)], dim=1))
+
+
+class SPPF(nn.Module):
+    """SPP of sizes k, 2k-1, 3k-2 from one pool applied three times: the same result, faster."""
+
+    def __init__(self, c1: int, c2: int, k: int = 5):
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1)
+        self.cv2 = Conv(hidden * 4, c2, 1)
+        self.m = nn.MaxPool2d(k, 1, k // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pyramid = [self.cv1(x)]
+        while len(pyramid) < 4:
+            pyramid.append(self.m(pyramid[-1]))
+        return self.cv2(torch.cat(pyramid, dim=1))
+
+
+class C3SPP(C3):
+    """C3 with SPP inside."""
+
+    def __init__(self, c1: int, c2: int, k: tuple[int, ...] = (5, 9, 13), n: int = 1, e: float = 0.5):
+        super().__init__(c1, c2, n=0, e=e)
+        hidden = int(c2 * e)
+        self.m = SPP(hidden, hidden, k)
+
+
+class GhostConv(nn.Module):
+    """Half of the maps from a convolution, half from a cheap 5x5 depthwise one on top of it.
+
+    Source: Han et al. 2020, arXiv:1911.11907.
+    """
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, act: bool | nn.Module = True):
+        super().__init__()
+        half = c2 // 2
+        self.cv1 = Conv(c1, half, k, s, g=g, act=act)
+        self.cv2 = Conv(half, half, 5, 1, g=half, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        primary = self.cv1(x)
+        return torch.cat([primary, self.cv2(primary)], dim=1)
+
+
+class GhostBottleneck(nn.Module):
+    """Two GhostConvs around an optional strided depthwise convolution, with a skip."""
+
+    def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1):
+        super().__init__()
+        half = c2 // 2
+        down = s == 2
+        self.conv = nn.Sequential(
+            GhostConv(c1, half),
+            DWConv(half, half, k, s, act=False) if down else nn.Identity(),
+            GhostConv(half, c2, act=False),
+        )
+        around = [DWConv(c1, c1, k, s, act=False), Conv(c1, c2, act=False)] if down else []
+        self.shortcut = nn.Sequential(*around)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.conv(x)
+
+
+class C3Ghost(C3):
+    """C3 with GhostBottleneck inside."""
+
+    def inner(self, width: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        return nn.Sequential(*[GhostBottleneck(width, width) for _ in range(n)])
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention and a two-layer MLP, both residual, without norms; tokens (N, B, C)."""
+
+    def __init__(self, c: int, num_heads: int):
+        super().__init__()
+        for name in ("q", "k", "v", "fc1", "fc2"):
+            self.add_module(name, nn.Linear(c, c, bias=False))
+        self.ma = nn.MultiheadAttention(c, num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended, _ = self.ma(self.q(x), self.k(x), self.v(x), need_weights=False)
+        x = x + attended
+        return x + self.fc2(self.fc1(x))
+
+
+class TransformerBlock(nn.Module):
+    """A stack of TransformerLayers over all cells of a map, with a learned linear position term."""
+
+    def __init__(self, c1: int, c2: int, num_heads: int, num_layers: int):
+        super().__init__()
+        self.conv = Conv(c1, c2) if c1 != c2 else nn.Identity()
+        self.linear = nn.Linear(c2, c2)
+        self.tr = nn.Sequential(*[TransformerLayer(c2, num_heads) for _ in range(num_layers)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        tokens = rearrange(x, "b c h w -> (h w) b c")
+        tokens = self.tr(tokens + self.linear(tokens))
+        return tokens.permute(1, 2, 0).reshape(x.shape)
+
+
+class C3TR(C3):
+    """C3 with a TransformerBlock of 4 heads inside."""
+
+    def inner(self, width: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        return TransformerBlock(width, width, 4, n)
+
+
+class Contract(nn.Module):
+    """Space to depth: (B, C, H, W) -> (B, C*gain^2, H/gain, W/gain), the offset being the slower channel index."""
+
+    def __init__(self, gain: int = 2):
+        super().__init__()
+        self.gain = gain
+        self.divides = (gain, gain)
+
+    @staticmethod
+    def out_channels(c1: int, gain: int = 2) -> int:
+        return c1 * gain**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b c (h i) (w j) -> b (i j c) h w", i=self.gain, j=self.gain)
+
+
+class Expand(nn.Module):
+    """Depth to space, the inverse of Contract: (B, C, H, W) -> (B, C/gain^2, H*gain, W*gain)."""
+
+    def __init__(self, gain: int = 2):
+        super().__init__()
+        self.gain = gain
+
+    @staticmethod
+    def out_channels(c1: int, gain: int = 2) -> int:
+        return c1 // gain**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b (i j c) h w -> b c (h i) (w j)", i=self.gain, j=self.gain)
+
+
+class Concat(nn.Module):
+    """Several maps side by side along `dimension`."""
+
+    def __init__(self, dimension: int = 1):
+        super().__init__()
+        self.d = dimension
+
+    @staticmethod
+    def out_channels(c1: list[int], dimension: int = 1) -> int:
+        return sum(c1) if dimension == 1 else c1[0]
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return torch.cat(maps, self.d)
+
+
+class MV2Block(nn.Module):
+    """Inverted residual of MobileNetV2: 1x1 expand, 3x3 depthwise, 1x1 linear; residual where shapes agree.
+
+    Expansion 1 has no first 1x1.
+
+    Source: Sandler et al. 2018, arXiv:1801.04381, section 3.3; SiLU as in MobileViT.
+    """
+
+    def __init__(self, c1: int, c2: int, stride: int = 1, expansion: int = 4):
+        super().__init__()
+        if stride not in (1, 2):
+            raise ValueError(f"MV2Block: stride {stride}, expected 1 or 2")
+        hidden = int(c1 * expansion)
+        self.expand = Conv(c1, hidden, 1) if expansion != 1 else nn.Identity()
+        self.depthwise = Conv(hidden, hidden, 3, stride, g=hidden)
+        self.project = Conv(hidden, c2, 1, act=False)
+        self.residual = stride == 1 and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens (B, N, dim); B may hold patches as well as images.
+
+    `fused` chooses scaled_dot_product_attention, which never builds the N x N map; off, it is matmul and softmax
+    for runtimes (and FLOP counters) that know only those.
+    """
+
+    def __init__(self, dim: int, heads: int = 4, head_dim: int | None = 8, qkv_bias: bool = False):
+        super().__init__()
+        if head_dim is None and dim % heads:
+            raise ValueError(f"Attention: {heads} heads cannot share a dim of {dim} evenly")
+        self.heads = heads
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        self.fused = True
+        inner = self.heads * self.head_dim
+        self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
+        self.out = nn.Linear(inner, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in self.qkv(x).chunk(3, dim=-1))
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            weights = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+            y = weights.softmax(dim=-1) @ v
+        return self.out(rearrange(y, "b h n d -> b n (h d)"))
+
+
+class FeedForward(nn.Sequential):
+    """Token-wise MLP dim -> hidden -> dim with SiLU."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim))
+
+
+class TransformerEncoderLayer(nn.Module):
+    """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int | None, mlp_dim: int, qkv_bias: bool):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads, head_dim, qkv_bias)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = FeedForward(dim, mlp_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Sequential):
+    """`depth` pre-norm layers over tokens (B, N, dim), then a LayerNorm if `closing_norm`."""
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        head_dim: int | None,
+        mlp_dim: int,
+        qkv_bias: bool = False,
+        closing_norm: bool = False,
+    ):
+        layers: list[nn.Module] = [
+            TransformerEncoderLayer(dim, heads, head_dim, mlp_dim, qkv_bias) for _ in range(depth)
+        ]
+        if closing_norm:
+            layers.append(nn.LayerNorm(dim))
+        super().__init__(*layers)
+
+
+class MobileViTBlock(nn.Module):
+    """Convolution for what is near, a transformer across patches for what is far, fused with the input.
+
+    Every map is cut into patches of ph x pw pixels; the pixels at one place of all patches are the tokens of one
+    sequence, so each pixel sees the whole map through the others of its place.
+
+    The defaults are the widely pasted recipe; the published network is `head_dim=None` (the heads share `dim`),
+    `qkv_bias`, `closing_norm`, `bare_expand` (no norm and activation after the 1x1 to `dim`) and `input_first` (the
+    input comes first in the concatenation).
+
+    Args:
+        dim: token width. depth: transformer layers, at least 1. patch_size: pixels, one number or (h, w).
+        mlp_dim: hidden width of the feed-forward; None is 2 * dim.
+
+    Raises:
+        ValueError: an argument out of range, or (in forward) a map that the patch does not divide.
+
+    Source: Mehta and Rastegari 2022, arXiv:2110.02178, section 3.1.
+    """
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        dim: int,
+        depth: int,
+        kernel_size: int = 3,
+        patch_size: int | tuple[int, int] = 2,
+        mlp_dim: int | None = None,
+        *,
+        heads: int = 4,
+        head_dim: int | None = 8,
+        qkv_bias: bool = False,
+        closing_norm: bool = False,
+        bare_expand: bool = False,
+        input_first: bool = False,
+    ):
+        super().__init__()
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+            raise ValueError(f"MobileViTBlock: depth {depth!r}, expected an int of at least 1 (transformer layers)")
+        patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        if len(patch) != 2 or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in patch):
+            raise ValueError(f"MobileViTBlock: patch_size {patch_size!r}, expected an int >= 1 or a pair of them")
+        self.divides = (patch[0], patch[1])
+        self.input_first = input_first
+        self.local = Conv(c1, c1, kernel_size)
+        self.expand = nn.Conv2d(c1, dim, 1, bias=False) if bare_expand else Conv(c1, dim, 1)
+        hidden = 2 * dim if mlp_dim is None else mlp_dim
+        self.transformer = Transformer(dim, depth, heads, head_dim, hidden, qkv_bias, closing_norm)
+        self.project = Conv(dim, c1, 1)
+        self.fusion = Conv(2 * c1, c2, kernel_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check(x)
+        y = self.expand(self.local(x))
+        y = self.fold(self.transformer(self.unfold(y)), y.shape)
+        y = self.project(y)
+        return self.fusion(torch.cat([x, y] if self.input_first else [y, x], dim=1))
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError unless the patch divides the map."""
+        size, patch = tuple(x.shape[-2:]), self.divides
+        if any(side % p for side, p in zip(size, patch, strict=True)):
+            below = [side // p * p for side, p in zip(size, patch, strict=True)]
+            above = [-(-side // p) * p for side, p in zip(size, patch, strict=True)]
+            raise ValueError(
+                f"MobileViTBlock: a map of {size[0]}x{size[1]} cannot be cut into patches of {patch[0]}x{patch[1]}; "
+                f"height must be a multiple of {patch[0]} ({below[0]} or {above[0]}), "
+                f"width of {patch[1]} ({below[1]} or {above[1]})"
+            )
+
+    # Both ways stay at rank 4 or less: mobile runtimes refuse more.
+    def unfold(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B*P, N, C), P = ph*pw places of a patch, N = H*W/P patches."""
+        (b, c, h, w), (ph, pw) = x.shape, self.divides
+        rows, columns = h // ph, w // pw
+        x = x.reshape(b * c * rows, ph, columns, pw).transpose(1, 2)  # (.., columns, ph, pw)
+        x = x.reshape(b, c, rows * columns, ph * pw).transpose(1, 3)  # (B, P, N, C)
+        return x.reshape(b * ph * pw, rows * columns, c)
+
+    def fold(self, tokens: Tensor, shape: torch.Size) -> Tensor:
+        """(B*P, N, C) -> `shape` (B, C, H, W): the inverse of unfold."""
+        (b, c, h, w), (ph, pw) = shape, self.divides
+        rows, columns = h // ph, w // pw
+        x = tokens.reshape(b, ph * pw, rows * columns, c).transpose(1, 3)  # (B, C, N, P)
+        x = x.reshape(b * c * rows, columns, ph, pw).transpose(1, 2)  # (.., ph, columns, pw)
+        return x.reshape(b, c, h, w)

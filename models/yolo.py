@@ -1,0 +1,413 @@
+"""The detection model: a YAML of rows becomes a network with a `Detect` head.
+
+A new block: write the class in `models/common.py`, add its name to `BLOCKS`, name it in a YAML row.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import logging
+import math
+import re
+import sys
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+if __name__ == "__main__":  # run as a file: the project's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from models import common
+
+LOGGER = logging.getLogger(__name__)
+MODELS = Path(__file__).parent
+
+
+class Detect(nn.Module):
+    """Anchor head: a 1x1 convolution per level; in eval mode the boxes are decoded in the graph.
+
+    Args:
+        nc: classes. anchors: per level a flat list w, h, w, h, ... in pixels of the input image.
+        ch: input channels of each level.
+
+    `stride` (pixels a cell, per level) is set by `DetectionModel`.
+    """
+
+    def __init__(self, nc: int, anchors: list[list[float]], ch: list[int]):
+        super().__init__()
+        sizes = torch.tensor(anchors, dtype=torch.float32)
+        if sizes.ndim != 2 or sizes.shape[1] % 2 or len(sizes) != len(ch) or (sizes <= 0).any():
+            raise ValueError(f"Detect: anchors {anchors}, expected {len(ch)} rows of positive w, h, w, h, ... pixels")
+        self.nc = nc
+        self.no = nc + 5
+        self.register_buffer("anchors", sizes.view(len(ch), -1, 2))  # (levels, A, 2) pixels
+        self.register_buffer("stride", torch.zeros(len(ch)))
+        self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in ch)
+
+    @property
+    def na(self) -> int:
+        """Anchors per cell."""
+        return self.anchors.shape[1]
+
+    def forward(self, x: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Training: raw maps (B, A, h, w, 5+nc) per level. Eval: (decoded (B, N, 5+nc), the raw maps).
+
+        A decoded row is cx, cy, w, h in pixels of the input, objectness, class probabilities.
+        """
+        maps = [conv(level) for conv, level in zip(self.m, x, strict=True)]
+        raw = [self.rows(m).view(len(m), self.na, *m.shape[-2:], self.no) for m in maps]
+        if self.training:
+            return raw
+        return torch.cat([self.decode(m, i) for i, m in enumerate(maps)], dim=1), raw
+
+    def rows(self, level: Tensor) -> Tensor:
+        """(B, A*(5+nc), h, w) -> (B, A, h*w, 5+nc)."""
+        return level.reshape(len(level), self.na, self.no, -1).transpose(2, 3)
+
+    def decode(self, level: Tensor, i: int) -> Tensor:
+        """Raw map of level `i` -> (B, A*h*w, 5+nc) in pixels and probabilities; rank 4 at most, for exporters."""
+        h, w = level.shape[-2:]
+        y = self.rows(level).sigmoid()
+        centre = (y[..., 0:2] * 2 + self.cells(h, w, y)) * self.stride[i]
+        half = y[..., 2:4] * 2
+        size = half * half * self.anchors[i].unsqueeze(1)  # q*q, not **2: mobile converters refuse pow
+        return torch.cat([centre, size, y[..., 4:]], dim=-1).flatten(1, 2)
+
+    @staticmethod
+    def cells(h: int, w: int, like: Tensor) -> Tensor:
+        """(h*w, 2) x, y of each cell's corner less one half, row by row."""
+        y, x = torch.meshgrid(
+            torch.arange(h, device=like.device, dtype=like.dtype),
+            torch.arange(w, device=like.device, dtype=like.dtype),
+            indexing="ij",
+        )
+        return torch.stack([x, y], dim=-1).view(-1, 2) - 0.5
+
+    def prior_bias(self) -> None:
+        """Set biases so that training starts from rare objects: about 8 in a 640 px image, 0.6 spread over classes."""
+        with torch.no_grad():
+            for conv, stride in zip(self.m, self.stride.tolist(), strict=True):
+                bias = conv.bias.view(self.na, self.no)
+                bias[:, 4] += math.log(8 / (640 / stride) ** 2)
+                bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
+
+
+BLOCKS: dict[str, type[nn.Module]] = {
+    cls.__name__: cls
+    for cls in (
+        common.Bottleneck,
+        common.BottleneckCSP,
+        common.C3,
+        common.C3Ghost,
+        common.C3SPP,
+        common.C3TR,
+        common.C3x,
+        common.Concat,
+        common.Contract,
+        common.Conv,
+        common.CrossConv,
+        common.DWConv,
+        common.Expand,
+        common.Focus,
+        common.GhostBottleneck,
+        common.GhostConv,
+        common.MobileViTBlock,
+        common.MV2Block,
+        common.SPP,
+        common.SPPF,
+        Detect,
+    )
+} | {"nn.Upsample": nn.Upsample, "nn.MaxPool2d": nn.MaxPool2d, "nn.ZeroPad2d": nn.ZeroPad2d}
+
+ACTIVATIONS = {
+    f"nn.{cls.__name__}": cls for cls in (nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Mish, nn.GELU)
+}
+
+
+def make_divisible(width: float, divisor: int = 8) -> int:
+    """`width` rounded up to a multiple of `divisor`."""
+    return math.ceil(width / divisor) * divisor
+
+
+def parse_row(row: Any, cfg: Mapping, widths: list[int]) -> tuple[nn.Module, tuple[int, ...], int]:
+    """One YAML row [from, repeats, block, args] -> (module, absolute sources, output width).
+
+    Args:
+        cfg: the whole model mapping (nc, anchors, multiples). widths: input channels, then the output of each row.
+
+    Raises:
+        ValueError: what is wrong with the row, without its place.
+    """
+    if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
+        raise ValueError(f"{row!r}, expected [from, repeats, block, [args]]")
+    source, repeats, name, args = row
+    if name not in BLOCKS:
+        raise ValueError(f"unknown block {name!r}, expected one of: {', '.join(sorted(BLOCKS))}")
+    here = len(widths) - 1
+    routes = tuple(s if s >= 0 else here + s for s in (source if isinstance(source, list) else [source]))
+    if any(not -1 <= s < here for s in routes):
+        raise ValueError(f"'from' is {source}, expected rows before this one")
+    inputs = [widths[s + 1] for s in routes]
+
+    cls = BLOCKS[name]
+    accepted = [p for p in inspect.signature(cls).parameters if p not in ("n", "ch")]
+    args, keywords = resolve_args(args, cfg)
+    out = inputs[0]
+    if "c2" in accepted:
+        if len(inputs) != 1:
+            raise ValueError(f"{name} takes one input, not {len(inputs)}")
+        if not args or isinstance(args[0], bool) or not isinstance(args[0], int):
+            raise ValueError(f"the first argument of {name} must be its width, an int")
+        out = make_divisible(args[0] * cfg.get("width_multiple", 1.0))
+        args = [inputs[0], out, *args[1:]]
+    elif hasattr(cls, "out_channels"):
+        out = cls.out_channels(inputs if len(inputs) > 1 else inputs[0], *args)
+    if len(args) > len(accepted):
+        raise ValueError(f"{name} takes {', '.join(accepted)}: {len(args) - len(accepted)} argument(s) too many")
+    keywords = dict(zip(accepted, args, strict=False)) | keywords
+
+    if repeats > 1:
+        repeats = max(round(repeats * cfg.get("depth_multiple", 1.0)), 1)
+    parameters = inspect.signature(cls).parameters
+    if "n" in parameters:
+        keywords["n"], repeats = repeats, 1
+    if "ch" in parameters:
+        keywords["ch"] = inputs
+    try:
+        layers = [cls(**keywords)]
+        for _ in range(repeats - 1):  # a stacked layer feeds the next one
+            layers.append(cls(**(keywords | {"c1": out} if "c1" in accepted else keywords)))
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers), routes, out
+
+
+def resolve_args(args: list, cfg: Mapping) -> tuple[list, dict]:
+    """Replace the words nc, anchors, None; split off a trailing mapping of keyword arguments.
+
+    Raises:
+        ValueError: another word.
+    """
+    args, keywords = list(args), {}
+    if args and isinstance(args[-1], Mapping):
+        keywords = dict(args.pop())
+    words = {"nc": cfg["nc"], "anchors": cfg.get("anchors"), "None": None}
+    literals = ("nearest", "bilinear", "bicubic", "area")  # modes of nn.Upsample
+    for i, arg in enumerate(args):
+        if isinstance(arg, str) and arg not in literals:
+            if arg not in words:
+                raise ValueError(f"unknown word {arg!r}, expected one of: {', '.join([*words, *literals])}")
+            args[i] = words[arg]
+    return args, keywords
+
+
+def parse_activation(text: str) -> nn.Module:
+    """'nn.LeakyReLU(0.1)' -> the module. Only names in ACTIVATIONS, only literal positional arguments."""
+    match = re.fullmatch(r"(nn\.\w+)\((.*)\)", text.strip())
+    if not match or match[1] not in ACTIVATIONS:
+        raise ValueError(
+            f"activation {text!r}, expected one of {', '.join(ACTIVATIONS)} with its arguments, as nn.SiLU()"
+        )
+    try:
+        return ACTIVATIONS[match[1]](*ast.literal_eval(f"({match[2]},)" if match[2].strip() else "()"))
+    except (SyntaxError, ValueError, TypeError) as error:
+        raise ValueError(f"activation {text!r}: arguments must be plain numbers ({error})") from error
+
+
+def parse_model(cfg: Mapping, where: str = "model") -> tuple[nn.Sequential, list[tuple[int, ...]]]:
+    """Build the rows of `backbone` and `head` -> (layers, for each the indices of the rows it reads; -1 is the image).
+
+    Args:
+        cfg: nc, anchors, depth_multiple, width_multiple, optional ch and activation, backbone, head.
+        where: names the source in errors.
+
+    Raises:
+        ValueError: `where`, the row's number and what was expected.
+    """
+    widths, layers, routes = [cfg.get("ch", 3)], [], []
+    for i, row in enumerate([*cfg["backbone"], *cfg["head"]]):
+        try:
+            layer, sources, width = parse_row(row, cfg, widths)
+        except ValueError as error:
+            raise ValueError(f"{where}: row {i}: {error}") from error
+        layers.append(layer)
+        routes.append(sources)
+        widths.append(width)
+    model = nn.Sequential(*layers)
+    if cfg.get("activation"):
+        act = parse_activation(cfg["activation"])
+        for module in model.modules():
+            if isinstance(module, common.Conv) and isinstance(module.act, nn.SiLU):
+                module.act = deepcopy(act)
+    return model, routes
+
+
+def read_model_yaml(cfg: str | Path | Mapping, nc: int | None = None) -> tuple[dict, str]:
+    """(model mapping with `nc` put in, name for messages) from a path, a name in models/, or a mapping.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; keys missing or of the wrong type.
+    """
+    if isinstance(cfg, Mapping):
+        data, where = dict(cfg), str(cfg.get("name", "model"))
+    else:
+        tries = [Path(cfg), MODELS / cfg]
+        path = next((p for p in tries if p.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(f"model YAML not found, tried: {', '.join(map(str, tries))}")
+        try:
+            data, where = yaml.safe_load(path.read_text()), path.name
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(data, dict):
+            raise ValueError(f"{path}: expected a mapping with nc, anchors, backbone and head")
+    data = deepcopy(data) if nc is None else deepcopy(data) | {"nc": nc}
+    for key in ("nc", "backbone", "head"):
+        if key not in data:
+            raise ValueError(f"{where}: key '{key}' is missing, expected nc, anchors, backbone, head")
+    if isinstance(data["nc"], bool) or not isinstance(data["nc"], int) or data["nc"] < 1:
+        raise ValueError(f"{where}: nc is {data['nc']!r}, expected an int of at least 1")
+    return data, where
+
+
+class DetectionModel(nn.Module):
+    """A detector built from YAML rows; train mode returns raw maps, eval mode decoded rows first (see Detect).
+
+    Attributes:
+        stride: (levels,) pixels a cell.
+        grid: the least number that both sides of an input must be multiples of.
+        names: class index -> name.
+        yaml: the mapping it was built from; with the state dict it rebuilds the model.
+    """
+
+    def __init__(self, cfg: str | Path | Mapping = "yolov5-mobilevit.yaml", nc: int | None = None):
+        super().__init__()
+        self.yaml, self.where = read_model_yaml(cfg, nc)
+        self.model, self.routes = parse_model(self.yaml, self.where)
+        if not isinstance(self.head, Detect):
+            raise ValueError(f"{self.where}: the last row must be Detect")
+        self.save = {s for i, sources in enumerate(self.routes) for s in sources if s != i - 1 and s >= 0}
+        self.nc: int = self.yaml["nc"]
+        self.names: dict[int, str] = {i: str(i) for i in range(self.nc)}
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):  # YOLOv5's constants: steadier statistics at small batches
+                module.eps, module.momentum = 1e-3, 0.03
+        self.grid = 1
+        self.grid, strides = self.measure()
+        self.head.stride.copy_(torch.tensor(strides))
+        self.head.prior_bias()
+
+    @property
+    def head(self) -> Detect:
+        return self.model[-1]
+
+    @property
+    def stride(self) -> Tensor:
+        return self.head.stride
+
+    def forward(self, x: Tensor) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """(B, 3, H, W) in 0..1, H and W multiples of `grid` -> see Detect.forward.
+
+        Raises:
+            ValueError: a side that is not a multiple of `grid`.
+        """
+        h, w = x.shape[-2:]
+        if h % self.grid or w % self.grid:
+            fits = [(side // self.grid * self.grid or self.grid, -(-side // self.grid) * self.grid) for side in (h, w)]
+            raise ValueError(
+                f"{self.where}: an input of {h}x{w} does not fit, both sides must be multiples of {self.grid}: "
+                f"height {fits[0][0]} or {fits[0][1]}, width {fits[1][0]} or {fits[1][1]}"
+            )
+        kept: dict[int, Tensor] = {-1: x}
+        for i, (layer, sources) in enumerate(zip(self.model, self.routes, strict=True)):
+            inputs = [x if s == i - 1 else kept[s] for s in sources]
+            x = layer(inputs if isinstance(layer, common.Concat | Detect) else inputs[0])
+            if i in self.save:
+                kept[i] = x
+        return x
+
+    def measure(self) -> tuple[int, list[float]]:
+        """(grid, stride of each level), from one pass over a shape-only image large enough for every layer."""
+        dividing = [m for m in self.modules() if hasattr(m, "divides")]
+        probe = 128 * math.lcm(*[side for m in dividing for side in m.divides])
+        needs, maps = [], []
+
+        def record(module: nn.Module, inputs: tuple) -> None:
+            if module is self.head:
+                maps.extend(probe / level.shape[-2] for level in inputs[0])
+            else:
+                stride = probe // inputs[0].shape[-2]
+                needs.extend(stride * side for side in module.divides)
+
+        hooks = [m.register_forward_pre_hook(record) for m in [*dividing, self.head]]
+        self.forward_shapes(probe)
+        for hook in hooks:
+            hook.remove()
+        return math.lcm(*needs, *[math.ceil(s) for s in maps]), maps
+
+    def forward_shapes(self, imgsz: int) -> None:
+        """A forward pass in eval mode on shapes alone (meta tensors): no arithmetic is done, nothing is changed."""
+        state = {name: t.to("meta") for name, t in [*self.named_parameters(), *self.named_buffers()]}
+        was_training = self.training
+        self.eval()
+        functional_call(self, state, (torch.empty(1, self.yaml.get("ch", 3), imgsz, imgsz, device="meta"),))
+        self.train(was_training)
+
+    def gflops(self, imgsz: int = 640) -> float:
+        """Billions of multiplications and additions of one forward pass at (imgsz, imgsz), attention included."""
+        attentions = [m for m in self.modules() if isinstance(m, common.Attention)]
+        before = [m.fused for m in attentions]
+        for m in attentions:
+            m.fused = False  # the counter sees matmuls, but no fused attention
+        with FlopCounterMode(display=False) as counter:
+            self.forward_shapes(imgsz)
+        for m, fused in zip(attentions, before, strict=True):
+            m.fused = fused
+        return counter.get_total_flops() / 1e9
+
+    def fuse(self) -> DetectionModel:
+        """Fold every batch norm into its convolution, in place, and go to eval mode; returns self."""
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, common.Conv):
+                module.fold_norm()
+        return self
+
+    def summary(self, imgsz: int = 640) -> str:
+        """A table of the rows (from, parameters, block, arguments) and a line of totals."""
+        rows = [*self.yaml["backbone"], *self.yaml["head"]]
+        lines = [f"{'row':>4} {'from':>16} {'params':>10}  {'block':<16} arguments"]
+        for i, (layer, row) in enumerate(zip(self.model, rows, strict=True)):
+            parameters = sum(p.numel() for p in layer.parameters())
+            block = f"{row[1]} x {row[2]}" if row[1] > 1 else row[2]
+            lines.append(f"{i:>4} {row[0]!s:>16} {parameters:>10,}  {block:<16} {row[3]}")
+        total = sum(p.numel() for p in self.parameters())
+        lines.append(
+            f"{self.where}: {len(rows)} rows, {total:,} parameters, {self.gflops(imgsz):.1f} GFLOPs at {imgsz}, "
+            f"stride {[int(s) for s in self.stride]}, grid {self.grid}"
+        )
+        return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the summary of each model YAML named on the command line (default: yolov5-mobilevit.yaml)."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("cfg", nargs="*", default=["yolov5-mobilevit.yaml"], help="model YAMLs")
+    parser.add_argument("--imgsz", type=int, default=640, help="side for the GFLOPs, pixels")
+    args = parser.parse_args()
+    for cfg in args.cfg:
+        print(DetectionModel(cfg).summary(args.imgsz))
+
+
+if __name__ == "__main__":
+    main()

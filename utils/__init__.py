@@ -1,0 +1,1 @@
+"""Everything around the network: data, loss, metrics, optimisation, files. Never imports `models`."""
