@@ -1,0 +1,143 @@
+"""Configuration: a script's flags are the fields of one frozen dataclass; hyperparameters are another."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+REPO = Path(__file__).resolve().parents[1]
+T = TypeVar("T")
+
+
+def flag(default: Any, help: str, *aliases: str, choices: Sequence[str] | None = None) -> Any:
+    """A dataclass field that is also a command-line flag; `aliases` are further spellings such as '--img'."""
+    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices})
+
+
+def parse_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
+    """An instance of the dataclass `cls` from command-line words (default: sys.argv); exits with 2 on bad ones."""
+    parser = argparse.ArgumentParser(description=cls.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    hints = typing.get_type_hints(cls)
+    for f in fields(cls):  # type: ignore[arg-type]
+        spelling = "--" + f.name.replace("_", "-")
+        names = dict.fromkeys([spelling, "--" + f.name, *f.metadata["aliases"]])
+        options: dict[str, Any] = {"dest": f.name, "default": f.default, "help": f.metadata["help"]}
+        kinds = [k for k in typing.get_args(hints[f.name]) if k is not type(None)]
+        kind = hints[f.name]
+        if isinstance(kind, types.UnionType) and len(kinds) == 1:  # "int | None" is parsed as an int
+            kind = kinds[0]
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction if f.default in (True, None) else "store_true"
+        elif typing.get_origin(kind) is tuple:
+            options |= {"type": typing.get_args(kind)[0], "nargs": "+"}
+        else:
+            options |= {"type": kind, "choices": f.metadata["choices"]}
+        parser.add_argument(*names, **options)
+    values = vars(parser.parse_args(argv))
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def run_script(main: Callable[[T], Any], cls: type[T]) -> None:
+    """Parse the command line into `cls` and call `main`; what a user can cause ends as one line and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    cfg = parse_cli(cls)
+    try:
+        main(cfg)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def find(name: str, folder: str = "") -> Path:
+    """The file `name`: as given, below the repository, below its `folder` (as 'models' or 'data/hyps').
+
+    Raises:
+        FileNotFoundError: lists the places tried.
+    """
+    tries = [Path(name), REPO / name, REPO / folder / name]
+    for path in tries:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"'{name}' not found, tried: {', '.join(str(p) for p in dict.fromkeys(tries))}")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
+    return data
+
+
+@dataclass(frozen=True)
+class Hyp:
+    """Hyperparameters under YOLOv5's names; the defaults are those of `hyp.scratch-low.yaml`."""
+
+    lr0: float = 0.01  # learning rate after warm-up (SGD 1e-2, Adam 1e-3)
+    lrf: float = 0.01  # the last learning rate is lr0 * lrf
+    momentum: float = 0.937  # SGD momentum, Adam beta1
+    weight_decay: float = 0.0005
+    warmup_epochs: float = 3.0
+    warmup_min_steps: int = 100  # warm-up lasts at least this many batches
+    warmup_momentum: float = 0.8
+    warmup_bias_lr: float = 0.1  # biases start here and come down
+    nominal_batch: int = 64  # gradients are accumulated up to about this many images
+    box: float = 0.05  # box loss gain, for 3 levels
+    cls: float = 0.5  # class loss gain, for 80 classes and 3 levels
+    cls_pw: float = 1.0  # weight of positives in the class loss
+    obj: float = 1.0  # objectness loss gain, for 640 px and 3 levels
+    obj_pw: float = 1.0  # weight of positives in the objectness loss
+    iou_t: float = 0.20  # read for compatibility; nothing uses it
+    anchor_t: float = 4.0  # a box matches an anchor when no side differs by more than this factor
+    fl_gamma: float = 0.0  # focal loss gamma; 0 is plain BCE
+    hsv_h: float = 0.015  # hue, fraction of the circle
+    hsv_s: float = 0.7  # saturation, fraction
+    hsv_v: float = 0.4  # value, fraction
+    degrees: float = 0.0  # rotation, +/- degrees
+    translate: float = 0.1  # shift, +/- fraction of the side
+    scale: float = 0.5  # zoom, 1 +/- fraction
+    shear: float = 0.0  # +/- degrees
+    perspective: float = 0.0  # +/- fraction, at most 0.001
+    flipud: float = 0.0  # probability
+    fliplr: float = 0.5  # probability
+    mosaic: float = 1.0  # probability
+    mixup: float = 0.0  # probability, of mosaics
+    copy_paste: float = 0.0  # probability that a box is pasted once more, mirrored
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Hyp:
+        """Read a hyp YAML; keys left out keep their defaults.
+
+        Raises:
+            ValueError: an unknown key or a value that is not a number, with the file's name.
+        """
+        values, known = read_yaml(path), {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"{path}: unknown key(s) {', '.join(unknown)}, expected: {', '.join(sorted(known))}")
+        for key, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{path}: {key} is {value!r}, expected a number")
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)

@@ -1,0 +1,113 @@
+"""Reading images, the one letterbox, the one division by 255."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+LOGGER = logging.getLogger(__name__)
+PAD = 114  # grey of letterbox borders, as in YOLOv5
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def imread(path: str | Path) -> np.ndarray:
+    """The picture as (H, W, 3) uint8 RGB, turned upright by its EXIF; grey, RGBA and 16-bit files are converted.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; not a picture.
+    """
+    data = np.fromfile(path, dtype=np.uint8)  # not cv2.imread: it fails on non-ASCII paths on some systems
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if image is None:
+        raise ValueError(f"{path}: not a readable image")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def imwrite(path: Path, image: np.ndarray) -> None:
+    """Write an (H, W, 3) uint8 RGB picture in the format of the suffix.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    ok, data = cv2.imencode(path.suffix or ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not ok:
+        raise OSError(f"{path}: could not encode the image")
+    path.write_bytes(data.tobytes())
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where an image lies on its canvas, in whole pixels. Sizes are (height, width)."""
+
+    image: tuple[int, int]
+    resized: tuple[int, int]
+    canvas: tuple[int, int]
+    top: int
+    left: int
+
+    def to_canvas(self, xyxy: np.ndarray) -> np.ndarray:
+        """(n, 4) corner pixels of the image -> of the canvas; a new float array."""
+        scale, shift = self.scale_shift()
+        return xyxy * np.float64(scale) + np.float64(shift)
+
+    def to_image(self, xyxy: Tensor) -> Tensor:
+        """(n, 4) corner pixels of the canvas -> of the image, clipped to it; a new tensor."""
+        scale, shift = (xyxy.new_tensor(v) for v in self.scale_shift())
+        h, w = self.image
+        return ((xyxy - shift) / scale).clamp(min=0).minimum(xyxy.new_tensor([w, h, w, h]))
+
+    def scale_shift(self) -> tuple[list[float], list[float]]:
+        """x, y, x, y factors that were really used, and offsets in canvas pixels."""
+        y, x = (new / old for new, old in zip(self.resized, self.image, strict=True))
+        return [x, y, x, y], [self.left, self.top, self.left, self.top]
+
+
+def letterbox(image: np.ndarray, canvas: tuple[int, int], enlarge: bool = True) -> tuple[np.ndarray, Letterbox]:
+    """`image` (H, W, 3) scaled to fit `canvas` (height, width) and centred on grey; `image` is not modified.
+
+    Args:
+        enlarge: False never scales up.
+    """
+    h, w = image.shape[:2]
+    ratio = min(canvas[0] / h, canvas[1] / w)
+    if not enlarge:
+        ratio = min(ratio, 1.0)
+    size = max(round(h * ratio), 1), max(round(w * ratio), 1)
+    top, left = ((c - s) // 2 for c, s in zip(canvas, size, strict=True))
+    out = np.full((*canvas, 3), PAD, dtype=np.uint8)
+    small = image if size == (h, w) else cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    out[top : top + size[0], left : left + size[1]] = small
+    return out, Letterbox((h, w), size, canvas, top, left)
+
+
+def fit_canvas(image: tuple[int, int], imgsz: int, grid: int) -> tuple[int, int]:
+    """The smallest (height, width) in multiples of `grid` that holds an image scaled so that its long side is `imgsz`."""
+    ratio = imgsz / max(image)
+    h, w = (max(-(-round(side * ratio) // grid), 1) * grid for side in image)
+    return h, w
+
+
+def check_imgsz(imgsz: int, grid: int) -> int:
+    """`imgsz` rounded up to a multiple of `grid`, with a warning that names both.
+
+    Raises:
+        ValueError: not positive.
+    """
+    if imgsz < 1:
+        raise ValueError(f"--imgsz {imgsz}: expected a positive number of pixels")
+    fitting = -(-imgsz // grid) * grid
+    if fitting != imgsz:
+        LOGGER.warning(f"--imgsz {imgsz} is not a multiple of this model's grid of {grid}; using {fitting}")
+    return fitting
+
+
+def to_input(images: Tensor, device: torch.device, half: bool = False) -> Tensor:
+    """uint8 (B, 3, H, W) -> float in 0..1 on `device`."""
+    images = images.to(device, non_blocking=True)
+    return (images.half() if half else images.float()) / 255
