@@ -1,0 +1,286 @@
+"""detect.py, its sources and its drawing, mostly with a stand-in for the model that knows its boxes."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("models.checkpoint")
+pytest.importorskip("utils.runs")
+pytest.importorskip("utils.torch_utils")
+
+import detect
+from models.backends import load_backend
+from utils.images import imread, imwrite, letterbox
+from utils.plots import class_colour, draw_boxes, label_font
+from utils.sources import open_source
+
+REPO = Path(__file__).resolve().parents[1]
+NAMES = {0: "ball", 1: "star", 2: "Bär/größe"}
+BOX = (0.25, 0.5, 0.5, 0.75)  # x1, y1, x2, y2 as fractions of the picture that FakeBackend sees
+
+
+class FakeBackend:
+    """Finds the same boxes, given in fractions of the picture, in every picture of the size `size` (h, w)."""
+
+    names, nc, stride, grid = NAMES, 3, 32, 32
+
+    def __init__(self, size=(120, 160), boxes=((*BOX, 0.9, 0),)):
+        self.size, self.boxes, self.seen = size, boxes, []
+
+    def __call__(self, images):
+        self.seen.append(tuple(images.shape))
+        assert images.dtype == torch.float32 and images.max() <= 1
+        h, w = self.size
+        place = letterbox(np.zeros((h, w, 3), np.uint8), images.shape[-2:])[1]
+        rows = torch.zeros(1, len(self.boxes) + 4, 8)  # four rows of nothing, as a model has many
+        for row, (x1, y1, x2, y2, score, label) in zip(rows[0], self.boxes, strict=False):
+            a, b, c, d = place.to_canvas(np.array([[x1 * w, y1 * h, x2 * w, y2 * h]]))[0]
+            row[:5] = torch.tensor([(a + c) / 2, (b + d) / 2, c - a, d - b, 1.0])
+            row[5 + label] = score
+        return rows
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """A function: source, backend, flags -> the run's folder."""
+
+    def start(source, backend=None, **flags):
+        monkeypatch.setattr(detect, "load_backend", lambda *_: backend or FakeBackend())
+        base = detect.DetectConfig(weights="x.pt", imgsz=160, device="cpu", project=str(tmp_path / "runs"))
+        return detect.main(replace(base, source=str(source), **flags))
+
+    return start
+
+
+def picture(path, size=(120, 160), value=90):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imwrite(path, np.full((*size, 3), value, np.uint8))
+    return path
+
+
+def film(path, frames=6, fps=12.5, size=(120, 160)):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size[::-1])
+    for i in range(frames):
+        writer.write(np.full((*size, 3), 20 * i, np.uint8))
+    writer.release()
+    return path
+
+
+def files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def labels(path):
+    return np.array([line.split() for line in path.read_text().splitlines()], dtype=float)
+
+
+def test_one_picture_is_annotated_and_printed(run, tmp_path, caplog):
+    source = picture(tmp_path / "a.png")
+    with caplog.at_level("INFO"):
+        out = run(source)
+    assert files(out) == ["a.png"]
+    assert imread(out / "a.png").shape == (120, 160, 3)
+    assert (imread(out / "a.png")[60, 41:79] == class_colour(0)).all()  # the upper edge
+    assert f"{source}: 128x160 1 ball, " in caplog.text
+    assert str(out) in caplog.text
+
+
+def test_folder_glob_and_list(run, tmp_path):
+    for name in ("b.jpg", "a.PNG", "sub/c.jpg"):
+        picture(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.md").write_text("no picture")
+    film(tmp_path / "in" / "v.mp4", frames=2)
+    listing = tmp_path / "in" / "list.txt"
+    listing.write_text("sub/c.jpg\n\nb.jpg\nb.jpg\n")
+    assert files(run(tmp_path / "in")) == ["a.PNG", "b.jpg", "v.mp4"]
+    assert files(run(tmp_path / "in" / "*.jpg")) == ["b.jpg"]
+    assert files(run(tmp_path / "in" / "**" / "*.jpg")) == ["b.jpg", "c.jpg"]
+    listed = list(open_source(str(listing)))
+    assert [f.path.name for f in listed] == ["c.jpg", "b.jpg"]
+    assert all(f.number == 0 and f.video is None for f in listed)
+
+
+@pytest.mark.parametrize(("fps", "stride"), [(12.5, 1), (12.5, 2), (29.97, 1)])
+def test_video_keeps_its_rate_and_frames(run, tmp_path, fps, stride):
+    source = film(tmp_path / "clip.mp4", fps=fps)
+    out = run(source, save_txt=True, vid_stride=stride)
+    numbers = range(1, 7, stride)
+    assert files(out) == sorted(["clip.mp4", *(f"labels/clip_{n}.txt" for n in numbers)])
+    made = list(open_source(str(out / "clip.mp4")))
+    assert len(made) == len(numbers)
+    assert made[0].video.fps == pytest.approx(fps / stride, abs=1e-3)
+    assert made[0].video.size == (120, 160)
+    assert made[0].video.frames == len(numbers)
+
+
+@pytest.mark.parametrize("size", [(200, 200), (300, 400), (360, 640), (640, 360), (101, 333)])
+@pytest.mark.parametrize("rect", [None, False])
+def test_boxes_come_back_through_the_letterbox(size, rect):
+    backend = FakeBackend(size, ((0.1, 0.2, 0.45, 0.9, 0.9, 0), (0.5, 0.0, 1.0, 0.6, 0.8, 1)))
+    cfg = detect.DetectConfig(imgsz=320, rect=rect)
+    found = detect.Detector(cfg, backend, torch.device("cpu"))(np.zeros((*size, 3), np.uint8))
+    h, w = size
+    expected = np.array([[0.1, 0.2, 0.45, 0.9], [0.5, 0, 1, 0.6]]) * [w, h, w, h]
+    assert np.abs(found.boxes[:, :4] - expected).max() < 1
+    assert found.boxes[:, 4:] == pytest.approx(np.array([[0.9, 0], [0.8, 1]]))
+    assert backend.seen[0][2:] == found.canvas
+    assert (found.canvas == (320, 320)) or rect is None
+
+
+def test_save_txt_is_normalised(run, tmp_path):
+    out = run(picture(tmp_path / "a.jpg"), save_txt=True, save_conf=True, nosave=True)
+    assert files(out) == ["labels/a.txt"]
+    assert (out / "labels/a.txt").read_text().split()[0] == "0"
+    assert labels(out / "labels/a.txt")[0] == pytest.approx([0, 0.375, 0.625, 0.25, 0.25, 0.9], abs=1e-3)
+    again = run(tmp_path / "a.jpg", save_txt=True, nosave=True)
+    assert labels(again / "labels/a.txt").shape == (1, 5)
+    repeated = run(tmp_path / "a.jpg", save_txt=True, nosave=True, name=again.name, exist_ok=True)
+    assert repeated == again
+    assert len(labels(again / "labels/a.txt")) == 1
+
+
+def test_crops_and_names_that_are_not_ascii(run, tmp_path):
+    backend = FakeBackend(boxes=((*BOX, 0.9, 2), (0.6, 0.1, 0.9, 0.3, 0.8, 2), (0.0, 0.0, 0.2, 0.3, 0.7, 1)))
+    out = run(picture(tmp_path / "größe-图.jpg"), backend, save_crop=True, save_txt=True)
+    assert files(out) == sorted(
+        [
+            "crops/Bär_größe/größe-图.jpg",
+            "crops/Bär_größe/größe-图_2.jpg",
+            "crops/star/größe-图.jpg",
+            "größe-图.jpg",
+            "labels/größe-图.txt",
+        ]
+    )
+    h, w = imread(out / "crops/Bär_größe/größe-图.jpg").shape[:2]
+    assert abs(h - 30) <= 1 and abs(w - 40) <= 1
+
+
+def test_inputs_of_one_name_do_not_overwrite_each_other(run, tmp_path):
+    for i, name in enumerate(("1/a.jpg", "2/a.jpg", "2/a.png")):
+        picture(tmp_path / "in" / name, value=60 * i)
+    out = run(tmp_path / "in" / "*" / "*", save_txt=True, save_crop=True)
+    stems = ["a", "a-2", "a-3"]
+    assert [p for p in files(out) if p.startswith("labels")] == sorted(f"labels/{s}.txt" for s in stems)
+    assert sorted(p.name for p in out.glob("*.*")) == ["a-2.jpg", "a-3.png", "a.jpg"]
+    assert len(files(out / "crops")) == 3
+    give = detect.Stems()
+    assert give(Path("v.mp4"), True) == "v"
+    assert give(Path("v_3.jpg"), False) == "v_3-2"  # v_3.txt belongs to the third frame of v.mp4
+    assert give(Path("x/v.avi"), True) == "v-2"
+    assert give(Path("v.mp4"), True) == "v"
+
+
+def test_nothing_found(run, tmp_path, caplog):
+    picture(tmp_path / "a.jpg")
+    with caplog.at_level("INFO"):
+        out = run(tmp_path / "a.jpg", FakeBackend(boxes=()), save_txt=True, save_crop=True)
+    assert files(out) == ["a.jpg"]
+    assert "nothing found" in caplog.text
+
+
+def test_classes_and_summary(run, tmp_path, caplog):
+    boxes = tuple((0.2 * i, 0.1, 0.2 * i + 0.15, 0.4, 0.9, label) for i, label in enumerate((0, 1, 0, 0)))
+    picture(tmp_path / "a.jpg")
+    with caplog.at_level("INFO"):
+        run(tmp_path / "a.jpg", FakeBackend(boxes=boxes))
+        run(tmp_path / "a.jpg", FakeBackend(boxes=boxes), classes=(1,))
+    assert "3 balls, 1 star, " in caplog.text
+    assert "160 1 star, " in caplog.text
+    with pytest.raises(ValueError, match="--classes 7"):
+        run(tmp_path / "a.jpg", classes=(7,))
+
+
+def test_errors_say_where_and_what(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
+        run(tmp_path / "nowhere.jpg")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no file of the folder"):
+        run(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no file of the pattern"):
+        run(tmp_path / "*.jpg")
+    (tmp_path / "a.xyz").write_text("?")
+    with pytest.raises(ValueError, match=r"unknown suffix '\.xyz'"):
+        run(tmp_path / "a.xyz")
+    (tmp_path / "l.txt").write_text("a.xyz\nmissing.jpg\n")
+    with pytest.raises(FileNotFoundError, match="line 2"):
+        run(tmp_path / "l.txt")
+    with pytest.raises(ValueError, match="scheme 'ftp://'"):
+        run("ftp://host/a.jpg")
+    with pytest.raises(ValueError, match="--vid-stride 0"):
+        run(tmp_path / "a.jpg", vid_stride=0)
+    with pytest.raises(ValueError, match="--weights is missing"):
+        run(tmp_path / "a.jpg", weights="")
+    assert not (tmp_path / "runs").exists()
+    for name in ("broken.jpg", "broken.mp4"):
+        (tmp_path / name).write_text("not what it says")
+        with pytest.raises(ValueError, match=name):
+            run(tmp_path / name)
+
+
+def test_backend_refuses_other_weights(tmp_path):
+    with pytest.raises(ValueError, match=r"\.pt"):
+        load_backend(tmp_path / "model.xyz", torch.device("cpu"))
+    with pytest.raises(FileNotFoundError, match=r"model\.pt"):
+        load_backend(tmp_path / "model.pt", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("size", [(20, 30), (200, 150), (1500, 4000)])
+@pytest.mark.parametrize("columns", [5, 6])
+def test_draw_boxes_leaves_its_input_alone(size, columns):
+    image = np.full((*size, 3), 128, np.uint8)
+    h, w = size
+    rows = [[0, 0, 12, 12, 0.5, 0], [w - 8, h - 8, w + 9, h + 9, 0.9, 1], [5, 5, 5, 5, 0.3, 99]]
+    boxes = np.array(rows)[:, [0, 1, 2, 3, 5] if columns == 5 else slice(None)]
+    before = boxes.copy()
+    names = {0: "Ärger-δοκιμή-проверка" * 3, 1: "star"}
+    drawn = draw_boxes(image, boxes, names)
+    assert (image == 128).all() and (boxes == before).all()
+    assert drawn.shape == image.shape and drawn.dtype == np.uint8 and (drawn != image).any()
+    assert (draw_boxes(image, np.zeros((0, columns)), names) == image).all()
+    with pytest.raises(ValueError, match="expected"):
+        draw_boxes(image, np.zeros((2, 4)), names)
+
+
+def test_labels_stay_inside(monkeypatch):
+    """The patch of a label in a corner is as large as that of one in the middle."""
+    areas = []
+    for x, y in ((0, 0), (150, 0), (199, 199), (0, 199), (90, 90)):
+        drawn = draw_boxes(np.zeros((200, 200, 3), np.uint8), np.array([[x, y, x + 1, y + 1, 0.5, 0]]), NAMES)
+        areas.append(int(drawn.any(axis=2).sum()))
+    assert max(areas) - min(areas) <= 0.25 * max(areas)
+    tofu = label_font(20).getmask("\uffff").getbbox()
+    assert label_font(20).getmask("ß").getbbox() != tofu
+
+
+def test_a_real_checkpoint_from_the_command_line(tmp_path):
+    from models.yolo import DetectionModel
+
+    torch.manual_seed(0)
+    model = DetectionModel("yolov5n.yaml", nc=3)
+    model.names = dict(NAMES)
+    weights = save(model, tmp_path / "tiny.pt")
+    backend = load_backend(weights, torch.device("cpu"))
+    assert (backend.names, backend.nc, backend.stride, backend.grid) == (NAMES, 3, 32, 32)
+    x = torch.rand(1, 3, 64, 96)
+    assert torch.allclose(backend(x), model.eval()(x)[0], atol=1e-2, rtol=1e-3)
+    with pytest.raises(ValueError, match="--half"):
+        load_backend(weights, torch.device("cpu"), half=True)
+    source = picture(tmp_path / "a.jpg")
+    words = ["--weights", weights, "--source", source, "--img", "64", "--project", tmp_path / "r", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "detect.py", *map(str, words)],
+        cwd=REPO,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r" / "exp" / "a.jpg").is_file()

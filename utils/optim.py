@@ -1,0 +1,122 @@
+"""Optimisation: parameter groups, the schedule of a run, the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from utils.config import Hyp
+
+OPTIMIZERS = ("SGD", "Adam", "AdamW")
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def build_optimizer(model: nn.Module, name: str, hyp: Hyp, weight_decay: float) -> torch.optim.Optimizer:
+    """SGD (Nesterov), Adam or AdamW over three groups: 0 biases, 1 norm weights, 2 the rest, which alone decays."""
+    biases, norms, weights = [], [], []
+    for module in model.modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if key.endswith("bias"):
+                biases.append(parameter)
+            elif isinstance(module, NORMS):
+                norms.append(parameter)
+            else:
+                weights.append(parameter)
+    groups = [{"params": biases}, {"params": norms}, {"params": weights, "weight_decay": weight_decay}]
+    if name == "SGD":
+        return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=True)
+    if name in OPTIMIZERS:
+        kind = torch.optim.Adam if name == "Adam" else torch.optim.AdamW
+        return kind(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), weight_decay=0.0)
+    raise ValueError(f"--optimizer {name}: expected one of {', '.join(OPTIMIZERS)}")
+
+
+class Schedule:
+    """Learning rate, momentum and accumulation as functions of the step alone, so that a resumed run needs no state.
+
+    After warm-up the rate falls from lr0 to lr0 * lrf, epoch by epoch, along a line or a half cosine. During warm-up it
+    rises from 0 (for biases it falls from warmup_bias_lr), momentum rises from warmup_momentum, and the number of
+    batches that make one update grows to nominal_batch / batch_size.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, hyp: Hyp, epochs: int, batches: int, batch_size: int, cosine: bool
+    ):
+        self.optimizer, self.hyp = optimizer, hyp
+        self.epochs, self.batches, self.batch_size, self.cosine = epochs, batches, batch_size, cosine
+        self.warmup = max(round(hyp.warmup_epochs * batches), hyp.warmup_min_steps)
+        self.last_update = -1
+
+    @property
+    def full_accumulation(self) -> int:
+        """Batches that make one update after warm-up."""
+        return accumulation(self.hyp, self.batch_size)
+
+    def factor(self, epoch: int) -> float:
+        """The rate of `epoch` relative to lr0, 1 down to lrf."""
+        done = epoch / self.epochs
+        left = (1 + math.cos(math.pi * done)) / 2 if self.cosine else 1 - done
+        return self.hyp.lrf + (1 - self.hyp.lrf) * left
+
+    def set(self, step: int) -> None:
+        """Prepare the optimizer for batch number `step` of the run."""
+        rate = self.hyp.lr0 * self.factor(step // self.batches)
+        ramp = min(step / self.warmup, 1.0) if self.warmup > 0 else 1.0
+        self.accumulate = max(1, round(1 + ramp * (self.hyp.nominal_batch / self.batch_size - 1)))
+        if ramp >= 1:
+            self.accumulate = self.full_accumulation
+        for i, group in enumerate(self.optimizer.param_groups):
+            start = self.hyp.warmup_bias_lr if i == 0 else 0.0
+            group["lr"] = start + (rate - start) * ramp
+            if "momentum" in group:
+                start = self.hyp.warmup_momentum
+                group["momentum"] = start + (self.hyp.momentum - start) * ramp
+
+    def update_due(self, step: int) -> bool:
+        """Whether the gradients of `step` complete an update; says yes once per update."""
+        if step - self.last_update < self.accumulate:
+            return False
+        self.last_update = step
+        return True
+
+    def rates(self) -> list[float]:
+        """The current learning rate of each group."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+def accumulation(hyp: Hyp, batch_size: int) -> int:
+    """Batches that make one update: as many as come nearest to the nominal batch."""
+    return max(round(hyp.nominal_batch / batch_size), 1)
+
+
+class ModelEMA:
+    """Exponential moving average of weights and buffers; `module` is the averaged copy, in eval mode.
+
+    The decay rises as 0.9999 * (1 - exp(-updates / ramp)), so that early averages follow the model.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, ramp: float = 2000):
+        def blend(average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+            if not average.is_floating_point():
+                return current
+            d = decay * (1 - math.exp(-float(updates) / ramp))
+            return average * d + current * (1 - d)
+
+        self.averaged = AveragedModel(model, avg_fn=blend, use_buffers=True)
+        self.averaged.n_averaged.fill_(1)  # the copy counts as the start, not as the first update
+        self.module.eval()
+
+    @property
+    def module(self) -> nn.Module:
+        return self.averaged.module
+
+    @property
+    def updates(self) -> int:
+        """Updates so far."""
+        return int(self.averaged.n_averaged) - 1
+
+    def update(self, model: nn.Module) -> None:
+        self.averaged.update_parameters(model)
