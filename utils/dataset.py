@@ -35,6 +35,7 @@ SHOWN = 10  # messages about labels that are written out
 OUTSIDE = 0.01  # part of the image by which a box may leave it without a warning
 EXIF_ORIENTATION, EXIF_SIDEWAYS = 0x0112, {5, 6, 7, 8}
 NOT_AN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGED = (OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
 THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -350,11 +351,11 @@ def _load_cache(file: Path, key: str) -> dict[str, np.ndarray] | None:
     """The arrays saved under `key`; None if there are none, they are of another key, or the file is damaged."""
     wanted = ("paths", "sizes", "labels", "offsets", "bad", "warnings")
     try:
-        with np.load(file, allow_pickle=False) as saved:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
             return {name: saved[name] for name in wanted} if str(saved["key"]) == key else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         LOGGER.info(f"{file}: not a usable cache, scanning again ({error})")
         return None
 

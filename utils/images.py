@@ -87,7 +87,7 @@ def letterbox(image: np.ndarray, canvas: tuple[int, int], enlarge: bool = True) 
 
 
 def fit_canvas(image: tuple[int, int], imgsz: int, grid: int) -> tuple[int, int]:
-    """The smallest (height, width) in multiples of `grid` that holds an image scaled so that its long side is `imgsz`."""
+    """The smallest (height, width) in multiples of `grid` for an image scaled to a long side of `imgsz`."""
     ratio = imgsz / max(image)
     h, w = (max(-(-round(side * ratio) // grid), 1) * grid for side in image)
     return h, w

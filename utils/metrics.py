@@ -54,7 +54,8 @@ class Metrics:
 
     def table(self) -> str:
         """A header, the row 'all', and a row for every class with instances."""
-        rows = [("all", self), *((c.name, c) for c in self.per_class if c.instances)]
+        rows: list[tuple[str, Metrics | ClassMetrics]] = [("all", self)]
+        rows += [(c.name, c) for c in self.per_class if c.instances]
         width = max(len("Class"), *(len(name) for name, _ in rows))
         lines = [f"{'Class':>{width}}" + "".join(f"{column:>11}" for column in COLUMNS)]
         for name, m in rows:
