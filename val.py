@@ -98,7 +98,7 @@ class Stopwatch:
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """Put an nn.Module into eval mode for a while; every submodule gets its own mode back. No-op for other callables."""
+    """Put an nn.Module into eval mode for a while, then every submodule back; other callables are left alone."""
     before = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
     if isinstance(model, nn.Module):
         model.eval()

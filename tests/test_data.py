@@ -267,6 +267,7 @@ def test_samples_do_not_depend_on_workers_or_cache(tmp_path: Path) -> None:
     batches = []
     for workers, cache in ((0, False), (2, False), (0, True)):
         loader = build_loader(DetectionDataset(data, 64, 32, hyp=hyp, cache=cache), 3, workers, shuffle=True)
+        assert isinstance(loader.batch_sampler, EpochBatches)
         loader.batch_sampler.set_epoch(5)
         batches.append(list(loader))
     for other in batches[1:]:

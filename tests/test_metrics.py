@@ -17,7 +17,7 @@ SIZE = (120, 160)
 
 
 def random_set(seed, images=12, most=8, boxes=30, steps=20):
-    """Per image (boxes (n, 6), labels (m, 5)); scores in `steps` steps tie; some images are empty; class 3 unlabelled."""
+    """Per image (boxes (n, 6), labels (m, 5)); scores tie in `steps` steps; some images empty; class 3 unlabelled."""
     rng = np.random.default_rng(seed)
     sets = []
     for i in range(images):

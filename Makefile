@@ -1,0 +1,27 @@
+# `make demo`: from nothing to a trained detector and its pictures. `make test`: the test suite.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := runs/demo
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.installed
+	$(RUN) tools/demo.py --project $(DEMO)
+
+test: $(VENV)/.installed-dev
+	$(RUN) -m pytest
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(RUN) -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs datasets

@@ -1,0 +1,29 @@
+"""Recorded results of reference implementations: the folder `../shared` next to the repository, if it is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def shared(relative: str) -> Path:
+    """The path of `../shared/{relative}`; skips the running test where it does not exist."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"../shared/{relative} is absent: nothing recorded to compare with")
+    return path
+
+
+def oracle(name: str) -> Any:
+    """The content of `../shared/oracles/{name}` (.pt or .json); skips the running test where it does not exist."""
+    path = shared(f"oracles/{name}")
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    return torch.load(path, weights_only=True)
