@@ -153,7 +153,7 @@ class VideoFile:
             fps = info.fps / vid_stride
             fps = round(fps, 3 if fps < 65 else 2)  # MPEG-4 holds a rate as a fraction of 16-bit numbers
             size = info.size[::-1]
-            self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+            self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
             if not self.writer.isOpened():
                 raise OSError(f"{path}: could not start an mp4 video of {size[0]}x{size[1]} at {fps} fps")
         self.bar = tqdm(total=frames, desc=str(frame.path), unit="frame")

@@ -97,9 +97,13 @@ def _cup(rng: np.random.Generator) -> Shape:
     foot = top * rng.uniform(0.65, 1.0)
     reach, grip = rng.uniform(0.42, 0.52), tall * rng.uniform(0.55, 0.7)
     body = _poly((-top, -tall), (top, -tall), (foot, tall), (-foot, tall))
-    parts = [(_ellipse(0.9 * top, -0.08, reach, grip), True),
-             (_ellipse(0.9 * top, -0.08, reach - 0.17, grip - 0.17), False),
-             (body, True), (_ellipse(0, -tall, top, 0.15), True), (_ellipse(0, tall, foot, 0.1), True)]
+    parts = [
+        (_ellipse(0.9 * top, -0.08, reach, grip), True),
+        (_ellipse(0.9 * top, -0.08, reach - 0.17, grip - 0.17), False),
+        (body, True),
+        (_ellipse(0, -tall, top, 0.15), True),
+        (_ellipse(0, tall, foot, 0.1), True),
+    ]
     details = [(_ellipse(0, -tall, top * 0.86, 0.1), rng.choice([-0.6, 0.6]))]
     if rng.random() < 0.5:
         side = (top + foot) / 2
@@ -123,8 +127,11 @@ def _house(rng: np.random.Generator) -> Shape:
     roof = _poly((-wide - eave, -0.1), (0, -peak), (wide + eave, -0.1))
     chimney = _rect(0.5 * wide, -peak * 0.95, 0.5 * wide + 0.2, -0.1)
     glass, door = rng.choice([-0.6, 0.75]), rng.uniform(-0.3, 0.2)
-    details = [(chimney, -0.5), (roof, rng.choice([-0.45, 0.5])),
-               (_rect(door - 0.14, 0.3, door + 0.14, 0.8), rng.choice([-0.65, 0.7]))]
+    details = [
+        (chimney, -0.5),
+        (roof, rng.choice([-0.45, 0.5])),
+        (_rect(door - 0.14, 0.3, door + 0.14, 0.8), rng.choice([-0.65, 0.7])),
+    ]
     if rng.random() < 0.7:
         details += [(_rect(x - 0.12, 0.02, x + 0.12, 0.24), glass) for x in (-0.6 * wide, 0.6 * wide)]
     return Shape([(_rect(-wide, -0.1, wide, 0.8), True), (chimney, True), (roof, True)], details)
@@ -287,8 +294,10 @@ def lay_out(rng: np.random.Generator, h: int, w: int) -> tuple[list[Layer], list
         need = MIN_VISIBLE if rng.random() < 0.2 else 0.9
         for _ in range(12):
             if label >= 0:
-                layer.x, layer.y = (int(rng.uniform(-0.5 * a, b - 0.5 * a))
-                                    for a, b in zip(layer.alpha.shape[::-1], (w, h), strict=True))
+                layer.x, layer.y = (
+                    int(rng.uniform(-0.5 * a, b - 0.5 * a))
+                    for a, b in zip(layer.alpha.shape[::-1], (w, h), strict=True)
+                )
             mask = _silhouette(layer, h, w)
             share = (mask & ~taken).sum() / max(1, (layer.alpha >= 0.5).sum())
             side = np.ptp(mask_box(mask).reshape(2, 2), axis=0).max() if mask.any() else 0
@@ -374,8 +383,9 @@ def label_text(picture: Picture) -> str:
     h, w = picture.image.shape[:2]
     corners = picture.boxes / (w, h, w, h)
     rows = np.hstack([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]])
-    return "".join(f"{c} {x:.6f} {y:.6f} {bw:.6f} {bh:.6f}\n"
-                   for c, (x, y, bw, bh) in zip(picture.labels, rows, strict=True))
+    return "".join(
+        f"{c} {x:.6f} {y:.6f} {bw:.6f} {bh:.6f}\n" for c, (x, y, bw, bh) in zip(picture.labels, rows, strict=True)
+    )
 
 
 def draw_clip(path: Path, seed: int, frames: int) -> None:
@@ -396,8 +406,7 @@ def draw_clip(path: Path, seed: int, frames: int) -> None:
         for rgb, alpha, start, speed, phase in movers:
             room = (w, h) - np.array(alpha.shape[::-1]) * 0.8  # they may leave by a tenth on every side
             at = np.abs((start + speed * frame) % (2 * room) - room)  # to and fro between the walls
-            turn = cv2.getRotationMatrix2D((alpha.shape[1] / 2, alpha.shape[0] / 2),
-                                           12 * np.sin(phase + frame / 8), 1)
+            turn = cv2.getRotationMatrix2D((alpha.shape[1] / 2, alpha.shape[0] / 2), 12 * np.sin(phase + frame / 8), 1)
             turn[:, 2] += at - np.array(alpha.shape[::-1]) * 0.1
             cover = cv2.warpAffine(alpha, turn, (w, h))[..., None]
             canvas += (cv2.warpAffine(rgb, turn, (w, h)) - canvas) * cover
@@ -433,8 +442,12 @@ def recipe(args: argparse.Namespace) -> dict[str, int]:
 
 
 def _expected(made: dict[str, int]) -> set[str]:
-    names = {f"{kind}/{split}/{i:06d}.{suffix}" for split in SPLITS for i in range(made[split])
-             for kind, suffix in (("images", "jpg"), ("labels", "txt"))}
+    names = {
+        f"{kind}/{split}/{i:06d}.{suffix}"
+        for split in SPLITS
+        for i in range(made[split])
+        for kind, suffix in (("images", "jpg"), ("labels", "txt"))
+    }
     return names | {"data.yaml", "made.json"} | ({"clip.mp4"} if made["clip_frames"] else set())
 
 

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights '{path}' not found")
+    if not zipfile.is_zipfile(path):  # the older format of torch.save is never written here
+        raise ValueError(f"{path}: not a checkpoint of this project (not a zip archive)")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: not a checkpoint of this project, nothing in it was run ({reason})") from error
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in KEYS):

@@ -54,7 +54,7 @@ class Letterbox:
     def to_canvas(self, xyxy: np.ndarray) -> np.ndarray:
         """(n, 4) corner pixels of the image -> of the canvas; a new float array."""
         scale, shift = self.scale_shift()
-        return xyxy * np.float64(scale) + np.float64(shift)
+        return xyxy * np.asarray(scale) + np.asarray(shift)
 
     def to_image(self, xyxy: Tensor) -> Tensor:
         """(n, 4) corner pixels of the canvas -> of the image, clipped to it; a new tensor."""

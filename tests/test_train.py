@@ -1,0 +1,226 @@
+"""The main job on a small drawn set: train, validate, detect; the size rule on every path; files and errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import detect
+import train
+import val
+from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint, transfer
+from models.yolo import DetectionModel
+from utils.config import REPO, Hyp
+from utils.dataloaders import build_loader
+from utils.dataset import DetectionDataset, list_images, read_data_yaml, scan
+from utils.images import check_imgsz
+from utils.optim import ModelEMA, Schedule, build_optimizer
+
+SHAPES = {"square": (96, 96), "4:3": (96, 128), "16:9": (90, 160), "9:16": (160, 90)}  # height, width
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of eight pictures of four shapes, each with a red and a blue rectangle."""
+    root = tmp_path_factory.mktemp("set")
+    for i, (h, w) in enumerate([*SHAPES.values()] * 2):
+        image = np.full((h, w, 3), 90, np.uint8)
+        lines = []
+        for label, colour, x in ((0, (0, 0, 255), 0.3), (1, (255, 0, 0), 0.7)):
+            cv2.rectangle(image, (int((x - 0.15) * w), h // 4), (int((x + 0.15) * w), 3 * h // 4), colour, -1)
+            lines.append(f"{label} {x} 0.5 0.3 0.5")
+        for folder, name in (("images", f"{i}.png"), ("labels", f"{i}.txt")):
+            (root / folder / "all").mkdir(parents=True, exist_ok=True)
+            path = root / folder / "all" / name
+            path.write_text("\n".join(lines)) if folder == "labels" else cv2.imwrite(str(path), image)
+    (root / "data.yaml").write_text("path: .\ntrain: images/all\nval: images/all\nnames: [red, blue]\n")
+    return root / "data.yaml"
+
+
+def config(data: Path, project: Path, **changes: object) -> train.TrainConfig:
+    base = {"data": str(data), "project": str(project), "imgsz": 64, "epochs": 1, "batch_size": 4, "workers": 0}
+    return train.TrainConfig(**(base | {"cfg": "yolov5-mobilevit.yaml", "device": "cpu"} | changes))
+
+
+def test_train_val_detect_and_the_files_they_leave(data: Path, tmp_path: Path) -> None:
+    train.main(config(data, tmp_path, epochs=2, name="run"))
+    run = tmp_path / "run"
+    files = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    assert files == {"opt.yaml", "hyp.yaml", "results.csv", "metrics.json", "weights/best.pt", "weights/last.pt"}
+    rows = list(csv.DictReader((run / "results.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all(math.isfinite(float(v)) for row in rows for v in row.values())
+    best = str(run / "weights" / "best.pt")
+    common = {"weights": best, "imgsz": 64, "device": "cpu", "project": str(tmp_path)}
+    metrics = val.main(val.ValConfig(data=str(data), name="val", workers=0, **common))
+    written = json.loads((tmp_path / "val" / "metrics.json").read_text())
+    assert {"map50", "map50_95", "precision", "recall", "per_class", "speed_ms"} <= set(written)
+    assert written["map50"] == metrics.map50
+    assert json.loads((run / "metrics.json").read_text())["map50_95"] == pytest.approx(metrics.map50_95, abs=1e-6)
+    folder = detect.main(detect.DetectConfig(source=str(data.parent / "images" / "all"), name="det", **common))
+    assert len(list(folder.glob("*.png"))) == 8
+
+
+def test_same_seed_same_weights_whatever_the_workers(data: Path, tmp_path: Path) -> None:
+    states = []
+    for i, workers in enumerate((0, 2)):
+        train.main(config(data, tmp_path, cfg="yolov5n.yaml", name=f"run{i}x", workers=workers))
+        states.append(load_checkpoint(tmp_path / f"run{i}x" / "weights" / "last.pt")["model"])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+@pytest.mark.parametrize("cfg", ["yolov5-mobilevit.yaml", "yolov5n.yaml"])
+@pytest.mark.parametrize("imgsz", [320, 384, 416, 448, 640])
+def test_size_rule(cfg: str, imgsz: int, data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = DetectionModel(cfg, nc=2)
+    with caplog.at_level(logging.WARNING):
+        fitted = check_imgsz(imgsz, model.grid)
+    assert fitted == (448 if (imgsz, model.grid) == (416, 64) else imgsz)
+    assert len(caplog.records) == (fitted != imgsz)
+    found = scan(list_images(read_data_yaml(data).split("train")), 2)
+    rect = val.rect_or_square(None, model.grid, int(model.stride.max()))
+    assert rect == (cfg == "yolov5n.yaml")
+    sizes = set()
+    for hyp, rectangular in ((Hyp(), False), (Hyp(), rect), (None, rect)):  # train, train --rect, val
+        dataset = DetectionDataset(found, fitted, model.grid, hyp=hyp, rect=rectangular, batch_size=2)
+        sizes |= {tuple(batch.images.shape[-2:]) for batch in build_loader(dataset, 2)}
+    images = torch.rand(1, 3, fitted, fitted)
+    rng = np.random.default_rng(0)
+    sizes |= {tuple(train.rescale(images, model.grid, rng).shape[-2:]) for _ in range(4)}
+    assert all(side % model.grid == 0 for size in sizes for side in size)
+    small = [s for s in sizes if s[0] * s[1] <= 320 * 320] or [min(sizes)]
+    with torch.inference_mode():
+        for h, w in small[:2]:
+            assert len(model.train()(torch.rand(1, 3, h, w))) == 3
+            assert model.eval()(torch.rand(1, 3, h, w))[0].shape[2] == 7
+        model.fuse()
+        assert model(torch.rand(1, 3, *small[0]))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_detect_takes_every_shape(shape: tuple[int, int], tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "w.pt", model_state(DetectionModel("yolov5-mobilevit.yaml", nc=2)))
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((*shape, 3), np.uint8))
+    folder = detect.main(
+        detect.DetectConfig(str(tmp_path / "w.pt"), str(tmp_path / "a.png"), 100, project=str(tmp_path), device="cpu")
+    )
+    assert cv2.imread(str(folder / "a.png")).shape[:2] == shape
+
+
+def test_rect_and_multi_scale_train_and_rect_says_that_it_is_off(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        train.main(config(data, tmp_path, rect=True, multi_scale=True, imgsz=100))
+    assert sum("rect is off" in r.message for r in caplog.records) == 1
+    assert sum("using 128" in r.message for r in caplog.records) == 1
+
+
+def test_checkpoint_round_trip_is_exact_and_safe(tmp_path: Path) -> None:
+    model = DetectionModel("yolov5n.yaml", nc=2).eval()
+    model.names = {0: "röt", 1: "blue"}
+    save_checkpoint(tmp_path / "a.pt", model_state(model))
+    again = build_model(load_checkpoint(tmp_path / "a.pt"))
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(model(image)[0], again(image)[0])
+    assert again.names == model.names
+    with pytest.raises(ValueError, match="only tensors and plain data"):
+        save_checkpoint(tmp_path / "a.pt", model_state(model) | {"bad": subprocess.Popen})
+    assert load_checkpoint(tmp_path / "a.pt")["names"] == model.names  # the old file survives
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"junk.pt: not a checkpoint"):
+        load_checkpoint(tmp_path / "junk.pt")
+
+
+def test_transfer_takes_what_fits() -> None:
+    source, target = DetectionModel("yolov5n.yaml", nc=2), DetectionModel("yolov5n.yaml", nc=5)
+    count, left = transfer(target, source.state_dict())
+    assert left == [f"model.24.m.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")]
+    assert count == len(target.state_dict()) - 6
+    assert torch.equal(source.model[0].conv.weight, target.model[0].conv.weight)
+
+
+def test_schedule_accumulates_to_the_nominal_batch() -> None:
+    model = DetectionModel("yolov5n.yaml", nc=2)
+    hyp = Hyp(warmup_epochs=1, warmup_min_steps=20)
+    optimizer = build_optimizer(model, "SGD", hyp, 5e-4)
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0, 0, 5e-4]
+    schedule = Schedule(optimizer, hyp, epochs=10, batches=10, batch_size=16, cosine=False)
+    assert schedule.warmup == 20
+    updates = []
+    for step in range(100):
+        schedule.set(step)
+        if step == 0:
+            assert schedule.rates() == [0.1, 0, 0]
+            assert optimizer.param_groups[0]["momentum"] == 0.8
+        if schedule.update_due(step):
+            updates.append(step)
+    assert np.diff(updates)[-5:].tolist() == [4] * 5
+    assert updates[:3] == [0, 1, 2]
+    assert schedule.rates() == pytest.approx([0.01 * (0.01 + 0.99 * 0.1)] * 3)
+    assert schedule.factor(0) == 1 and schedule.factor(10) == pytest.approx(0.01)
+
+
+def test_ema_equals_its_formula() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    ema = ModelEMA(model)
+    expected = {k: v.clone() for k, v in model.state_dict().items()}
+    for n in range(1, 6):
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn_like(p)
+        model(torch.randn(4, 3))
+        ema.update(model)
+        d = 0.9999 * (1 - math.exp(-n / 2000))
+        for k, v in model.state_dict().items():
+            expected[k] = expected[k] * d + v * (1 - d) if v.is_floating_point() else v
+    assert ema.updates == 5
+    for k, v in ema.module.state_dict().items():
+        torch.testing.assert_close(v, expected[k])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "nowhere.yaml"], "'nowhere.yaml' not found, tried:"),
+        (["--cfg", "nothing.yaml"], "'nothing.yaml' not found, tried:"),
+        (["--epochs", "0"], "--epochs 0: expected at least 1"),
+        (["--device", "9"], "--device 9: expected cpu, mps or a GPU number"),
+        (["--weights", "none.pt"], "weights 'none.pt' not found"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words: list[str], message: str, data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPO / "train.py"), "--data", str(data), "--project", str(tmp_path), *words]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and message in result.stderr
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object, preds: list, targets: torch.Tensor) -> tuple:
+        return preds[0].sum() * math.nan, train.LossParts(*[torch.zeros(())] * 3)
+
+    monkeypatch.setattr(train.DetectionLoss, "__call__", broken)
+    with pytest.raises(FloatingPointError, match=r"epoch 1; pictures: .*\.png"):
+        train.main(config(data, tmp_path))
+
+
+def test_hyp_rejects_unknown_keys(tmp_path: Path) -> None:
+    path = tmp_path / "h.yaml"
+    path.write_text("lr: 0.1\n")
+    with pytest.raises(ValueError, match=r"h.yaml: unknown key\(s\) lr, expected: .*lr0"):
+        Hyp.from_yaml(path)
+    assert Hyp.from_yaml(REPO / "data/hyps/hyp.scratch-low.yaml") == Hyp()
