@@ -20,7 +20,7 @@ import train
 import val
 from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint, transfer
 from models.yolo import DetectionModel
-from utils.config import REPO, Hyp
+from utils.config import REPO, Hyp, run_script
 from utils.dataloaders import build_loader
 from utils.dataset import DetectionDataset, list_images, read_data_yaml, scan
 from utils.images import check_imgsz
@@ -200,11 +200,21 @@ def test_ema_equals_its_formula() -> None:
         (["--weights", "none.pt"], "weights 'none.pt' not found"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(words: list[str], message: str, data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(REPO / "train.py"), "--data", str(data), "--project", str(tmp_path), *words]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1 and message in result.stderr
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: list[str],
+    message: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", str(data), "--project", str(tmp_path), *words])
+    with pytest.raises(SystemExit) as stop:
+        run_script(train.main, train.TrainConfig)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "exp").exists()  # nothing was begun
 
 
 def test_a_loss_that_is_not_finite_names_the_pictures(
