@@ -250,9 +250,9 @@ def folder_name(text: str) -> str:
 
 
 def count_classes(boxes: np.ndarray, names: dict[int, str]) -> str:
-    """'3 balls, 1 star' for (n, 6) boxes, in the order of class indices."""
+    """'3 ball, 1 star' for (n, 6) boxes, in the order of class indices."""
     counts = sorted(Counter(boxes[:, 5].astype(int).tolist()).items())
-    words = [f"{n} {names.get(index, str(index))}{'s' if n > 1 else ''}" for index, n in counts]
+    words = [f"{n} {names.get(index, str(index))}" for index, n in counts]
     return ", ".join(words) or "nothing found"
 
 

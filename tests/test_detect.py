@@ -190,7 +190,7 @@ def test_classes_and_summary(run, tmp_path, caplog):
     with caplog.at_level("INFO"):
         run(tmp_path / "a.jpg", FakeBackend(boxes=boxes))
         run(tmp_path / "a.jpg", FakeBackend(boxes=boxes), classes=(1,))
-    assert "3 balls, 1 star, " in caplog.text
+    assert "3 ball, 1 star, " in caplog.text
     assert "160 1 star, " in caplog.text
     with pytest.raises(ValueError, match="--classes 7"):
         run(tmp_path / "a.jpg", classes=(7,))
