@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterable
@@ -252,9 +251,13 @@ def epoch_line(epoch: int, epochs: int, losses: LossParts, metrics: Metrics, sec
 
 
 def peak_memory() -> float:
-    """Peak memory so far in GB: of the GPU if one is used, else of this process."""
+    """Peak memory so far in GB: of the GPU if one is used, else of this process without its loader workers."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e9
+    if sys.platform == "win32":
+        return math.nan  # Python has no portable way to ask
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

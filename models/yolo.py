@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -40,6 +40,9 @@ class Detect(nn.Module):
 
     `stride` (pixels a cell, per level) is set by `DetectionModel`.
     """
+
+    anchors: Tensor
+    stride: Tensor
 
     def __init__(self, nc: int, anchors: list[list[float]], ch: list[int]):
         super().__init__()
@@ -75,7 +78,7 @@ class Detect(nn.Module):
     def decode(self, level: Tensor, i: int) -> Tensor:
         """Raw map of level `i` -> (B, A*h*w, 5+nc) in pixels and probabilities; rank 4 at most, for exporters."""
         h, w = level.shape[-2:]
-        y = self.rows(level).sigmoid()
+        y = self.rows(level).float().sigmoid()  # half precision would place boxes on a grid of 0.5 px beyond 512
         centre = (y[..., 0:2] * 2 + self.cells(h, w, y)) * self.stride[i]
         half = y[..., 2:4] * 2
         size = half * half * self.anchors[i].unsqueeze(1)  # q*q, not **2: mobile converters refuse pow
@@ -288,6 +291,8 @@ class DetectionModel(nn.Module):
         yaml: the mapping it was built from; with the state dict it rebuilds the model.
     """
 
+    model: nn.Sequential
+
     def __init__(self, cfg: str | Path | Mapping = "yolov5-mobilevit.yaml", nc: int | None = None):
         super().__init__()
         self.yaml, self.where = read_model_yaml(cfg, nc)
@@ -307,7 +312,7 @@ class DetectionModel(nn.Module):
 
     @property
     def head(self) -> Detect:
-        return self.model[-1]
+        return cast(Detect, self.model[-1])
 
     @property
     def stride(self) -> Tensor:
@@ -336,9 +341,10 @@ class DetectionModel(nn.Module):
 
     def measure(self) -> tuple[int, list[float]]:
         """(grid, stride of each level), from one pass over a shape-only image large enough for every layer."""
-        dividing = [m for m in self.modules() if hasattr(m, "divides")]
+        dividing: list[Any] = [m for m in self.modules() if hasattr(m, "divides")]
         probe = 128 * math.lcm(*[side for m in dividing for side in m.divides])
-        needs, maps = [], []
+        needs: list[int] = []
+        maps: list[float] = []
 
         def record(module: nn.Module, inputs: tuple) -> None:
             if module is self.head:
