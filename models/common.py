@@ -3,6 +3,7 @@
 A block becomes usable in a YAML by adding its name to `BLOCKS` in `models/yolo.py`. What the parser reads from a class:
 
 * a parameter `n` in `__init__` receives the row's repeats (otherwise the layer is stacked);
+* `joins = True` says that it takes a list of maps;
 * a class without `c1`/`c2` (Concat, Contract, Expand) tells its output width in `out_channels`;
 * an attribute `divides = (h, w)` on a module says what its input map must be divisible by.
 """
@@ -312,6 +313,8 @@ class Expand(nn.Module):
 
     @staticmethod
     def out_channels(c1: int, gain: int = 2) -> int:
+        if c1 % gain**2:
+            raise ValueError(f"Expand: {c1} channels cannot be spread over {gain}x{gain} pixels")
         return c1 // gain**2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -321,13 +324,16 @@ class Expand(nn.Module):
 class Concat(nn.Module):
     """Several maps side by side along `dimension`."""
 
+    joins = True  # takes a list of maps
+
     def __init__(self, dimension: int = 1):
         super().__init__()
         self.d = dimension
 
     @staticmethod
-    def out_channels(c1: list[int], dimension: int = 1) -> int:
-        return sum(c1) if dimension == 1 else c1[0]
+    def out_channels(c1: int | list[int], dimension: int = 1) -> int:
+        widths = c1 if isinstance(c1, list) else [c1]
+        return sum(widths) if dimension == 1 else widths[0]
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         return torch.cat(maps, self.d)
@@ -467,7 +473,7 @@ class MobileViTBlock(nn.Module):
         super().__init__()
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             raise ValueError(f"MobileViTBlock: depth {depth!r}, expected an int of at least 1 (transformer layers)")
-        patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        patch = tuple(patch_size) if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
         if len(patch) != 2 or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in patch):
             raise ValueError(f"MobileViTBlock: patch_size {patch_size!r}, expected an int >= 1 or a pair of them")
         self.divides = (patch[0], patch[1])

