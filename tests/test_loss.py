@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from shared import oracle
 from torchvision.ops import nms as torchvision_nms
 
-from tests.shared import oracle
 from utils.loss import DetectionLoss, LossGains, assign_targets
 from utils.nms import non_max_suppression
 
