@@ -461,7 +461,7 @@ def check_folder(out: Path, wanted: dict[str, int]) -> bool:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileExistsError(f"{out} exists and was not made by this script; nothing was changed") from error
     present = {p.relative_to(out).as_posix() for p in out.rglob("*") if not p.is_dir()}
-    foreign = {name for name in present - expected if not name.endswith(".cache")}  # loaders leave caches
+    foreign = {name for name in present - expected if not name.endswith(".cache.npz")}  # loaders leave caches
     if foreign:
         raise FileExistsError(f"{out} also holds files of others ({min(foreign)}); nothing was changed")
     return made == wanted and expected <= present

@@ -162,7 +162,7 @@ def test_complete_set_is_left_alone(made, capsys):
 def test_half_or_other_set_is_remade(made):
     before = _files(made)
     (made / "labels/train/000002.txt").unlink()
-    (made / "labels/train.cache").write_text("left by a loader")
+    (made / "labels/train.cache.npz").write_text("left by a loader")
     assert shapes.main(["--out", str(made), *SMALL]) == 0
     assert _files(made) == before
     assert shapes.main(["--out", str(made), *SMALL, "--train", "3"]) == 0

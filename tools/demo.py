@@ -32,7 +32,9 @@ class DemoConfig:
 
 def main(cfg: DemoConfig) -> None:
     """Make the set, train, validate, detect; print where the pictures are and the mAP."""
-    subprocess.run([sys.executable, str(REPO / "data" / "make_shapes.py"), "--out", str(DATA)], check=True)
+    drawn = subprocess.run([sys.executable, str(REPO / "data" / "make_shapes.py"), "--out", str(DATA)])
+    if drawn.returncode:
+        sys.exit(drawn.returncode)  # it has said why
     data = str(DATA / "data.yaml")
     common = {"imgsz": cfg.imgsz, "device": cfg.device, "project": cfg.project}
     recipe = {"hyp": "hyp.small-adamw.yaml", "optimizer": "AdamW"}
