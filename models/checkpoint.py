@@ -43,11 +43,15 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: a checkpoint may hold only tensors and plain data ({error})") from error
     partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror}; not saved, an earlier file is still whole", str(path)) from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -18,9 +18,12 @@ REPO = Path(__file__).resolve().parents[1]
 T = TypeVar("T")
 
 
-def flag(default: Any, help: str, *aliases: str, choices: Sequence[str] | None = None) -> Any:
-    """A dataclass field that is also a command-line flag; `aliases` are further spellings such as '--img'."""
-    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices})
+def flag(default: Any, help: str, *aliases: str, choices: Sequence[str] | None = None, bare: Any = None) -> Any:
+    """A dataclass field that is also a command-line flag; `aliases` are further spellings such as '--img'.
+
+    With `bare` the flag's value may be left out on the command line and is `bare` then.
+    """
+    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices, "bare": bare})
 
 
 def parse_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
@@ -41,6 +44,8 @@ def parse_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
             options |= {"type": typing.get_args(kind)[0], "nargs": "+"}
         else:
             options |= {"type": kind, "choices": f.metadata["choices"]}
+            if f.metadata["bare"] is not None:
+                options |= {"nargs": "?", "const": f.metadata["bare"]}
         parser.add_argument(*names, **options)
     values = vars(parser.parse_args(argv))
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
