@@ -92,9 +92,7 @@ class TrainConfig:
     sync_bn: bool = flag(False, "batch norm over the batches of all processes")
     seed: int = flag(0, "seed of everything random")
     workers: int = flag(2, "loader processes, for each training process")
-    device: str = flag(
-        "", "cpu, mps, a GPU number, or 0,1 under torchrun; empty: the first GPU, else the CPU"
-    )
+    device: str = flag("", "cpu, mps, a GPU number, or 0,1 under torchrun; empty: the first GPU, else the CPU")
     project: str = flag("runs/train", "where run folders go")
     name: str = flag("exp", "name of the run folder")
     exist_ok: bool = flag(False, "write into an existing run folder")

@@ -141,7 +141,7 @@ def list_images(sources: Iterable[str | Path]) -> list[Path]:
             raise FileNotFoundError(f"{source}: no such file, expected a folder, a .txt list or an image")
         elif source.suffix.lower() == ".txt":
             lines = (line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines())
-            roots = [place.parent, Path.cwd()]
+            roots = [source.parent, Path.cwd()]
             images.update(_first_existing(line, roots, str(source), must_exist=False) for line in lines if line)
         else:
             images.add(source)
