@@ -297,12 +297,12 @@ def lay_out(rng: np.random.Generator, h: int, w: int) -> tuple[list[Layer], list
     """
     layers, masks, seen = [], [], []
     taken = np.zeros((h, w), bool)
-    count = 0 if rng.random() < 0.04 else int(min(12, 1 + rng.poisson(rng.choice([1.5, 3.5, 7.0]))))
+    count = 0 if rng.random() < 0.04 else int(min(12, 1 + rng.poisson(rng.choice([1.5, 3.0, 5.0]))))
     todo = [int(rng.integers(len(NAMES))) for _ in range(count)]
     for _ in range(int(rng.random() < 0.25) * int(rng.integers(1, 3))):
         todo.insert(int(rng.integers(len(todo) + 1)), -1)
     for label in todo:
-        size = np.clip(np.exp(rng.normal(np.log(50), 0.6)), MIN_SIDE + 1, min(MAX_SIDE - 2, 0.9 * min(h, w)))
+        size = np.clip(np.exp(rng.normal(np.log(75), 0.6)), MIN_SIDE + 1, min(MAX_SIDE - 2, 0.9 * min(h, w)))
         layer = _bar(rng, h, w) if label < 0 else make_layer(rng, label, size)
         need = MIN_VISIBLE if rng.random() < 0.2 else 0.9
         for _ in range(12):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -114,6 +115,7 @@ def build_loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_quiet_worker,
         persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(seed),  # leaves torch's own alone, so that runs can be compared
     )
 
 
@@ -145,6 +147,7 @@ def collate_quad(samples: Sequence[Sample]) -> Batch:
 
 
 def _quiet_worker(_: int) -> None:
-    """One thread per worker process: the workers themselves are the parallelism."""
+    """One thread per worker process, for they are the parallelism; Ctrl-C is the main process's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
