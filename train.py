@@ -21,7 +21,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint, transfer
+from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint
+from models.transfer import transfer
 from models.yolo import DetectionModel
 from utils.config import Hyp, find, flag, run_script
 from utils.dataloaders import build_loader
