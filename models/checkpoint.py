@@ -28,7 +28,7 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 def model_state(model: DetectionModel) -> dict[str, Any]:
-    """What rebuilds `model` anywhere: its mapping, names and weights; anchors, stride and grid for those who only read."""
+    """What rebuilds `model` anywhere: mapping, names, weights; anchors, stride and grid for those who only read."""
     return {
         "version": VERSION,
         "yaml": model.yaml,
@@ -66,6 +66,7 @@ def save_safetensors(path: Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file so that a reader sees the old one or the new one, whatever happens."""
     partial = path.with_name(path.name + ".part")
     with partial.open("wb") as file:
         file.write(data)
@@ -91,9 +92,27 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a checkpoint (no zip archive; torch before 1.6 wrote another format)")
     else:
         checkpoint = load_archive(path)
-    if checkpoint["version"] != VERSION:
-        raise ValueError(f"{path}: checkpoint version {checkpoint['version']}, expected {VERSION}")
+    check_content(path, checkpoint)
     return checkpoint
+
+
+def check_content(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError unless KEYS are there and hold what they should."""
+    if any(key not in checkpoint for key in KEYS):
+        raise ValueError(f"{path}: not a checkpoint of this project, expected the keys {', '.join(KEYS)}")
+    if checkpoint["version"] != VERSION:
+        raise ValueError(f"{path}: checkpoint version {checkpoint['version']!r:.20}, expected {VERSION}")
+    for key in ("model", "ema"):
+        state = checkpoint.get(key) or {}
+        if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+            raise ValueError(f"{path}: '{key}' of the checkpoint does not hold tensors alone")
+    names = checkpoint["names"]
+    if not isinstance(checkpoint["yaml"], dict) or not isinstance(names, dict):
+        raise ValueError(f"{path}: 'yaml' and 'names' of the checkpoint must be mappings")
+    if sorted(names) != list(range(len(names))) or len(names) != checkpoint["yaml"].get("nc"):
+        raise ValueError(
+            f"{path}: the checkpoint's {len(names)} names do not fit its {checkpoint['yaml'].get('nc')} classes"
+        )
 
 
 def load_archive(path: Path) -> dict[str, Any]:
@@ -108,7 +127,7 @@ def load_archive(path: Path) -> dict[str, Any]:
             checkpoint = {"version": VERSION} | import_yolov5(read(path))
             LOGGER.info(f"{path}: a YOLOv5 checkpoint, read without running it")
             return checkpoint
-        if not isinstance(structure, dict) or any(key not in structure for key in KEYS):
+        if not isinstance(structure, dict) or not structure.keys() >= {*KEYS}:
             raise ValueError(f"expected the keys {', '.join(KEYS)}, or a pickled YOLOv5 model")
         return torch.load(path, map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, pickle.UnpicklingError) as error:
@@ -129,8 +148,6 @@ def load_safetensors(path: Path) -> dict[str, Any]:
         checkpoint["names"] = {int(i): name for i, name in checkpoint["names"].items()}  # JSON keys are text
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a checkpoint of this project in safetensors ({error})") from error
-    if any(key not in checkpoint for key in KEYS):
-        raise ValueError(f"{path}: not a checkpoint of this project, expected the keys {', '.join(KEYS)}")
     return checkpoint
 
 

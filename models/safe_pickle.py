@@ -250,7 +250,12 @@ class Machine:
         """A view of a storage; never more elements than the storage has."""
         assert self.storage is not None
         dtype, key, elements = reference
-        if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
+        if (
+            type(size) is not tuple
+            or type(stride) is not tuple
+            or len(size) != len(stride)
+            or len(size) > MAX_DIMENSIONS
+        ):
             raise TypeError
         if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
             raise TypeError
@@ -286,7 +291,7 @@ LITERALS = {
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "STRING", "BINSTRING", "SHORT_BINSTRING"),
 }
-STEPS: dict[str, Callable[[Machine, Any], None]] = {
+STEPS: dict[str, Callable[[Machine, Any], object]] = {
     "PROTO": nothing,
     "FRAME": nothing,
     "NONE": lambda m, _: m.stack.append(None),

@@ -177,9 +177,10 @@ def model_mapping(state: dict[str, Any], modules: dict[str, Record], anchors: Te
 def norm_eps(modules: dict[str, Record]) -> dict[str, float]:
     """The key `norm_eps` of a model mapping, where the file's batch norms differ from this project's constant."""
     values = [attributes(m).get("eps") for m in modules.values() if m.name.endswith(".BatchNorm2d")]
-    if any(type(value) is not float or value != values[0] for value in values):
+    first = values[0] if values else NORM_EPS
+    if type(first) is not float or any(type(value) is not float or value != first for value in values):
         raise ValueError("its batch norms do not agree on one eps")
-    return {"norm_eps": values[0]} if values and values[0] != NORM_EPS else {}
+    return {} if first == NORM_EPS else {"norm_eps": first}
 
 
 def class_names(names: Any, nc: int) -> dict[int, str]:
