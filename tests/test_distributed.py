@@ -86,7 +86,8 @@ def children(parent: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes by ps")
 def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path) -> None:
     command = torchrun(*words(data, tmp_path, "run", 500))
-    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True) as main:
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as main:
         try:
             deadline = time.monotonic() + 120
             while not (tmp_path / "run/results.csv").exists() and time.monotonic() < deadline:
