@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -38,7 +39,7 @@ def test_every_file_names_every_key_once_and_loads(path: Path) -> None:
 def test_augmentation_grows_from_none_to_high() -> None:
     steps = [load(name) for name in ("no-augmentation", "scratch-low", "scratch-med", "scratch-high")]
     assert all(getattr(steps[0], key) == 0 for key in AUGMENTATIONS)
-    for weaker, stronger in zip(steps, steps[1:], strict=False):
+    for weaker, stronger in pairwise(steps):
         pairs = [(getattr(weaker, key), getattr(stronger, key)) for key in AUGMENTATIONS]
         assert all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
