@@ -28,6 +28,8 @@ from models.common import MobileViTBlock
 from models.pretrained import load_backbone
 from models.transfer import transfer
 from models.yolo import DetectionModel
+from utils.autoanchor import check_anchors, label_sizes
+from utils.charts import plot_batch, plot_labels, plot_results
 from utils.config import Hyp, find, flag, run_script
 from utils.dataloaders import build_loader
 from utils.dataset import Data, DetectionDataset, Scan, list_images, read_data_yaml, scan
@@ -36,6 +38,7 @@ from utils.loss import DetectionLoss, LossParts, loss_gains
 from utils.metrics import Metrics
 from utils.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer
 from utils.pixels import KINDS
+from utils.report import write_report
 from utils.runs import EarlyStopping, Run, newest_checkpoint, write_atomic
 from utils.state import TrainState
 from utils.torch_utils import (
@@ -53,6 +56,7 @@ from utils.torch_utils import (
 from val import evaluate, rect_or_square
 
 LOGGER = logging.getLogger(__name__)
+PICTURED = 3  # batches of the first epoch that are drawn as train_batch*.jpg
 BATCHES = 256  # the largest batch that --batch-size -1 chooses
 FEW_IMAGES = 5_000  # a MobileViT that starts from random weights on fewer gets a warning
 UNMEASURED = Metrics(0, 0, math.nan, math.nan, math.nan, math.nan, [])  # an epoch without validation
@@ -214,10 +218,18 @@ def set_up(cfg: TrainConfig, hyp: Hyp, dist: Dist, saved: Saved | None) -> Job:
         cfg = replace(cfg, batch_size=dist.agree(choose_batch(model, imgsz, dist)))
     train_scan, loader, val_loader = build_loaders(cfg, hyp, data, model, imgsz, dist)
 
+    if saved is None and not cfg.noautoanchor:
+        wh = label_sizes(train_scan, imgsz)
+        anchors, line = check_anchors(wh, model.head.anchors, model.stride, hyp.anchor_t, cfg.seed)
+        model.head.anchors.copy_(anchors)
+        LOGGER.info(line)
+
     run = Run(cfg.project, cfg.name, cfg.exist_ok, dist.rank)
     run.dump("opt.yaml", asdict(cfg))
     run.dump("hyp.yaml", hyp.as_dict())
     LOGGER.info(model.summary(imgsz))
+    if dist.rank == 0 and not cfg.noplots:
+        plot_labels(train_scan.labels, names, run.dir / "labels.jpg")
 
     gains = loss_gains(hyp, len(names), imgsz, len(model.stride), cfg.label_smoothing)
     criterion = DetectionLoss(model.head.anchors, model.stride, len(names), gains, dist.total)
@@ -385,6 +397,8 @@ def train_one_epoch(job: Job, epoch: int) -> tuple[LossParts, float]:
             state.ema.update(job.model)
         total += torch.stack(parts)
         images_seen += len(batch.paths)
+        if step < PICTURED and dist.rank == 0 and not cfg.noplots:
+            plot_batch(batch.images, batch.targets, job.names, job.run.dir / f"train_batch{step}.jpg")
         if not bar.disable:
             show_progress(bar, total / (bar.n + 1), batch.targets, images, images_seen / (time.monotonic() - began))
     return LossParts(*(dist.total(total) / len(loader))), time.monotonic() - began
@@ -523,6 +537,9 @@ def report(job: Job) -> Metrics:
     metrics = measure(job, build_model(load_checkpoint(best)).to(job.dist.device))
     LOGGER.info(metrics.table())
     write_atomic(job.run.dir / "metrics.json", json.dumps(metrics.as_dict(), indent=2))
+    if not job.cfg.noplots:
+        plot_results(job.run.dir / "results.csv", job.run.dir / "results.png")
+        LOGGER.info(f"report: {write_report(job.run.dir)}")
     LOGGER.info(f"best weights: {best}")
     return metrics
 

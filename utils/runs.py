@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never half of it."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, so that a reader sees the old one or the new one, never half of it."""
     partial = path.with_name(path.name + ".part")
     try:
-        partial.write_text(text, encoding="utf-8", newline="")
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)
