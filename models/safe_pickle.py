@@ -327,16 +327,12 @@ class Machine:
     def tensor(self, reference: Any, offset: Any, size: Any, stride: Any) -> Tensor:
         """A view of a storage; never more elements than the storage has."""
         assert self.storage is not None
-        dtype, key, elements = reference
-        if (
-            type(size) is not tuple
-            or type(stride) is not tuple
-            or len(size) != len(stride)
-            or len(size) > MAX_DIMENSIONS
-        ):
+        if type(reference) is not Storage or type(size) is not tuple or type(stride) is not tuple:
             raise TypeError
-        if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
-            raise TypeError
+        if len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
+            raise ValueError(f"a tensor of {len(size)} dimensions and {len(stride)} strides")
+        if any(type(n) is not int or not 0 <= n < 2**62 for n in (offset, *size, *stride)):
+            raise ValueError("a tensor whose size, stride or offset is no number of elements")
         data, dtype, elements = self.storage(reference.key), reference.dtype, reference.elements
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))

@@ -170,6 +170,7 @@ def load_copies(data: bytes, seed: int, indices: range, path: Path, results: Con
 
 def main(cfg: FuzzConfig) -> Counter[str]:
     """Load cfg.count copies; print a table by kind of damage and a line of failures; exit code 1 if there are any."""
+    build_model(load_checkpoint(cfg.weights))  # a file that does not load whole would make every copy a success
     data = Path(cfg.weights).read_bytes()
     folder = Path(cfg.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +203,8 @@ def main(cfg: FuzzConfig) -> Counter[str]:
                 kept.write_bytes(damaged_copy(data, cfg.seed, index)[1])
                 LOGGER.error(f"{outcome}: {kind}, {detail} -> {kept}")
             index += 1
-        child.kill() if not alive else None
+        if not alive:
+            child.kill()
         child.join()
     scratch.unlink(missing_ok=True)
     return report(counts, table, slowest, peak)
