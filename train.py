@@ -237,7 +237,9 @@ def set_up(cfg: TrainConfig, hyp: Hyp, dist: Dist, saved: Saved | None) -> Job:
     optimizer = build_optimizer(model, cfg.optimizer, hyp, decay)
     schedule = Schedule(optimizer, hyp, cfg.last, len(loader), cfg.batch_size, cfg.cos_lr)
     frozen = freeze(model, cfg.freeze)
-    state = TrainState(model, ModelEMA(model), optimizer, scaler, schedule, EarlyStopping(cfg.patience))
+    state = TrainState(
+        model, ModelEMA(model, hyp.ema_decay, hyp.ema_ramp), optimizer, scaler, schedule, EarlyStopping(cfg.patience)
+    )
     if saved is not None:
         state.load_state_dict(saved["training"], saved["model"], saved["ema"])
         state.finished = state.epoch >= cfg.last

@@ -113,6 +113,8 @@ class Hyp:
     warmup_min_steps: int = 100  # warm-up lasts at least this many batches
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1  # biases start here and come down
+    ema_decay: float = 0.9999  # of the averaged weights at every update, once it has risen
+    ema_ramp: float = 2000.0  # updates in which it rises to 63 % of that
     nominal_batch: int = 64  # gradients are accumulated up to about this many images
     box: float = 0.05  # box loss gain, for 3 levels
     cls: float = 0.5  # class loss gain, for 80 classes and 3 levels
