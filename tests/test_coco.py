@@ -150,7 +150,7 @@ def test_curves_agree_with_the_metrics():
     assert curves.envelope.mean(axis=1) == pytest.approx([c.map50 for c in shown])
     for k, c in enumerate(shown):
         total = c.instances
-        score, hit = metrics.matches([i for i, name in NAMES.items() if name == c.name][0])
+        score, hit = metrics.matches(next(i for i, name in NAMES.items() if name == c.name))
         at = int(rng.integers(1000))
         kept = hit[score >= curves.confidence[at]]
         assert curves.recall[k, at] == kept.sum() / total
