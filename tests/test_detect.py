@@ -17,7 +17,9 @@ from models.checkpoint import model_state, save_checkpoint
 from models.yolo import DetectionModel
 from utils.images import imread, imwrite, letterbox
 from utils.plots import class_colour, draw_boxes, label_font
+from utils.predictor import Predictor
 from utils.sources import open_source
+from utils.writers import Stems
 
 REPO = Path(__file__).resolve().parents[1]
 NAMES = {0: "ball", 1: "star", 2: "Bär/größe"}
@@ -50,7 +52,7 @@ def run(monkeypatch, tmp_path):
     """A function: source, backend, flags -> the run's folder."""
 
     def start(source, backend=None, **flags):
-        monkeypatch.setattr(detect, "load_backend", lambda *_: backend or FakeBackend())
+        monkeypatch.setattr(detect, "load_model", lambda *_: backend or FakeBackend())
         base = detect.DetectConfig(weights="x.pt", imgsz=160, device="cpu", project=str(tmp_path / "runs"))
         return detect.main(replace(base, source=str(source), **flags))
 
@@ -108,7 +110,7 @@ def test_folder_glob_and_list(run, tmp_path):
 @pytest.mark.parametrize(("fps", "stride"), [(12.5, 1), (12.5, 2), (29.97, 1)])
 def test_video_keeps_its_rate_and_frames(run, tmp_path, fps, stride):
     source = film(tmp_path / "clip.mp4", fps=fps)
-    out = run(source, save_txt=True, vid_stride=stride)
+    out = run(source, save_txt="yolo", vid_stride=stride)
     numbers = range(1, 7, stride)
     assert files(out) == sorted(["clip.mp4", *(f"labels/clip_{n}.txt" for n in numbers)])
     made = list(open_source(str(out / "clip.mp4")))
@@ -120,34 +122,34 @@ def test_video_keeps_its_rate_and_frames(run, tmp_path, fps, stride):
 
 
 @pytest.mark.parametrize("size", [(200, 200), (300, 400), (360, 640), (640, 360), (101, 333)])
-@pytest.mark.parametrize("rect", [None, False])
+@pytest.mark.parametrize("rect", [True, False])
 def test_boxes_come_back_through_the_letterbox(size, rect):
     backend = FakeBackend(size, ((0.1, 0.2, 0.45, 0.9, 0.9, 0), (0.5, 0.0, 1.0, 0.6, 0.8, 1)))
-    cfg = detect.DetectConfig(imgsz=320, rect=rect)
-    found = detect.Detector(cfg, backend, torch.device("cpu"))(np.zeros((*size, 3), np.uint8))
+    predictor = Predictor(backend, torch.device("cpu"), 320, rect=rect)
+    found = predictor([np.zeros((*size, 3), np.uint8)])[0]
     h, w = size
     expected = np.array([[0.1, 0.2, 0.45, 0.9], [0.5, 0, 1, 0.6]]) * [w, h, w, h]
     assert np.abs(found.boxes[:, :4] - expected).max() < 1
     assert found.boxes[:, 4:] == pytest.approx(np.array([[0.9, 0], [0.8, 1]]))
     assert backend.seen[0][2:] == found.canvas
-    assert (found.canvas == (320, 320)) or rect is None
+    assert (found.canvas == (320, 320)) or rect
 
 
 def test_save_txt_is_normalised(run, tmp_path):
-    out = run(picture(tmp_path / "a.jpg"), save_txt=True, save_conf=True, nosave=True)
+    out = run(picture(tmp_path / "a.jpg"), save_txt="yolo", save_conf=True, nosave=True)
     assert files(out) == ["labels/a.txt"]
     assert (out / "labels/a.txt").read_text().split()[0] == "0"
     assert labels(out / "labels/a.txt")[0] == pytest.approx([0, 0.375, 0.625, 0.25, 0.25, 0.9], abs=1e-3)
-    again = run(tmp_path / "a.jpg", save_txt=True, nosave=True)
+    again = run(tmp_path / "a.jpg", save_txt="yolo", nosave=True)
     assert labels(again / "labels/a.txt").shape == (1, 5)
-    repeated = run(tmp_path / "a.jpg", save_txt=True, nosave=True, name=again.name, exist_ok=True)
+    repeated = run(tmp_path / "a.jpg", save_txt="yolo", nosave=True, name=again.name, exist_ok=True)
     assert repeated == again
     assert len(labels(again / "labels/a.txt")) == 1
 
 
 def test_crops_and_names_that_are_not_ascii(run, tmp_path):
     backend = FakeBackend(boxes=((*BOX, 0.9, 2), (0.6, 0.1, 0.9, 0.3, 0.8, 2), (0.0, 0.0, 0.2, 0.3, 0.7, 1)))
-    out = run(picture(tmp_path / "größe-图.jpg"), backend, save_crop=True, save_txt=True)
+    out = run(picture(tmp_path / "größe-图.jpg"), backend, save_crop=True, save_txt="yolo")
     assert files(out) == sorted(
         [
             "crops/Bär_größe/größe-图.jpg",
@@ -164,12 +166,12 @@ def test_crops_and_names_that_are_not_ascii(run, tmp_path):
 def test_inputs_of_one_name_do_not_overwrite_each_other(run, tmp_path):
     for i, name in enumerate(("1/a.jpg", "2/a.jpg", "2/a.png")):
         picture(tmp_path / "in" / name, value=60 * i)
-    out = run(tmp_path / "in" / "*" / "*", save_txt=True, save_crop=True)
+    out = run(tmp_path / "in" / "*" / "*", save_txt="yolo", save_crop=True)
     stems = ["a", "a-2", "a-3"]
     assert [p for p in files(out) if p.startswith("labels")] == sorted(f"labels/{s}.txt" for s in stems)
     assert sorted(p.name for p in out.glob("*.*")) == ["a-2.jpg", "a-3.png", "a.jpg"]
     assert len(files(out / "crops")) == 3
-    give = detect.Stems()
+    give = Stems()
     assert give(Path("v.mp4"), True) == "v"
     assert give(Path("v_3.jpg"), False) == "v_3-2"  # v_3.txt belongs to the third frame of v.mp4
     assert give(Path("x/v.avi"), True) == "v-2"
@@ -179,7 +181,7 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(run, tmp_path):
 def test_nothing_found(run, tmp_path, caplog):
     picture(tmp_path / "a.jpg")
     with caplog.at_level("INFO"):
-        out = run(tmp_path / "a.jpg", FakeBackend(boxes=()), save_txt=True, save_crop=True)
+        out = run(tmp_path / "a.jpg", FakeBackend(boxes=()), save_txt="yolo", save_crop=True)
     assert files(out) == ["a.jpg"]
     assert "nothing found" in caplog.text
 
@@ -189,11 +191,11 @@ def test_classes_and_summary(run, tmp_path, caplog):
     picture(tmp_path / "a.jpg")
     with caplog.at_level("INFO"):
         run(tmp_path / "a.jpg", FakeBackend(boxes=boxes))
-        run(tmp_path / "a.jpg", FakeBackend(boxes=boxes), classes=(1,))
+        run(tmp_path / "a.jpg", FakeBackend(boxes=boxes), classes=("star",))
     assert "3 ball, 1 star, " in caplog.text
     assert "160 1 star, " in caplog.text
     with pytest.raises(ValueError, match="--classes 7"):
-        run(tmp_path / "a.jpg", classes=(7,))
+        run(tmp_path / "a.jpg", classes=("7",))
 
 
 def test_errors_say_where_and_what(run, tmp_path):
@@ -214,13 +216,16 @@ def test_errors_say_where_and_what(run, tmp_path):
         run("ftp://host/a.jpg")
     with pytest.raises(ValueError, match="--vid-stride 0"):
         run(tmp_path / "a.jpg", vid_stride=0)
-    with pytest.raises(ValueError, match="--weights is missing"):
-        run(tmp_path / "a.jpg", weights="")
     assert not (tmp_path / "runs").exists()
     for name in ("broken.jpg", "broken.mp4"):
         (tmp_path / name).write_text("not what it says")
         with pytest.raises(ValueError, match=name):
             run(tmp_path / name)
+
+
+def test_weights_are_required(tmp_path):
+    with pytest.raises(ValueError, match="--weights is missing"):
+        detect.main(detect.DetectConfig(source=str(picture(tmp_path / "a.jpg"))))
 
 
 def test_backend_refuses_other_weights(tmp_path):

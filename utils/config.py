@@ -18,9 +18,13 @@ REPO = Path(__file__).resolve().parents[1]
 T = TypeVar("T")
 
 
-def flag(default: Any, help: str, *aliases: str, choices: Sequence[str] | None = None) -> Any:
-    """A dataclass field that is also a command-line flag; `aliases` are further spellings such as '--img'."""
-    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices})
+def flag(default: Any, help: str, *aliases: str, choices: Sequence[str] | None = None, bare: str | None = None) -> Any:
+    """A dataclass field that is also a command-line flag.
+
+    Args:
+        aliases: further spellings such as '--img'. bare: the value if the flag is given without one.
+    """
+    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices, "bare": bare})
 
 
 def parse_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
@@ -33,14 +37,16 @@ def parse_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
         options: dict[str, Any] = {"dest": f.name, "default": f.default, "help": f.metadata["help"]}
         kinds = [k for k in typing.get_args(hints[f.name]) if k is not type(None)]
         kind = hints[f.name]
-        if isinstance(kind, types.UnionType) and len(kinds) == 1:  # "int | None" is parsed as an int
-            kind = kinds[0]
+        if isinstance(kind, types.UnionType):  # "int | None" is parsed as an int, "str | tuple[str, ...]" as a tuple
+            kind = kinds[-1]
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction if f.default in (True, None) else "store_true"
         elif typing.get_origin(kind) is tuple:
             options |= {"type": typing.get_args(kind)[0], "nargs": "+"}
         else:
             options |= {"type": kind, "choices": f.metadata["choices"]}
+            if f.metadata["bare"] is not None:
+                options |= {"nargs": "?", "const": f.metadata["bare"]}
         parser.add_argument(*names, **options)
     values = vars(parser.parse_args(argv))
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
