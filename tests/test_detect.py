@@ -16,7 +16,7 @@ from models.backends import load_backend
 from models.checkpoint import model_state, save_checkpoint
 from models.yolo import DetectionModel
 from utils.images import imread, imwrite, letterbox
-from utils.plots import class_colour, draw_boxes, label_font
+from utils.plots import DEJAVU, characters, class_colour, draw_boxes, fit_text, font_file, label_font
 from utils.predictor import Predictor
 from utils.sources import open_source
 from utils.writers import Stems
@@ -287,3 +287,26 @@ def test_a_real_checkpoint_from_the_command_line(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r" / "exp" / "a.jpg").is_file()
+
+
+def test_colours_of_80_classes_differ():
+    colours = np.array([[class_colour(c) for c in range(80)]], np.float32) / 255
+    lab = cv2.cvtColor(colours, cv2.COLOR_RGB2LAB)[0]
+    distance = np.linalg.norm(lab[:, None] - lab[None], axis=2) + 1000 * np.eye(80)
+    assert distance.min() > 10 and distance[:10, :10].min() > 40
+    assert class_colour(80) == class_colour(0)
+
+
+def test_class_names_find_a_font(caplog):
+    assert font_file("Bär δοκιμή проверка") == DEJAVU
+    others = {c for p in Path(DEJAVU).parent.glob("STIX*.ttf") for c in characters(str(p))} - characters(DEJAVU)
+    rare = next(chr(c) for c in sorted(others) if not chr(c).isspace())
+    assert ord(rare) in characters(font_file(f"a{rare}"))
+    assert font_file("\U0010fffd") == DEJAVU and "no installed font" in caplog.text
+
+
+def test_labels_shrink_with_small_boxes_only_in_large_pictures():
+    for size, box in (((3000, 4000), 60), ((150, 200), 10)):
+        text, font = fit_text("person", "0.90", max(round(max(size) / 45), 12), size[1], box)
+        assert text == "person 0.90" and font.size >= max(max(size) / 100, 9)
+    assert fit_text("person", "0.90", 89, 4000, 2000)[1].size == 89
