@@ -198,7 +198,7 @@ def detect_all(
     """Detections of `model` on the batches of `loader`; see evaluate."""
     names = {0: "object"} if single_cls else names
     metrics = DetectionMetrics(names, max_det)
-    watch, losses = Stopwatch(device), []
+    watch, losses, rows = Stopwatch(device), [], list[int]()
     autocast = half and device.type == "cuda" and isinstance(model, nn.Module)
     with eval_mode(model):
         for step, batch in enumerate(tqdm(loader, desc=desc, leave=False, disable=None)):
@@ -215,9 +215,11 @@ def detect_all(
                     decoded, conf_thres, iou_thres, agnostic=single_cls, multi_label=not single_cls, max_det=max_det
                 )
             add_batch(metrics, batch, found, loader.dataset, single_cls)
+            rows += [loader.dataset.row_of(i) for i in batch.indices]
             if plots and step < SHOWN_BATCHES:
                 draw_first_batch(batch, found, names, plots / f"val_batch{step}")
-    count = len(metrics.sizes)
+    metrics.arrange(np.argsort(rows).tolist())  # as in the data set, not as in rect batches
+    count = len(rows)
     loss = LossParts(*(torch.stack(losses).sum(dim=0) / count)) if losses else None
     return Judged(metrics, watch.per_image(count), loss)
 
@@ -365,13 +367,13 @@ def study_row(imgsz: int, metrics: Metrics) -> dict[str, float]:
 
 
 def save_detections(cfg: ValConfig, data: Data, metrics: DetectionMetrics, dataset: Any, folder: Path) -> None:
-    """Write labels/*.txt and predictions.json as `cfg` asks, one entry of `metrics` an image of `dataset`."""
+    """Write labels/*.txt and predictions.json as `cfg` asks, the images of `dataset` in the order of its scan."""
     reader = data.reader(SPLIT_OF_TASK.get(cfg.task, cfg.task)) if cfg.save_json else None
     coco = reader if isinstance(reader, CocoLabels) else None
     categories = coco.category_ids() if coco and not cfg.single_cls else None
     stems, output = Stems(), JsonFile(folder / "predictions.json") if cfg.save_json else None
     for i, (boxes, labels, size) in enumerate(zip(metrics.boxes, metrics.labels, metrics.sizes, strict=True)):
-        path = Path(dataset.path_of(i))
+        path = Path(str(dataset.scan.paths[i]))
         stem = stems(path, False)
         if cfg.save_txt or cfg.save_hybrid:
             rows = hybrid(boxes, labels, cfg.iou_thres) if cfg.save_hybrid else boxes

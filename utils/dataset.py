@@ -510,6 +510,10 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
     def __len__(self) -> int:
         return len(self.order)
 
+    def row_of(self, i: int) -> int:
+        """The place in the scan of image `i`: rect changes the order."""
+        return int(self.order[i])
+
     def path_of(self, i: int) -> str:
         return str(self.scan.paths[self.order[i]])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -130,6 +131,11 @@ class DetectionMetrics:
         self.labels.append(rows)
         self.crowds.append(np.zeros(len(rows), dtype=bool) if crowd is None else np.asarray(crowd, dtype=bool))
         self.areas.append((rows[:, 3:] - rows[:, 1:3]).prod(axis=1) if areas is None else np.asarray(areas))
+
+    def arrange(self, order: Sequence[int]) -> None:
+        """Put the images into `order`, places as they are now: COCO ranks equal scores by the order of the images."""
+        for rows in (self.sizes, self.boxes, self.labels, self.crowds, self.areas):
+            rows[:] = [rows[i] for i in order]  # type: ignore[index]
 
     def compute(self) -> Metrics:
         """The metrics of everything so far; zeros without labels or without detections."""
