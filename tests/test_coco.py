@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-
 import numpy as np
 import pytest
 import torch
 
+from tools.coco_parity import pycocotools_figures
 from utils.metrics import AREAS, DetectionMetrics
 
+pytest.importorskip("pycocotools")
 SIZE = (400, 500)
 NAMES = {0: "a", 1: "b", 2: "c"}
 
@@ -42,37 +41,6 @@ def collect(images, max_det=100):
     for boxes, labels, crowd, areas in images:
         metrics.update(torch.tensor(boxes), torch.tensor(labels), SIZE, crowd, areas)
     return metrics
-
-
-def pycocotools_figures(metrics):
-    """The same figures by pycocotools, averaged here."""
-    coco, cocoeval = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
-    truth, found = metrics.coco_annotations()
-    dataset = {
-        "images": [{"id": i, "height": SIZE[0], "width": SIZE[1]} for i in range(len(metrics.sizes))],
-        "categories": [{"id": c, "name": name} for c, name in NAMES.items()],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        sides = []
-        for rows in (truth, found):
-            side = coco.COCO()
-            side.dataset = dataset | {"annotations": [dict(row) for row in rows]}
-            side.createIndex()
-            sides.append(side)
-        judge = cocoeval.COCOeval(*sides, "bbox")
-        judge.params.maxDets = metrics.limits()
-        judge.evaluate()
-        judge.accumulate()
-    p, r = judge.eval["precision"], judge.eval["recall"]
-
-    def mean(values):
-        return values[values > -1].mean() if (values > -1).any() else -1
-
-    areas = dict(zip("sml", range(1, 4), strict=True))
-    figures = {"AP": mean(p[..., 0, -1]), "AP50": mean(p[0, ..., 0, -1]), "AP75": mean(p[5, ..., 0, -1])}
-    figures |= {f"AP{s}": mean(p[..., k, -1]) for s, k in areas.items()}
-    figures |= {f"AR{n}": mean(r[..., 0, k]) for k, n in enumerate(metrics.limits())}
-    return figures | {f"AR{s}": mean(r[..., k, -1]) for s, k in areas.items()}
 
 
 @pytest.mark.parametrize("block", range(10))

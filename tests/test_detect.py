@@ -1,5 +1,7 @@
 """detect.py, its sources and its drawing, mostly with a stand-in for the model that knows its boxes."""
 
+import csv
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +16,11 @@ import torch
 import detect
 from models.backends import load_backend
 from models.checkpoint import model_state, save_checkpoint
+from models.common import Attention
+from models.visualize import attention_of, look_inside
 from models.yolo import DetectionModel
+from utils.annotations import VocLabels
+from utils.frames import Broken, Frame, VideoInfo
 from utils.images import imread, imwrite, letterbox
 from utils.plots import DEJAVU, characters, class_colour, draw_boxes, fit_text, font_file, label_font
 from utils.predictor import Predictor
@@ -310,3 +316,113 @@ def test_labels_shrink_with_small_boxes_only_in_large_pictures():
         text, font = fit_text("person", "0.90", max(round(max(size) / 45), 12), size[1], box)
         assert text == "person 0.90" and font.size >= max(max(size) / 100, 9)
     assert fit_text("person", "0.90", 89, 4000, 2000)[1].size == 89
+
+
+def test_csv_json_and_voc(run, tmp_path):
+    for name in ("000007.jpg", "b.jpg"):
+        picture(tmp_path / "in" / name)
+    out = run(tmp_path / "in", save_txt="voc", save_csv=True, save_json=True, nosave=True)
+    assert files(out) == ["labels/000007.xml", "labels/b.xml", "predictions.csv", "predictions.json"]
+    read = VocLabels(out / "labels", NAMES).read(Path("b.jpg"), (120, 160))
+    assert read.boxes[0] == pytest.approx([0, 0.375, 0.625, 0.25, 0.25], abs=1e-3)
+    rows = list(csv.reader((out / "predictions.csv").open()))
+    assert rows[0][:3] == ["Image Name", "Prediction", "Confidence"] and len(rows) == 3
+    assert rows[1][:2] == ["000007.jpg", "ball"] and float(rows[1][2]) == pytest.approx(0.9)
+    assert [float(v) for v in rows[1][3:]] == pytest.approx([40, 60, 80, 90], abs=0.1)
+    found = json.loads((out / "predictions.json").read_text())
+    assert [r["image_id"] for r in found] == [7, "b"]
+    assert found[0]["bbox"] == pytest.approx([40, 60, 40, 30], abs=0.1) and found[0]["category_id"] == 0
+    nothing = run(tmp_path / "in", FakeBackend(boxes=()), save_json=True, save_csv=True, save_txt="voc", nosave=True)
+    assert json.loads((nothing / "predictions.json").read_text()) == [] and not (nothing / "labels").exists()
+    with pytest.raises(ValueError, match="--save-txt coco"):
+        run(tmp_path / "in", save_txt="coco")
+
+
+def test_broken_inputs_do_not_stop_the_run_but_fail_it(run, tmp_path, caplog):
+    picture(tmp_path / "in" / "a.jpg")
+    (tmp_path / "in" / "b.jpg").write_text("words")
+    (tmp_path / "in" / "c.mp4").write_bytes(b"")
+    film(tmp_path / "in" / "d.mp4", frames=3)
+    with pytest.raises(ValueError, match=r"2 input\(s\) could not be read: .*b\.jpg, .*c\.mp4"):
+        run(tmp_path / "in", save_json=True)
+    out = tmp_path / "runs" / "exp"
+    assert files(out) == ["a.jpg", "d.mp4", "predictions.json"]
+    assert len(json.loads((out / "predictions.json").read_text())) == 4
+    assert "b.jpg: not a readable image" in caplog.text and "c.mp4: not a readable video" in caplog.text
+
+
+def test_results_never_overwrite_the_source(run, tmp_path):
+    source = picture(tmp_path / "runs" / "mine" / "a.png")
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match="would overwrite"):
+        run(tmp_path / "runs" / "mine", name="mine", exist_ok=True)
+    assert source.read_bytes() == before and files(source.parent) == ["a.png"]
+
+
+def test_streams_are_written_side_by_side(run, tmp_path, monkeypatch):
+    def frames(*_):
+        for number in range(1, 5):
+            for name, size in (("one", (120, 160)), ("two", (120, 160) if number < 3 else (60, 80))):
+                image = np.full((*size, 3), 50, np.uint8)
+                yield Frame(image, Path(name), number, VideoInfo(25, 0, size, live=True))
+        yield Broken(Path("two"), "two: given up")
+
+    monkeypatch.setattr(detect, "open_source", frames)
+    with pytest.raises(ValueError, match="two"):
+        run("rtsp://x", FakeBackend(boxes=()))
+    for name in ("one.mp4", "two.mp4"):
+        made = list(open_source(str(tmp_path / "runs" / "exp" / name)))
+        assert len(made) == 4 and made[0].image.shape == (120, 160, 3)
+
+
+def test_view_img_shows_frames_and_q_ends(run, tmp_path, monkeypatch):
+    source = film(tmp_path / "clip.mp4")
+    with pytest.raises(ImportError, match="opencv-python"):
+        run(source, view_img=True)  # the tests' OpenCV has no windows
+    shown = []
+    monkeypatch.setattr(detect, "open_window", lambda: lambda path, image: shown.append(image.shape) or len(shown) == 3)
+    run(source, view_img=True, nosave=True)
+    assert shown == [(120, 160, 3)] * 3
+
+
+@pytest.fixture(scope="module")
+def mobilevit(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("w") / "m.pt"
+    save_checkpoint(path, model_state(DetectionModel("yolov5-mobilevit-xxs.yaml", nc=3)))
+    return path
+
+
+def test_visualize_writes_maps_and_attention(mobilevit, tmp_path):
+    source = picture(tmp_path / "a.jpg", (128, 128))
+    cfg = detect.DetectConfig(
+        weights=str(mobilevit), source=str(source), imgsz=128, device="cpu", project=str(tmp_path), visualize=True
+    )
+    out = detect.main(cfg) / "visualize" / "a"
+    made = files(out)
+    model = load_backend(mobilevit, torch.device("cpu")).model
+    blocks = [type(layer).__name__ for layer in model.model[:-1]]
+    assert len([name for name in made if name.endswith("_features.png")]) == len(blocks)
+    assert len([name for name in made if name.endswith("_attention.png")]) == blocks.count("MobileViTBlock") == 3
+    assert all(imread(out / name).size for name in made)
+    with pytest.raises(ValueError, match="--visualize"):
+        detect.main(replace(cfg, augment=True))
+
+
+def test_attention_shown_is_the_attention_computed(mobilevit):
+    """Weights times values give what the block's own attention gives for that token."""
+    torch.manual_seed(1)
+    module = Attention(24, heads=3, head_dim=None, qkv_bias=True)
+    tokens = torch.randn(2, 12, 24)
+    values = module.qkv(tokens).chunk(3, dim=-1)[2].unflatten(-1, (3, 8))
+    for query in (0, 7):
+        weights = attention_of(module, tokens, query)
+        assert torch.allclose(weights.sum(dim=-1), torch.ones(2, 3), atol=1e-5)
+        mixed = torch.einsum("bhn,bnhd->bhd", weights, values).flatten(1)
+        assert torch.allclose(module.out(mixed), module(tokens)[:, query], atol=1e-5)
+    model = load_backend(mobilevit, torch.device("cpu")).model
+    inside = look_inside(model, torch.rand(1, 3, 128, 192), (0.9, 0.1))
+    shapes = {name: tuple(maps.shape) for name, maps in inside.attention.items()}
+    assert list(shapes.values()) == [(2, 8, 12), (4, 4, 6), (3, 2, 3)]
+    assert all(torch.allclose(m.sum(dim=(1, 2)), torch.ones(len(m)), atol=1e-4) for m in inside.attention.values())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
