@@ -35,7 +35,8 @@ def test_every_kind_of_picture_gives_the_same_boxes(model, tmp_path) -> None:
     tensor = torch.from_numpy(image).permute(2, 0, 1)
     pictures = [
         str(path), path, image, image[..., 0], np.dstack([image, image[..., 0]]), Image.fromarray(image),
-        Image.open(path), Image.fromarray(image).convert("L"), tensor, tensor.float() / 255, image.transpose(2, 0, 1), image / 255,
+        Image.open(path), Image.fromarray(image).convert("L"), tensor, tensor.float() / 255,
+        image.transpose(2, 0, 1), image / 255,
     ]  # fmt: skip
     results = model(pictures, size=160)
     assert len(results) == results.n == len(pictures)

@@ -28,7 +28,7 @@ def chart(width: float = 9, height: float = 6) -> tuple[Figure, Axes]:
 
 def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
+    figure.savefig(path, dpi=150)
 
 
 def plot_curves(curves: Curves, folder: Path) -> None:
