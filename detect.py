@@ -20,8 +20,8 @@ from models.backends import TorchBackend
 from models.ensemble import load_model
 from models.visualize import look_inside
 from utils.annotations import voc_xml
-from utils.charts import save_attention, save_features
 from utils.config import flag, run_script
+from utils.curves import save_attention, save_features
 from utils.frames import Broken, Frame
 from utils.images import imwrite
 from utils.plots import draw_boxes

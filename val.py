@@ -6,7 +6,6 @@ import csv
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,22 +22,21 @@ from models.backends import Backend
 from models.ensemble import load_model
 from utils.annotations import CocoLabels
 from utils.boxes import xywhn2xyxy
-from utils.charts import plot_confusion, plot_curves, plot_study
+from utils.charts import plot_batch, plot_boxes
 from utils.config import flag, run_script
+from utils.curves import plot_confusion, plot_curves, plot_study
 from utils.dataloaders import Batch, build_loader
 from utils.dataset import Data, DetectionDataset, list_images, read_data_yaml, scan
-from utils.images import check_imgsz, imwrite, to_input
+from utils.images import check_imgsz, to_input
 from utils.loss import LossParts
-from utils.matching import pairwise_iou
 from utils.metrics import DetectionMetrics, Metrics
 from utils.nms import non_max_suppression
-from utils.plots import draw_batch
 from utils.runs import Run, write_atomic
+from utils.timing import Stopwatch
 from utils.torch_utils import select_device
-from utils.writers import JsonFile, Stems, coco_rows, image_id, label_text, write_labels
+from utils.writers import JsonFile, Stems, coco_rows, hybrid, image_id, label_text, write_labels
 
 LOGGER = logging.getLogger(__name__)
-STAGES = ("pre", "inference", "nms")
 SPLIT_OF_TASK = {"speed": "val", "study": "val"}  # other tasks are the split they measure
 STUDY_SIZES = range(256, 1537, 128)  # pixels
 SHOWN_BATCHES = 3  # of which pictures are drawn
@@ -96,29 +94,6 @@ def rect_or_square(asked: bool | None, grid: int, stride: int) -> bool:
             f"rect is off: this model's grid ({grid}) is coarser than its stride ({stride}); using square images"
         )
     return allowed if asked is None else asked and allowed
-
-
-class Stopwatch:
-    """Seconds spent in each of STAGES; on a GPU it waits for the work to be done."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = self.now()
-        yield
-        self.seconds[name] += self.now() - start
-
-    def per_image(self, images: int) -> dict[str, float]:
-        """Milliseconds an image."""
-        return {name: 1000 * seconds / max(images, 1) for name, seconds in self.seconds.items()}
 
 
 @contextmanager
@@ -199,6 +174,7 @@ def detect_all(
     names = {0: "object"} if single_cls else names
     metrics = DetectionMetrics(names, max_det)
     watch, losses, rows = Stopwatch(device), [], list[int]()
+    dataset: Any = loader.dataset
     autocast = half and device.type == "cuda" and isinstance(model, nn.Module)
     with eval_mode(model):
         for step, batch in enumerate(tqdm(loader, desc=desc, leave=False, disable=None)):
@@ -214,8 +190,8 @@ def detect_all(
                 found = non_max_suppression(
                     decoded, conf_thres, iou_thres, agnostic=single_cls, multi_label=not single_cls, max_det=max_det
                 )
-            add_batch(metrics, batch, found, loader.dataset, single_cls)
-            rows += [loader.dataset.row_of(i) for i in batch.indices]
+            add_batch(metrics, batch, found, dataset, single_cls)
+            rows += [dataset.row_of(i) for i in batch.indices]
             if plots and step < SHOWN_BATCHES:
                 draw_first_batch(batch, found, names, plots / f"val_batch{step}")
     metrics.arrange(np.argsort(rows).tolist())  # as in the data set, not as in rect batches
@@ -226,17 +202,11 @@ def detect_all(
 
 def draw_first_batch(batch: Batch, found: list[Tensor], names: Mapping[int, str], stem: Path) -> None:
     """<stem>_labels.jpg and <stem>_pred.jpg: the images of a batch with their labels and with what was found."""
-    h, w = batch.images.shape[-2:]
-    pixels = batch.images.permute(0, 2, 3, 1).numpy()
-    targets = batch.targets.numpy()
-    labels = []
-    for i in range(len(pixels)):
-        rows = targets[targets[:, 0] == i]
-        labels.append(np.concatenate([xywhn2xyxy(rows[:, 2:], (h, w)), rows[:, 1:2]], axis=1))
+    titles = [Path(path).name for path in batch.paths]
     sure = [boxes[boxes[:, 4] >= SHOWN_SCORE].float().cpu().numpy() for boxes in found]
     stem.parent.mkdir(parents=True, exist_ok=True)
-    for boxes, kind in ((labels, "labels"), (sure, "pred")):
-        imwrite(stem.with_name(f"{stem.name}_{kind}.jpg"), draw_batch(pixels, boxes, names))
+    plot_batch(batch.images, batch.targets, names, stem.with_name(f"{stem.name}_labels.jpg"), titles)
+    plot_boxes(batch.images, sure, names, stem.with_name(f"{stem.name}_pred.jpg"), titles)
 
 
 def write_plots(metrics: DetectionMetrics, folder: Path) -> None:
@@ -383,15 +353,6 @@ def save_detections(cfg: ValConfig, data: Data, metrics: DetectionMetrics, datas
             output.add(coco_rows(int(entry["id"]) if entry else image_id(stem), boxes, categories))
     if output:
         output.close()
-
-
-def hybrid(boxes: np.ndarray, labels: np.ndarray, iou_thres: float) -> np.ndarray:
-    """(k, 6) xyxy, score, class: the labels (m, 5) class, xyxy with score 1, then the boxes (n, 6) that overlap none of
-    their class."""
-    same = boxes[:, None, 5] == labels[None, :, 0]
-    overlap = np.where(same, pairwise_iou(boxes[:, :4], labels[:, 1:]), 0).max(axis=1, initial=0)
-    sure = np.column_stack([labels[:, 1:], np.ones(len(labels)), labels[:, 0]])
-    return np.concatenate([sure, boxes[overlap <= iou_thres]])
 
 
 def report(metrics: Metrics, cfg: ValConfig, nc: int, folder: Path) -> None:

@@ -61,18 +61,22 @@ def save_safetensors(path: Path, checkpoint: Mapping[str, Any]) -> None:
     The averaged weights are written where the checkpoint has them; optimizer state has no place in the format.
     """
     state = {name: t.contiguous() for name, t in (checkpoint.get("ema") or checkpoint["model"]).items()}
-    plain = {k: v for k, v in checkpoint.items() if k not in ("model", "ema", "optimizer")}
+    plain = {k: v for k, v in checkpoint.items() if k not in ("model", "ema", "training")}
     write_bytes(path, safetensors.torch.save(state, {"checkpoint": json.dumps(plain)}))
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write a file so that a reader sees the old one or the new one, whatever happens."""
     partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror}; not saved, an earlier file is still whole", str(path)) from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

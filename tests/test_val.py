@@ -17,6 +17,7 @@ from blobs import BlobBackend, make_set
 import val
 from utils.boxes import xywhn2xyxy
 from utils.images import imread
+from utils.writers import hybrid
 
 
 @pytest.fixture
@@ -99,9 +100,9 @@ def test_hybrid_labels_replace_what_overlaps_them(run, tmp_path) -> None:
     rows = np.loadtxt(folder / "labels" / "000001.txt", ndmin=2)
     assert rows[0] == pytest.approx([0, 0.2, 0.25, 0.2, 0.3, 1])
     boxes = np.array([[0, 0, 10, 10, 0.5, 0], [0, 0, 10, 10, 0.6, 1], [20, 20, 30, 30, 0.7, 0]], float)
-    merged = val.hybrid(boxes, np.array([[0, 0, 0, 10, 11]], float), 0.6)
+    merged = hybrid(boxes, np.array([[0, 0, 0, 10, 11]], float), 0.6)
     assert merged[:, 4].tolist() == [1, 0.6, 0.7]
-    assert val.hybrid(boxes[:0], np.zeros((0, 5)), 0.6).shape == (0, 6)
+    assert hybrid(boxes[:0], np.zeros((0, 5)), 0.6).shape == (0, 6)
 
 
 def test_speed_uses_the_thresholds_of_detection(run, monkeypatch) -> None:

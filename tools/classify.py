@@ -1,6 +1,6 @@
 """What a published MobileViT sees: `python tools/classify.py picture.jpg --weights mobilevit_xxs.pt`.
 
-Pictures are prepared as the weights were tested: CVNets' short side 288, bilinear, BGR; timm's 284 (256 / 0.9), bicubic,
+Pictures are prepared as the weights were tested: CVNets' short side 288, bilinear, BGR; timm's 284, bicubic,
 RGB; both the middle 256 x 256, 0..1, not normalised.
 """
 

@@ -18,11 +18,10 @@ REPO = Path(__file__).resolve().parents[1]
 T = TypeVar("T")
 
 
-def flag(default: Any, help: str, *aliases: str, choices: Sequence[str] | None = None, bare: str | None = None) -> Any:
-    """A dataclass field that is also a command-line flag.
+def flag(default: Any, help: str, *aliases: str, choices: Sequence[str] | None = None, bare: Any = None) -> Any:
+    """A dataclass field that is also a command-line flag; `aliases` are further spellings such as '--img'.
 
-    Args:
-        aliases: further spellings such as '--img'. bare: the value if the flag is given without one.
+    With `bare` the flag's value may be left out on the command line and is `bare` then.
     """
     return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices, "bare": bare})
 

@@ -1,4 +1,4 @@
-"""Charts of metrics and pictures of maps, written as PNG; no window is opened and no global state is kept."""
+"""Pictures of metrics (curves, confusion matrix, study) and of what is inside a model (maps, attention)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import cv2
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from utils.charts import save_figure
 from utils.images import imwrite
 from utils.matching import Curves
 
@@ -22,13 +22,7 @@ MOST_MAPS = 64  # channels of a row that are shown
 
 def chart(width: float = 9, height: float = 6) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
-
-
-def save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
 
 
 def plot_curves(curves: Curves, folder: Path) -> None:
@@ -60,7 +54,7 @@ def draw_lines(
     ax.plot(x, mean, linewidth=3, color="blue", label=whole)
     ax.set(xlabel=axes[0], ylabel=axes[1], xlim=(0, 1), ylim=(0, 1), title=f"{axes[1]}-{axes[0]} curve")
     figure.legend(loc="outside right upper")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -80,7 +74,7 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
             colour = "white" if parts[row, column] > 0.5 else "black"
             text = f"{parts[row, column]:.2f}"
             ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_study(studies: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
@@ -95,7 +89,7 @@ def plot_study(studies: Mapping[str, Sequence[Mapping[str, float]]], path: Path)
     ax.set(xlabel="ms an image (network and NMS)", ylabel="mAP50-95", title="Image size study")
     ax.grid(alpha=0.3)
     ax.legend()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def colourise(values: np.ndarray) -> np.ndarray:

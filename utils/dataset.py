@@ -27,7 +27,9 @@ from utils.annotations import OUTSIDE, ImageLabels, LabelReader, annotation_read
 from utils.augmentations import copy_paste, flip, hsv, mixup, mosaic, random_affine
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.config import Hyp, find, read_yaml
-from utils.images import IMAGE_SUFFIXES, PAD, Letterbox, fit_canvas, imread, letterbox
+from utils.images import IMAGE_SUFFIXES, Letterbox, fit_canvas, imread, paste, place, resize
+from utils.pixels import PixelCache, cache_pixels
+from utils.torch_utils import free_memory
 
 LOGGER = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
@@ -163,17 +165,17 @@ def list_images(sources: Iterable[str | Path]) -> list[Path]:
     """
     images: set[Path] = set()
     places = [Path(source) for source in sources]
-    for place in places:
-        if place.is_dir():
-            images.update(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        elif not place.is_file():
-            raise FileNotFoundError(f"{place}: no such file, expected a folder, a .txt list or an image")
-        elif place.suffix.lower() == ".txt":
-            lines = (line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines())
-            roots = [place.parent, Path.cwd()]
-            images.update(_first_existing(line, roots, str(place), must_exist=False) for line in lines if line)
+    for source in places:
+        if source.is_dir():
+            images.update(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif not source.is_file():
+            raise FileNotFoundError(f"{source}: no such file, expected a folder, a .txt list or an image")
+        elif source.suffix.lower() == ".txt":
+            lines = (line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines())
+            roots = [source.parent, Path.cwd()]
+            images.update(_first_existing(line, roots, str(source), must_exist=False) for line in lines if line)
         else:
-            images.add(place)
+            images.add(source)
     if not images:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(f"{', '.join(str(p) for p in places)}: no images, expected files ending in {suffixes}")
@@ -316,6 +318,14 @@ class Scan:
         labels, areas = self.labels[rows], self.areas[rows]
         h, w = self.sizes[i]
         return Truth(labels, self.crowd[rows], np.where(np.isnan(areas), labels[:, 3] * w * labels[:, 4] * h, areas))
+
+    def subset(self, rows: np.ndarray) -> Scan:
+        """The images `rows` (k,) alone, in that order."""
+        own = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in rows]
+        offsets = np.cumsum([0, *(len(kept) for kept in own)], dtype=np.int64)
+        kept = np.concatenate([np.empty(0, dtype=np.int64), *own])
+        labels, crowd, areas = self.labels[kept], self.crowd[kept], self.areas[kept]
+        return Scan(self.paths[rows], self.sizes[rows], labels, offsets, crowd, areas)
 
 
 SCANNED = tuple(f.name for f in fields(Scan))
@@ -475,7 +485,8 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         hyp: strengths of the augmentations; None does not augment.
         rect: images in order of their aspect ratio, each run of `batch_size` on the smallest canvas that holds it.
         single_cls: every class is 0.
-        cache: keep the images, scaled to `imgsz`, in memory.
+        cache: 'ram' or 'disk' keeps the images, scaled to `imgsz`, at hand.
+        no_mosaic_from: from this epoch on there are no mosaics (and no mixup).
     """
 
     def __init__(
@@ -489,7 +500,8 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         batch_size: int = 16,
         seed: int = 0,
         single_cls: bool = False,
-        cache: bool = False,
+        cache: str = "",
+        no_mosaic_from: int | None = None,
     ) -> None:
         self.scan, self.imgsz, self.grid, self.hyp = scan, imgsz, grid, hyp
         self.rect, self.batch_size, self.seed, self.single_cls = rect, batch_size, seed, single_cls
@@ -501,11 +513,13 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             for start in range(0, len(scan), batch_size):
                 run = slice(start, start + batch_size)
                 self.canvases[run] = fits[run].max(axis=0)
-        self._held: list[tuple[np.ndarray, Letterbox]] = []
+        self.no_mosaic_from = math.inf if no_mosaic_from is None else no_mosaic_from
+        self._held: PixelCache | None = None
         if cache:
-            with ThreadPoolExecutor(THREADS) as pool:
-                work = pool.map(self._read, range(len(self)))
-                self._held = list(tqdm(work, total=len(self), desc="caching images", leave=False, disable=None))
+            sizes = np.array([self._place(i).resized for i in range(len(self))], dtype=np.int32)
+            paths = [self.path_of(i) for i in range(len(self))]
+            stem = label_path(paths[0]).parent
+            self._held = cache_pixels(cache, sizes, self._read, free_memory(torch.device("cpu")), stem, paths)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -539,7 +553,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             image, boxes, placed = self._letterboxed(index)
         else:
             rng = np.random.default_rng((self.seed, epoch, index))
-            image, boxes = self._augmented(index, self.hyp, rng)
+            image, boxes = self._augmented(index, self.hyp, rng, tiles=epoch < self.no_mosaic_from)
             placed = None
         targets = np.zeros((len(boxes), 6), dtype=np.float32)
         targets[:, 1] = boxes[:, 0]
@@ -547,17 +561,25 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return Sample(pixels, torch.from_numpy(targets), self.path_of(index), placed, index)
 
-    def _read(self, i: int) -> tuple[np.ndarray, Letterbox]:
-        """Image `i` (H, W, 3) scaled to fit its canvas, without the border, and its place there."""
-        h, w = (int(side) for side in self.canvases[i])
-        canvas, placed = letterbox(imread(self.path_of(i)), (h, w), enlarge=True)
-        rows = slice(placed.top, placed.top + placed.resized[0])
-        columns = slice(placed.left, placed.left + placed.resized[1])
-        return np.ascontiguousarray(canvas[rows, columns]), placed
+    def _place(self, i: int) -> Letterbox:
+        """Where image `i` lies on its canvas."""
+        h, w, rows, columns = (int(v) for v in (*self.scan.sizes[self.order[i]], *self.canvases[i]))
+        return place((h, w), (rows, columns))
+
+    def _read(self, i: int) -> np.ndarray:
+        """Image `i` (H, W, 3) as its place wants it, from its file.
+
+        Raises:
+            ValueError: the file is no longer the image that was scanned.
+        """
+        image, placed = imread(self.path_of(i)), self._place(i)
+        if image.shape[:2] != placed.image:
+            raise ValueError(f"{self.path_of(i)}: {image.shape[:2]} pixels, but {placed.image} when it was scanned")
+        return resize(image, placed.resized)
 
     def _load(self, i: int) -> tuple[np.ndarray, np.ndarray, Letterbox]:
         """Scaled image, its boxes (n, 5) class + xyxy in its pixels, and its place on its canvas."""
-        image, placed = self._held[i] if self._held else self._read(i)
+        image, placed = self._held[i] if self._held else self._read(i), self._place(i)
         labels = self.labels_of(i).astype(np.float64)
         boxes = np.concatenate([labels[:, :1], xywhn2xyxy(labels[:, 1:], placed.resized)], axis=1)
         return image, boxes, placed
@@ -565,14 +587,14 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
     def _letterboxed(self, i: int) -> tuple[np.ndarray, np.ndarray, Letterbox]:
         """Image `i` on its canvas, its boxes (n, 5) class + xyxy in canvas pixels, and its place."""
         image, boxes, placed = self._load(i)
-        canvas = np.full((*placed.canvas, 3), PAD, dtype=np.uint8)
-        h, w = placed.resized
-        canvas[placed.top : placed.top + h, placed.left : placed.left + w] = image
-        return canvas, boxes + np.array([0, placed.left, placed.top, placed.left, placed.top]), placed
+        shift = np.array([0, placed.left, placed.top, placed.left, placed.top])
+        return paste(image, placed), boxes + shift, placed
 
-    def _augmented(self, i: int, hyp: Hyp, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _augmented(
+        self, i: int, hyp: Hyp, rng: np.random.Generator, tiles: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Image `i` after all augmentations, and its boxes (n, 5) class + xyxy in canvas pixels."""
-        if not self.rect and rng.random() < hyp.mosaic:
+        if tiles and not self.rect and rng.random() < hyp.mosaic:
             image, boxes = self._mosaic(i, hyp, rng)
             if rng.random() < hyp.mixup:
                 image, boxes = mixup(image, boxes, *self._mosaic(int(rng.integers(len(self))), hyp, rng), rng)

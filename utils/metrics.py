@@ -134,8 +134,9 @@ class DetectionMetrics:
 
     def arrange(self, order: Sequence[int]) -> None:
         """Put the images into `order`, places as they are now: COCO ranks equal scores by the order of the images."""
-        for rows in (self.sizes, self.boxes, self.labels, self.crowds, self.areas):
-            rows[:] = [rows[i] for i in order]  # type: ignore[index]
+        columns: tuple[list[Any], ...] = (self.sizes, self.boxes, self.labels, self.crowds, self.areas)
+        for column in columns:
+            column[:] = [column[i] for i in order]
 
     def compute(self) -> Metrics:
         """The metrics of everything so far; zeros without labels or without detections."""
@@ -250,8 +251,8 @@ class DetectionMetrics:
     def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
         """Each (nc,), in the order of names, at the one confidence that `best_confidence` finds; IoU 0.5."""
         classes = self.labelled()
-        totals, scores, hits = ([row[i] for row in classes.values()] for i in range(3))
-        confidence = best_confidence(scores, hits, totals)
+        rows = classes.values()
+        confidence = best_confidence([row[1] for row in rows], [row[2] for row in rows], [row[0] for row in rows])
         precision, recall = np.zeros(len(self.names)), np.zeros(len(self.names))
         for k, (total, score, hit) in classes.items():
             kept = hit[score >= confidence]

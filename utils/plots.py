@@ -1,10 +1,10 @@
-"""Drawing boxes with labels on pictures, and batches of pictures."""
+"""Drawing boxes with labels on pictures."""
 
 from __future__ import annotations
 
 import colorsys
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -148,26 +148,3 @@ def draw_boxes(
         score = f"{row[4]:.2f}" if scored else ""
         draw_label(draw, row[:4], names.get(index, str(index)), score, size, class_colour(index))
     return np.array(picture)
-
-
-def draw_batch(
-    images: np.ndarray, boxes: Sequence[np.ndarray], names: Mapping[int, str], most: int = 16, side: int = 1920
-) -> np.ndarray:
-    """The first `most` images with their boxes in a square of rows, (H, W, 3) uint8 RGB, its long side at most `side`.
-
-    Args:
-        images: (B, h, w, 3) uint8 RGB. boxes: for each image as in draw_boxes.
-    """
-    count = min(len(images), most)
-    columns = int(np.ceil(count**0.5))
-    h, w = images.shape[1:3]
-    scale = min(side / (columns * max(h, w)), 1.0)
-    small = max(int(h * scale), 1), max(int(w * scale), 1)
-    out = np.full((-(-count // columns) * small[0], columns * small[1], 3), 255, np.uint8)
-    for i in range(count):
-        rows = np.array(boxes[i], dtype=np.float64)
-        rows[:, :4] *= np.array([small[1] / w, small[0] / h] * 2)
-        image = images[i] if scale == 1 else cv2.resize(images[i], small[::-1], interpolation=cv2.INTER_AREA)
-        top, left = i // columns * small[0], i % columns * small[1]
-        out[top : top + small[0], left : left + small[1]] = draw_boxes(np.ascontiguousarray(image), rows, names)
-    return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +100,7 @@ class Predictor:
         ValueError: a size that is not positive.
     """
 
-    backend: Callable[[Tensor], Tensor] | Any
+    backend: Any
     device: torch.device
     imgsz: int = 640
     nms: NmsOptions = field(default_factory=NmsOptions)

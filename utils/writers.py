@@ -17,6 +17,7 @@ from tqdm import tqdm
 from utils.boxes import xyxy2xywhn
 from utils.frames import Frame
 from utils.images import imwrite
+from utils.matching import pairwise_iou
 from utils.runs import write_atomic
 
 
@@ -64,6 +65,15 @@ def write_labels(path: Path, text: str) -> None:
         write_atomic(path, text)
     else:
         path.unlink(missing_ok=True)  # of an earlier run, with --exist-ok
+
+
+def hybrid(boxes: np.ndarray, labels: np.ndarray, iou_thres: float) -> np.ndarray:
+    """(k, 6) xyxy, score, class: the labels (m, 5) class, xyxy with score 1, then the boxes (n, 6) that overlap none of
+    their class."""
+    same = boxes[:, None, 5] == labels[None, :, 0]
+    overlap = np.where(same, pairwise_iou(boxes[:, :4], labels[:, 1:]), 0).max(axis=1, initial=0)
+    sure = np.column_stack([labels[:, 1:], np.ones(len(labels)), labels[:, 0]])
+    return np.concatenate([sure, boxes[overlap <= iou_thres]])
 
 
 def coco_rows(image_id: int | str, boxes: np.ndarray, categories: dict[int, int] | None = None) -> list[dict[str, Any]]:
