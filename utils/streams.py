@@ -97,7 +97,7 @@ class Stream(threading.Thread):
                     self.news.notify_all()
                 break
             LOGGER.warning(f"{self.path}: no picture, connecting again in {wait:g} s")
-            self.stopped.wait(wait)
+            self.stopped.wait(min(wait, self.patience - silent) if self.patience else wait)
             wait = min(2 * wait, LONGEST_WAIT)
 
     def read_connection(self) -> bool:
