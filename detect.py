@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,7 +252,7 @@ def main(cfg: DetectConfig) -> Path:
     predictor = build_predictor(cfg)
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
     total, count, boxes, broken = np.zeros(len(STEPS)), 0, 0, list[Path]()
-    with Output(cfg, folder, predictor.backend.names) as output:
+    with closing(frames), Output(cfg, folder, predictor.backend.names) as output:
         for frame in frames:
             if isinstance(frame, Broken):
                 LOGGER.warning(frame.reason)

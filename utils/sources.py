@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import cv2
@@ -19,11 +19,12 @@ from utils.images import IMAGE_SUFFIXES, imread
 from utils.streams import is_camera, is_url, read_screen, read_streams, stream_name
 
 VIDEO_SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+Frames: TypeAlias = Generator[Frame | Broken, None, None]  # closing it stops threads and frees files
 AHEAD = 4  # frames that are decoded while the network works on an earlier one
 COUNT_ERROR = 0.02  # a container may be wrong about its number of frames by this part
 
 
-def open_source(source: str, vid_stride: int = 1, stream_timeout: float = 60) -> Iterator[Frame | Broken]:
+def open_source(source: str, vid_stride: int = 1, stream_timeout: float = 60) -> Frames:
     """Frames of what `source` names; an input that cannot be read gives a `Broken` and the next one follows.
 
     A picture, video, folder, glob pattern, .txt list of files, webcam index, stream URL, .streams list of both,
@@ -121,7 +122,7 @@ def read_list(path: Path) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def read_files(files: Iterable[Path], vid_stride: int) -> Generator[Frame | Broken, None, None]:
+def read_files(files: Iterable[Path], vid_stride: int) -> Frames:
     """Frames of pictures and videos, file after file."""
     for path in files:
         if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
@@ -135,7 +136,7 @@ def read_files(files: Iterable[Path], vid_stride: int) -> Generator[Frame | Brok
             yield frame
 
 
-def read_video(target: str, path: Path, vid_stride: int) -> Generator[Frame | Broken, None, None]:
+def read_video(target: str, path: Path, vid_stride: int) -> Frames:
     """Every `vid_stride`-th frame of a video file or URL; `path` names it.
 
     A `Broken` follows if it cannot be opened, or ends well before the number of frames that it promises.
@@ -160,7 +161,7 @@ def read_video(target: str, path: Path, vid_stride: int) -> Generator[Frame | Br
         capture.release()
 
 
-def ahead(frames: Generator[Any, None, None], depth: int = AHEAD) -> Iterator[Any]:
+def ahead(frames: Generator[Any, None, None], depth: int = AHEAD) -> Generator[Any, None, None]:
     """The items of `frames`, made in a thread up to `depth` of them early; closing the iterator ends the thread."""
     items: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     stopped = threading.Event()

@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -128,7 +128,7 @@ class Stream(threading.Thread):
         return frame
 
 
-def read_streams(sources: Sequence[str], vid_stride: int, patience: float) -> Iterator[Frame | Broken]:
+def read_streams(sources: Sequence[str], vid_stride: int, patience: float) -> Generator[Frame | Broken, None, None]:
     """The newest frames of cameras and streams, in turn, until all are given up; closing the iterator stops them.
 
     Raises:
@@ -143,7 +143,7 @@ def read_streams(sources: Sequence[str], vid_stride: int, patience: float) -> It
     )
 
 
-def _newest_frames(streams: list[Stream], news: threading.Condition) -> Iterator[Frame | Broken]:
+def _newest_frames(streams: list[Stream], news: threading.Condition) -> Generator[Frame | Broken, None, None]:
     waiting = list(streams)
     for stream in streams:
         stream.start()
@@ -181,7 +181,7 @@ def parse_screen(source: str) -> tuple[int, dict[str, int] | None]:
     return monitor, region
 
 
-def read_screen(source: str, vid_stride: int) -> Iterator[Frame]:
+def read_screen(source: str, vid_stride: int) -> Generator[Frame, None, None]:
     """Pictures of the screen, see parse_screen, as fast as they are asked for, without an end.
 
     Raises:
@@ -204,7 +204,7 @@ def read_screen(source: str, vid_stride: int) -> Iterator[Frame]:
     return _screen_frames(camera, region or base, vid_stride)
 
 
-def _screen_frames(camera: Any, region: dict[str, int], vid_stride: int) -> Iterator[Frame]:
+def _screen_frames(camera: Any, region: dict[str, int], vid_stride: int) -> Generator[Frame, None, None]:
     with camera:
         number = 1
         while True:
