@@ -32,7 +32,7 @@ from utils.autoanchor import check_anchors, label_sizes
 from utils.charts import plot_batch, plot_labels, plot_results
 from utils.config import Hyp, find, flag, run_script
 from utils.dataloaders import build_loader
-from utils.dataset import Data, DetectionDataset, Scan, list_images, read_data_yaml, scan
+from utils.dataset import Data, DetectionDataset, Scan, list_images, read_data_yaml, scan_split
 from utils.images import check_imgsz, to_input
 from utils.loss import DetectionLoss, LossParts, loss_gains
 from utils.metrics import Metrics
@@ -337,7 +337,7 @@ def build_loaders(
     rect = cfg.rect and rect_or_square(True, model.grid, stride)
     common = {"imgsz": imgsz, "grid": model.grid, "seed": cfg.seed, "single_cls": cfg.single_cls, "cache": cfg.cache}
     workers = min(cfg.workers, os.cpu_count() or 1)
-    train_scan = scan(list_images(data.split("train")), data.nc)
+    train_scan = scan_split(data, "train")
     if cfg.fraction < 1:
         count = max(round(cfg.fraction * len(train_scan)), 1)
         train_scan = train_scan.subset(np.random.default_rng(cfg.seed).permutation(len(train_scan))[:count])
@@ -353,7 +353,7 @@ def build_loaders(
         **common,
     )
     val_batch = 2 * cfg.batch_size
-    val_scan = scan(list_images(data.split("val")), data.nc)
+    val_scan = scan_split(data, "val")
     val_set = DetectionDataset(val_scan, rect=model.grid == stride, batch_size=val_batch, **common)
     loader = build_loader(
         train_set, cfg.batch_size, workers, shuffle=True, seed=cfg.seed, quad=cfg.quad, rank=dist.rank, world=dist.world
