@@ -476,10 +476,13 @@ def save(job: Job, metrics: Metrics, best: bool) -> None:
     save_checkpoint(job.run.weights / "last.pt", model_state(job.model) | about | whole)
 
 
-def measure(job: Job, model: DetectionModel, criterion: DetectionLoss | None = None) -> Metrics:
-    """Metrics of `model` on the val split."""
+def measure(
+    job: Job, model: DetectionModel, criterion: DetectionLoss | None = None, plots: Path | None = None
+) -> Metrics:
+    """Metrics of `model` on the val split; `plots` is a folder for curves and pictures."""
+    single = job.cfg.single_cls
     return evaluate(
-        model, job.val_loader, job.names, job.dist.device, criterion=criterion, single_cls=job.cfg.single_cls
+        model, job.val_loader, job.names, job.dist.device, criterion=criterion, single_cls=single, plots=plots
     )
 
 
@@ -537,7 +540,8 @@ def epoch_line(epoch: int, epochs: int, losses: LossParts, metrics: Metrics, sec
 def report(job: Job) -> Metrics:
     """Validate the best checkpoint once more, print its table, write metrics.json."""
     best = job.run.weights / "best.pt"
-    metrics = measure(job, build_model(load_checkpoint(best)).to(job.dist.device))
+    plots = None if job.cfg.noplots else job.run.dir
+    metrics = measure(job, build_model(load_checkpoint(best)).to(job.dist.device), plots=plots)
     LOGGER.info(metrics.table())
     write_atomic(job.run.dir / "metrics.json", json.dumps(metrics.as_dict(), indent=2))
     if not job.cfg.noplots:

@@ -58,7 +58,9 @@ def test_train_val_detect_and_the_files_they_leave(data: Path, tmp_path: Path) -
     files = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
     pictures = {"labels.jpg", "train_batch0.jpg", "train_batch1.jpg", "train_batch2.jpg", "results.png", "report.html"}
     written = {"opt.yaml", "hyp.yaml", "results.csv", "metrics.json", "weights/best.pt", "weights/last.pt"}
-    assert files == written | pictures
+    judged = {f"{name}_curve.png" for name in ("PR", "F1", "P", "R")} | {"confusion_matrix.png"}
+    judged |= {f"val_batch0_{kind}.jpg" for kind in ("labels", "pred")}
+    assert files == written | pictures | judged
     rows = list(csv.DictReader((run / "results.csv").open()))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert all(math.isfinite(float(v)) for row in rows for v in row.values())
