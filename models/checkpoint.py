@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,12 +85,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights '{path}' not found")
-    if path.suffix == ".safetensors":
-        checkpoint = load_safetensors(path)
-    elif not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: not a checkpoint (no zip archive; torch before 1.6 wrote another format)")
-    else:
-        checkpoint = load_archive(path)
+    checkpoint = load_safetensors(path) if path.suffix == ".safetensors" else load_archive(path)
     check_content(path, checkpoint)
     return checkpoint
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from models.mobilevit import SIZES, from_published, layout_of
@@ -50,16 +47,9 @@ def read_published(source: str) -> dict[str, Tensor]:
             f"weights '{source}' not found, expected a .pt, .pth or .safetensors file or {TIMM}NAME"
         )
     try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        elif zipfile.is_zipfile(path):
-            content = read(path)
-        else:  # timm writes .pth files in the older format of torch.save
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        return unwrap(content)
-    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: no weights to read, nothing in it was run: {reason}") from error
+        return unwrap(safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read(path))
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path}: no weights to read, nothing in it was run: {error}") from error
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:

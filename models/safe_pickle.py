@@ -24,8 +24,13 @@ import torch
 from torch import Tensor
 
 MAX_PICKLE = 32 * 2**20  # bytes; yolov5x6 with its optimizer needs 2
-MAX_STEPS = 3_000_000  # instructions, some seconds; yolov5x6 with its optimizer needs half a million
+MAX_STEPS = 1_000_000  # instructions, some seconds; yolov5x6 with its average and optimizer needs 300,000
+MAX_BITS = 1024  # of an integer: arithmetic on one of a million digits takes minutes
 MAX_DIMENSIONS = 8
+MAX_FILE = 4 * 2**30  # bytes
+ZIP_MAGIC = b"PK\x03\x04"
+OLD_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that older files begin with
+OLD_PROTOCOL = 1001
 MAX_MEMBERS = 100_000
 
 STORAGES = {
@@ -60,6 +65,15 @@ class Name:
     """A dotted name that the pickle refers to; it is never looked up."""
 
     dotted: str
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A tensor's bytes in the archive."""
+
+    dtype: torch.dtype
+    key: str
+    elements: int
 
 
 @dataclass(slots=True, eq=False)
@@ -102,6 +116,7 @@ class Archive:
         if order != b"little":
             raise ValueError(f"byte order {order[:20]!r}, expected little")
         self.storages: dict[str, bytearray] = {}
+        self.program = self.member("data.pkl")
 
     def member(self, name: str) -> bytes:
         """The bytes of a member, by its name below the archive's root."""
@@ -117,32 +132,87 @@ class Archive:
         return self.storages[key]
 
 
+class OldArchive:
+    """The format of torch.save before 1.6, which timm still writes: five pickles, then the storages.
+
+    Raises:
+        ValueError: not such a file, or one that claims more than it holds.
+    """
+
+    def __init__(self, path: Path):
+        self.data = path.read_bytes()
+        stream = BytesIO(self.data)
+        stream.seek(len(OLD_MAGIC))
+        system = [Machine(stream, None).run() for _ in range(2)]  # protocol, machine
+        if system[0] != OLD_PROTOCOL or not isinstance(system[1], dict) or system[1].get("little_endian") is not True:
+            raise ValueError(f"expected protocol {OLD_PROTOCOL} of a little-endian machine")
+        start = stream.tell()
+        outline = Machine(stream, None)
+        outline.run()
+        self.program = self.data[start : stream.tell()]
+        keys = Machine(stream, None).run()
+        if type(keys) is not list or len(keys) > MAX_MEMBERS or not all(type(key) is str for key in keys):
+            raise ValueError("its list of storages is damaged")
+        self.storages: dict[str, bytearray] = {}
+        for key in keys:
+            count = stream.read(8)
+            size = outline.sizes.get(key, 0)
+            data = bytearray(stream.read(size))
+            if len(count) != 8 or len(data) != size or key in self.storages:
+                raise ValueError("its storages are cut short or repeat")
+            self.storages[key] = data
+
+    def storage(self, key: str) -> bytearray:
+        return self.storages[key]
+
+
+def open_archive(path: Path) -> Archive | OldArchive:
+    """The file in whichever of torch.save's two formats it has.
+
+    Raises:
+        ValueError: neither.
+    """
+    if path.stat().st_size > MAX_FILE:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes, expected at most {MAX_FILE:,}")
+    with path.open("rb") as file:
+        start = file.read(len(OLD_MAGIC))
+    if start.startswith(ZIP_MAGIC):
+        return Archive(path)
+    if start != OLD_MAGIC:
+        raise ValueError("torch.save did not write it (no zip archive, nor the format before torch 1.6)")
+    return OldArchive(path)
+
+
 def read(path: Path) -> Any:
-    """What a torch.save archive holds, with a Record where an object stood; tensors on the CPU, sharing storages.
+    """What torch.save wrote to a file, with a Record where an object stood; tensors on the CPU, sharing storages.
 
     Raises:
         ValueError: anything that a checkpoint does not need; nothing of it was run.
     """
-    archive = Archive(path)
-    return Machine(archive.member("data.pkl"), archive.storage).run()
+    archive = open_archive(path)
+    return Machine(archive.program, archive.storage).run()
 
 
 def read_structure(path: Path) -> Any:
-    """As `read`, but None stands in for every tensor and only the pickle is read.
+    """As `read`, but None stands in for every tensor.
 
     Raises:
         ValueError: as `read`.
     """
-    return Machine(Archive(path).member("data.pkl"), None).run()
+    return Machine(open_archive(path).program, None).run()
 
 
 class Machine:
-    """Runs one pickle. `storage` gives a storage's bytes by key; None leaves tensors out."""
+    """Runs one pickle: bytes, or a stream that is left behind its end.
 
-    def __init__(self, program: bytes, storage: Callable[[str], bytearray] | None):
-        if len(program) > MAX_PICKLE:
+    `storage` gives a storage's bytes by key; None leaves tensors out. `sizes` is the bytes of each storage referred to.
+    """
+
+    def __init__(self, program: bytes | BytesIO, storage: Callable[[str], bytearray] | None):
+        if isinstance(program, bytes) and len(program) > MAX_PICKLE:
             raise ValueError(f"its pickle has {len(program):,} bytes, expected at most {MAX_PICKLE:,}")
         self.program, self.storage = program, storage
+        self.sizes: dict[str, int] = {}
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -162,8 +232,8 @@ class Machine:
                 if step > MAX_STEPS:
                     raise ValueError(f"more than {MAX_STEPS:,} instructions")
                 if opcode.name in LITERALS:
-                    if type(argument) is int and argument.bit_length() > 64:  # arithmetic on it could take minutes
-                        raise ValueError("an integer of more than 64 bits")
+                    if type(argument) is int and argument.bit_length() > MAX_BITS:
+                        raise ValueError(f"an integer of more than {MAX_BITS} bits")
                     self.stack.append(argument)
                 elif opcode.name in STEPS:
                     STEPS[opcode.name](self, argument)
@@ -236,30 +306,34 @@ class Machine:
             raise TypeError
         target.update(zip(items[::2], items[1::2], strict=True))
 
-    def storage_of(self) -> None:
-        """The persistent id ('storage', type, key, device, elements) of a tensor's bytes."""
+    def refer(self) -> None:
+        """What lies outside the pickle: ('storage', type, key, device, elements); a class comes with its source."""
         reference = self.stack.pop()
-        kind, dtype, key, _, elements = reference
-        if kind != "storage" or type(dtype) is not Name or dtype.dotted not in STORAGES:
-            raise ValueError("a reference to something other than a tensor's bytes")
-        if type(key) is not str or type(elements) is not int:
+        if type(reference) is not tuple or len(reference) < 4:
             raise TypeError
-        self.stack.append((STORAGES[dtype.dotted], key, elements))
+        kind, named, *rest = reference
+        if kind == "module" and type(named) is Name:  # only older files have it; the source is left aside
+            self.stack.append(named)
+            return
+        if kind != "storage" or type(named) is not Name or named.dotted not in STORAGES or len(rest) not in (3, 4):
+            raise ValueError("a reference to something other than a tensor's bytes")
+        key, _, elements, *view = rest
+        if type(key) is not str or type(elements) is not int or elements < 0 or view not in ([], [None]):
+            raise TypeError
+        dtype = STORAGES[named.dotted]
+        self.sizes[key] = elements * dtype.itemsize
+        self.stack.append(Storage(dtype, key, elements))
 
     def tensor(self, reference: Any, offset: Any, size: Any, stride: Any) -> Tensor:
         """A view of a storage; never more elements than the storage has."""
         assert self.storage is not None
-        dtype, key, elements = reference
-        if (
-            type(size) is not tuple
-            or type(stride) is not tuple
-            or len(size) != len(stride)
-            or len(size) > MAX_DIMENSIONS
-        ):
+        if type(reference) is not Storage or type(size) is not tuple or type(stride) is not tuple:
             raise TypeError
-        if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
-            raise TypeError
-        data = self.storage(key)
+        if len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
+            raise ValueError(f"a tensor of {len(size)} dimensions and {len(stride)} strides")
+        if any(type(n) is not int or not 0 <= n < 2**62 for n in (offset, *size, *stride)):
+            raise ValueError("a tensor whose size, stride or offset is no number of elements")
+        data, dtype, elements = self.storage(reference.key), reference.dtype, reference.elements
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if elements * dtype.itemsize != len(data) or count > elements or (count and last >= elements):
@@ -322,7 +396,7 @@ STEPS: dict[str, Callable[[Machine, Any], object]] = {
     "LONG_BINGET": Machine.load,
     "GLOBAL": lambda m, name: m.name(*name.split(" ", 1)),
     "STACK_GLOBAL": lambda m, _: m.name(*m.pair()),
-    "BINPERSID": lambda m, _: m.storage_of(),
+    "BINPERSID": lambda m, _: m.refer(),
     "REDUCE": lambda m, _: m.call(),
     "NEWOBJ": lambda m, _: m.call(),
     "BUILD": lambda m, _: m.build(),

@@ -18,7 +18,7 @@ import torch
 import detect
 import train
 import val
-from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint, transfer
+from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint
 from models.yolo import DetectionModel
 from utils.config import REPO, Hyp, run_script
 from utils.dataloaders import build_loader
@@ -140,14 +140,6 @@ def test_checkpoint_round_trip_is_exact_and_safe(tmp_path: Path) -> None:
     (tmp_path / "junk.pt").write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"junk.pt: not a checkpoint"):
         load_checkpoint(tmp_path / "junk.pt")
-
-
-def test_transfer_takes_what_fits() -> None:
-    source, target = DetectionModel("yolov5n.yaml", nc=2), DetectionModel("yolov5n.yaml", nc=5)
-    count, left = transfer(target, source.state_dict())
-    assert left == [f"model.24.m.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")]
-    assert count == len(target.state_dict()) - 6
-    assert torch.equal(source.model[0].conv.weight, target.model[0].conv.weight)
 
 
 def test_schedule_accumulates_to_the_nominal_batch() -> None:
