@@ -161,8 +161,9 @@ def start_model(cfg: TrainConfig, names: dict[int, str]) -> DetectionModel:
         done = transfer(model, build_model(checkpoint).state_dict(), skip=[anchors] if cfg.cfg else [])
         LOGGER.info(done.report(cfg.weights))
     elif cfg.backbone_weights:
-        LOGGER.info(load_backbone(model, cfg.backbone_weights, cfg.partial).report(cfg.backbone_weights))
-    else:
+        done = load_backbone(model, cfg.backbone_weights, cfg.partial)
+        LOGGER.info(done.report(cfg.backbone_weights))
+    if not (cfg.weights or cfg.backbone_weights) or done.share("backbone") < 0.5:
         warn_of_random_start(model, cfg)
     return model
 

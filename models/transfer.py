@@ -31,6 +31,11 @@ class Transfer:
     def copied(self) -> int:
         return sum(count for count, _ in self.parts.values())
 
+    def share(self, part: str) -> float:
+        """How much of a part was copied, 0..1."""
+        copied, count = self.parts[part]
+        return copied / max(count, 1)
+
     def report(self, source: str) -> str:
         """One line of counts, and one that names what was left out."""
         total = sum(count for _, count in self.parts.values())

@@ -428,7 +428,10 @@ def test_files_that_published_weights_come_in(wrapper: str, suffix: str, tmp_pat
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ("yolov5-mobilevit-xs.yaml", r"tensors of the backbone do not match yolov5-mobilevit-xs\.yaml, the first is"),
+        (
+            "yolov5-mobilevit-xs.yaml",
+            r"\(MobileViT-XXS\): \d+ tensors of the backbone do not match yolov5-mobilevit-xs\.yaml, the first is",
+        ),
         ("yolov5-mobilevit.yaml", r"tensors of the backbone do not match yolov5-mobilevit\.yaml.*--partial takes what"),
     ],
 )
@@ -445,6 +448,7 @@ def test_a_backbone_that_does_not_match_is_an_error_unless_partial(
     done = load_backbone(model, str(tmp_path / "w.pt"), partial=True)
     copied, count = done.parts["backbone"]
     assert 0 < copied < count and len(done.left) == count - copied
+    assert any("in the file" in why and "in the model" in why for why in done.left.values())
     assert ("put 'norm_eps: 1.0e-5' into the YAML" in caplog.text) == (cfg == "yolov5-mobilevit.yaml")
 
 
@@ -455,6 +459,9 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
         load_backbone(model, str(tmp_path / "conv.pt"), partial=True)
     with pytest.raises(FileNotFoundError, match=r"'none\.pt' not found, expected a \.pt, \.pth or \.safetensors file"):
         load_backbone(model, "none.pt")
+    torch.save(to_published(MobileViT("xxs").state_dict(), "timm"), tmp_path / "vit.pt")
+    with pytest.raises(ValueError, match=r"yolov5n\.yaml has no MobileViT backbone, expected a yolov5-mobilevit-"):
+        load_backbone(DetectionModel("yolov5n.yaml", nc=2), str(tmp_path / "vit.pt"), partial=True)
     with pytest.raises(ValueError, match=r"timm:resnet50: expected timm: and one of mobilevit_xxs"):
         load_backbone(model, "timm:resnet50")
     with pytest.raises(ValueError, match=r"size 'm', expected one of xxs, xs, s"):
@@ -504,6 +511,10 @@ def test_train_takes_backbone_weights_and_warns_of_random_ones(
     train.start_model(train.TrainConfig(**cfg), names)
     assert "starts from random weights on 1 pictures" in caplog.text
     assert "--cfg yolov5-mobilevit-xxs.yaml --backbone-weights timm:mobilevit_xxs.cvnets_in1k" in caplog.text
+    caplog.clear()
+    write_as_yolov5(tmp_path / "n.pt", DetectionModel("yolov5n.yaml", nc=2))
+    train.start_model(train.TrainConfig(**cfg, weights=str(tmp_path / "n.pt")), names)
+    assert "starts from random weights on 1 pictures" in caplog.text  # next to nothing of it fits the backbone
     caplog.clear()
     train.start_model(train.TrainConfig(cfg="yolov5n.yaml", data=tiny_data), names)
     assert caplog.text == ""
