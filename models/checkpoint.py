@@ -15,7 +15,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from models.safe_pickle import read, read_structure
+from models.safe_pickle import FAULTS
+from models.torch_file import read
 from models.transfer import BUILD_FAULTS, check_fit
 from models.yolo import DetectionModel
 from models.yolov5_pt import holds_yolov5, import_yolov5
@@ -116,15 +117,15 @@ def load_archive(path: Path) -> dict[str, Any]:
         ValueError: neither this project's nor YOLOv5's.
     """
     try:
-        structure = read_structure(path)  # also refuses what would harm the reader below
-        if holds_yolov5(structure):
-            checkpoint = {"version": VERSION} | import_yolov5(read(path))
+        content = read(path)  # also refuses what would harm the reader below
+        if holds_yolov5(content):
+            checkpoint = {"version": VERSION} | import_yolov5(content)
             LOGGER.info(f"{path}: a YOLOv5 checkpoint, read without running it")
             return checkpoint
-        if not isinstance(structure, dict) or not structure.keys() >= {*KEYS}:
+        if not isinstance(content, dict) or not content.keys() >= {*KEYS}:
             raise ValueError(f"expected the keys {', '.join(KEYS)}, or a pickled YOLOv5 model")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (ValueError, RuntimeError, pickle.UnpicklingError) as error:
+    except (ValueError, RuntimeError, pickle.UnpicklingError, *FAULTS) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: not a checkpoint that can be used, nothing in it was run: {reason}") from error
 

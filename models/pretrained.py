@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.common import MobileViTBlock
 from models.mobilevit import SIZES, from_published, layout_of
-from models.safe_pickle import read
+from models.torch_file import read
 from models.transfer import Transfer, part_of, shape_in, transfer
 from models.yolo import DetectionModel
 
