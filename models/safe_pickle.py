@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_PICKLE = 32 * 2**20  # bytes; yolov5x6 with its optimizer needs 2
-MAX_STEPS = 1_000_000  # instructions, some seconds; yolov5x6 with its average and optimizer needs 300,000
+MAX_PICKLE = 32 * 2**20  # bytes; that of yolov5x has 0.2 MB
+MAX_STEPS = 1_000_000  # instructions, some seconds; a model of yolov5x has 84,000, a checkpoint may hold it twice
 MAX_BITS = 1024  # of an integer: arithmetic on one of a million digits takes minutes
 MAX_DIMENSIONS = 8
 

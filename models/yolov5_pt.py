@@ -21,7 +21,7 @@ from models.yolo import ACTIVATIONS, NORM_EPS, parse_model
 
 MODELS = ("models.yolo.Model", "models.yolo.DetectionModel")
 CFG_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "ch", "activation", "backbone", "head")
-MAX_MODULES = 20_000  # yolov5x6 has 900
+MAX_MODULES = 20_000  # yolov5x has 567
 MAX_VALUES = 100_000  # numbers and strings of a model's mapping
 MAX_DEPTH = 30
 SETTINGS = {  # what decides the arithmetic of a module without being in its tensors
