@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     values = json.loads(path.read_text(encoding="utf-8"))
     per_class = values.get("per_class", {}) if isinstance(values, dict) else None
-    if not isinstance(per_class, dict) or not all(SCORES <= set(row) for row in (values, *per_class.values())):
+    if not isinstance(per_class, dict) or not all(set(row) >= SCORES for row in (values, *per_class.values())):
         raise ValueError(f"expected {', '.join(sorted(SCORES))} of all classes and of each")
     return values
 
