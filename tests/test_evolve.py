@@ -19,7 +19,7 @@ from utils.config import REPO, Hyp
 from utils.evolve import NumberedTPE, Range, Report, TrainTrial, read_space, search
 from utils.images import imread
 
-EPOCHS = 8
+EPOCHS = 5
 SPACE = {"lr0": Range(1e-4, 1e-1, log=True), "scale": Range(0.0, 0.9), "nominal_batch": Range(choices=(16, 32, 64))}
 BASE = Hyp(lr0=0.03, scale=0.7)
 
