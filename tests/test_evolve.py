@@ -15,6 +15,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from utils import evolve
 from utils.config import REPO, Hyp
 from utils.evolve import NumberedTPE, Range, Report, TrainTrial, read_space, search
 from utils.images import imread
@@ -59,6 +60,15 @@ def without_time(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
 
 
+@pytest.fixture
+def without_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out evolve.png, which takes longer than a toy search."""
+    monkeypatch.setattr(evolve, "save_figure", lambda figure, path: None)
+
+
+plain = pytest.mark.usefixtures("without_picture")
+
+
 def test_search_finds_better_hyps_than_it_began_with(tmp_path: Path) -> None:
     folder = make(tmp_path)
     best = run(folder, 16)
@@ -79,13 +89,15 @@ def test_search_finds_better_hyps_than_it_began_with(tmp_path: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {"evolve.db", "evolve.csv", "evolve.png", "hyp_evolved.yaml"}
 
 
+@plain
 def test_a_search_in_two_parts_equals_one_in_one(tmp_path: Path) -> None:
     whole, parts = (make(tmp_path, name) for name in ("whole", "parts"))
     run(whole, 7)
     run(parts, 3)
-    assert run(parts, 7) == Hyp.from_yaml(whole / "hyp_evolved.yaml")
+    best = run(parts, 7)
+    assert best == Hyp.from_yaml(whole / "hyp_evolved.yaml")
     assert without_time(parts) == without_time(whole)
-    assert run(parts, 7) == run(parts, 5)  # done: nothing is trained any more
+    assert run(parts, 5) == best  # done: nothing is trained any more
     assert len(rows(parts)) == 7
 
 
@@ -98,6 +110,7 @@ def test_the_seed_and_the_number_of_a_trial_decide_what_it_tries() -> None:
     assert len({*tried(0), *tried(1)}) == 6
 
 
+@plain
 def test_ctrl_c_in_a_trial_loses_that_trial_alone(tmp_path: Path) -> None:
     folder = make(tmp_path)
     calls = 0
@@ -132,6 +145,7 @@ def killed_at_the_third(folder: Path) -> None:
     run(folder, 6, objective)
 
 
+@plain
 @needs_fork
 def test_a_killed_search_goes_on(tmp_path: Path) -> None:
     folder = make(tmp_path)
@@ -149,6 +163,7 @@ def work(folder: Path, place: str) -> None:
     run(folder, 5, storage=place)
 
 
+@plain
 @needs_fork
 def test_workers_share_a_study_and_never_try_the_same(tmp_path: Path) -> None:
     folder = make(tmp_path)
@@ -188,6 +203,7 @@ def test_a_loss_that_is_not_finite_counts_as_bad(tmp_path: Path) -> None:
         run(make(tmp_path, "hopeless"), 2, hopeless)
 
 
+@plain
 def test_an_error_in_a_trial_ends_the_search_as_it_is(tmp_path: Path) -> None:
     def broken(hyp: Hyp, report: Report) -> float:
         raise ValueError("label error")
@@ -196,6 +212,7 @@ def test_an_error_in_a_trial_ends_the_search_as_it_is(tmp_path: Path) -> None:
         run(make(tmp_path), 2, broken)
 
 
+@plain
 def test_a_study_does_not_mix_settings(tmp_path: Path) -> None:
     folder = make(tmp_path)
     run(folder, 1, setting={"imgsz": 160, "data": "a.yaml"})
@@ -218,6 +235,7 @@ def test_a_bad_storage_is_one_line(url: str, error: type[Exception], message: st
     assert "\n" not in str(raised.value)
 
 
+@plain
 def test_a_start_outside_of_the_space_is_moved_to_its_edge(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make(tmp_path)
     search(toy, Hyp(lr0=0.5, nominal_batch=60), SPACE, 1, folder, epochs=EPOCHS)
