@@ -116,9 +116,8 @@ def test_anchors_that_cannot_be_bettered_stay() -> None:
 
 def test_label_sizes_are_pixels_of_the_scaled_pictures() -> None:
     labels = np.array([[0, 0.5, 0.5, 0.5, 0.25], [1, 0.5, 0.5, 1, 1], [0, 0.5, 0.5, 0.1, 0.2]], np.float32)
-    found = Scan(
-        np.array(["a", "b", "c"]), np.array([[100, 200], [50, 50], [400, 100]]), labels, np.array([0, 2, 2, 3])
-    )
+    sizes, areas = np.array([[100, 200], [50, 50], [400, 100]]), np.full(3, np.nan)
+    found = Scan(np.array(["a", "b", "c"]), sizes, labels, np.array([0, 2, 2, 3]), np.zeros(3, bool), areas)
     np.testing.assert_allclose(label_sizes(found, 64), [[32, 8], [64, 32], [1.6, 12.8]], rtol=1e-6)
 
 

@@ -145,11 +145,33 @@ def _density(axes: Axes, x: np.ndarray, y: np.ndarray, title: str, axis_names: t
 def plot_batch(
     images: Tensor, targets: Tensor, names: Mapping[int, str], path: Path, titles: Sequence[str] = (), side: int = 1920
 ) -> None:
-    """Write the first 16 pictures of a batch with their boxes, in a grid of at most about `side` pixels.
+    """Write the first pictures of a batch with their labels, see plot_boxes.
 
     Args:
         images: (B, 3, H, W) uint8 RGB. targets: (M, 6) image, class, cx, cy, w, h in 0..1; M may be 0.
-        names: class index -> name. titles: a line for each picture, such as its file; may be left out.
+    """
+    rows, size = targets.cpu().double().numpy(), (images.shape[-2], images.shape[-1])
+    boxes = []
+    for i in range(len(images)):
+        mine = rows[rows[:, 0] == i]
+        boxes.append(np.concatenate([xywhn2xyxy(mine[:, 2:6], size), mine[:, 1:2]], axis=1))
+    plot_boxes(images, boxes, names, path, titles, side)
+
+
+def plot_boxes(
+    images: Tensor,
+    boxes: Sequence[np.ndarray],
+    names: Mapping[int, str],
+    path: Path,
+    titles: Sequence[str] = (),
+    side: int = 1920,
+) -> None:
+    """Write the first 16 pictures of a batch with boxes on them, in a grid of at most about `side` pixels.
+
+    Args:
+        images: (B, 3, H, W) uint8 RGB. boxes: for each of them (n, 6) xyxy in its pixels, score, class, or (n, 5)
+            without the score. names: class index -> name.
+        titles: a line for each picture, such as its file; may be left out.
     """
     count = min(len(images), 16)
     columns = math.ceil(count**0.5)
@@ -157,13 +179,12 @@ def plot_batch(
     scale = min(side / (columns * max(h, w)), max(TILE / max(h, w), 1.0))
     high, wide = max(round(h * scale), 1), max(round(w * scale), 1)
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    rows = targets.cpu().double().numpy()
     sheet = np.full((math.ceil(count / columns) * (high + GAP), columns * (wide + GAP), 3), 255, np.uint8)
     for i in range(count):
         picture = cv2.resize(images[i].cpu().numpy().transpose(1, 2, 0), (wide, high), interpolation=interpolation)
-        mine = rows[rows[:, 0] == i]
-        boxes = np.concatenate([xywhn2xyxy(mine[:, 2:6], (high, wide)), mine[:, 1:2]], axis=1)
-        picture = draw_boxes(picture, boxes, names)
+        own = np.array(boxes[i], dtype=np.float64)
+        own[:, :4] *= [wide / w, high / h, wide / w, high / h]
+        picture = draw_boxes(picture, own, names)
         top, left = i // columns * (high + GAP), i % columns * (wide + GAP)
         sheet[top : top + high, left : left + wide] = _titled(picture, titles[i]) if i < len(titles) else picture
     ok, data = cv2.imencode(path.suffix, cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
