@@ -339,7 +339,8 @@ class Concat(nn.Module):
 
     def forward(self, x: list[Tensor]) -> Tensor:
         """Raises ValueError where the maps differ in size."""
-        if self.d == 1 and len({tuple(level.shape[-2:]) for level in x}) > 1:
+        checks = self.d == 1 and not torch.jit.is_tracing()  # sizes are tensors, each unlike the other, when traced
+        if checks and len({tuple(level.shape[-2:]) for level in x}) > 1:
             sizes = ", ".join("x".join(str(side) for side in level.shape[-2:]) for level in x)
             raise ValueError(f"Concat: maps of {sizes}, expected one height and width; look at the strides of its rows")
         return torch.cat(x, self.d)
