@@ -41,6 +41,7 @@ from utils.pixels import KINDS
 from utils.report import write_report
 from utils.runs import EarlyStopping, Run, newest_checkpoint, write_atomic
 from utils.state import TrainState
+from utils.tensorboard import TensorBoard
 from utils.torch_utils import (
     AMP,
     Dist,
@@ -61,7 +62,7 @@ BATCHES = 256  # the largest batch that --batch-size -1 chooses
 FEW_IMAGES = 5_000  # a MobileViT that starts from random weights on fewer gets a warning
 UNMEASURED = Metrics(0, 0, math.nan, math.nan, math.nan, math.nan, [])  # an epoch without validation
 Saved = dict[str, Any]  # what load_checkpoint returns
-Report = Callable[[int, float], None]  # told (epoch, fitness); may raise to end the run
+Tell = Callable[[int, float], bool]  # (epoch, fitness) -> whether the trial is hopeless
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ class TrainConfig:
     noautoanchor: bool = flag(False, "keep the model's anchors however they fit the data")
     noplots: bool = flag(False, "no pictures and no report page")
     cache: str = flag("", "keep decoded pictures: ram, or disk (a file beside the labels)", bare="ram", choices=KINDS)
+    evolve: int = flag(0, "search better hyperparameters in so many trainings; 300 without a number", bare=300)
+    evolve_space: str = flag("space.yaml", "what --evolve searches, a YAML")
+    evolve_storage: str = flag("", "database URL of the search, for several workers; empty: a file in the run folder")
     image_weights: bool = flag(False, "draw pictures more often whose classes do badly")
     fraction: float = flag(1.0, "share of the training pictures to use, 0..1")
     close_mosaic: int = flag(0, "last epochs without mosaic")
@@ -124,6 +128,8 @@ def main(cfg: TrainConfig) -> Metrics:
     try:
         if cfg.resume:
             return resume(cfg, dist)
+        if cfg.evolve:
+            return evolve(cfg, Hyp.from_yaml(find(cfg.hyp, "data/hyps")), dist)
         return train(cfg, Hyp.from_yaml(find(cfg.hyp, "data/hyps")), dist)
     except (MemoryError, RuntimeError) as error:
         raise explained(error, cfg) or error from error
@@ -186,9 +192,34 @@ class Job:
     frozen: list[nn.Module]
     criterion: DetectionLoss
     state: TrainState
+    board: TensorBoard | None
 
 
-def train(cfg: TrainConfig, hyp: Hyp, dist: Dist, saved: Saved | None = None, tell: Report | None = None) -> Metrics:
+def evolve(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> Metrics:
+    """Search hyperparameters in many short trainings; the same command with --exist-ok goes on or shares the work."""
+    from utils.evolve import read_space, search  # here, for it needs optuna
+
+    if dist.world > 1:
+        raise ValueError("--evolve under torchrun: expected single processes that share a folder or --evolve-storage")
+    folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
+    keys = ("data", "cfg", "weights", "imgsz", "last", "batch_size", "optimizer", "fraction")
+    setting = {key: getattr(cfg, key) for key in keys}
+
+    def trial(hyp: Hyp, tell: Tell) -> float:
+        place = {"project": str(folder / "trials"), "name": "trial", "exist_ok": False, "noplots": True}
+        job = set_up(replace(cfg, **place), hyp, dist, None)
+        while not job.state.finished:
+            metrics = end_epoch(job, *train_one_epoch(job, job.state.epoch), keep=False)
+            if tell(job.state.epoch - 1, metrics.fitness):
+                break
+        return job.state.stopper.best
+
+    space, storage = read_space(find(cfg.evolve_space, "data/hyps")), cfg.evolve_storage
+    search(trial, hyp, space, cfg.evolve, folder, epochs=cfg.last, storage=storage, seed=cfg.seed, setting=setting)
+    return UNMEASURED
+
+
+def train(cfg: TrainConfig, hyp: Hyp, dist: Dist, saved: Saved | None = None) -> Metrics:
     """Train, from the start or from where `saved` stands; return the best checkpoint's metrics."""
     job = set_up(cfg, hyp, dist, saved)
     state = job.state
@@ -196,9 +227,7 @@ def train(cfg: TrainConfig, hyp: Hyp, dist: Dist, saved: Saved | None = None, te
         while not state.finished:
             losses, seconds = train_one_epoch(job, state.epoch)
             if dist.rank == 0:
-                metrics = end_epoch(job, losses, seconds)
-                if tell is not None:
-                    tell(state.epoch - 1, metrics.fitness)
+                end_epoch(job, losses, seconds)
             state.epoch, state.finished, state.class_maps = dist.agree((state.epoch, state.finished, state.class_maps))
     except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, FloatingPointError):
         say_how_to_resume(job)
@@ -245,7 +274,13 @@ def set_up(cfg: TrainConfig, hyp: Hyp, dist: Dist, saved: Saved | None) -> Job:
         state.finished = state.epoch >= cfg.last
     parallel = dist.wrap(model, cfg.sync_bn)
     LOGGER.info(f"training for {cfg.last} epochs at {imgsz} px on {dist.device}; results go to {run.dir}")
-    return Job(cfg, hyp, dist, run, names, train_scan, loader, val_loader, model, parallel, frozen, criterion, state)
+    board = None
+    if dist.rank == 0 and not cfg.noplots:
+        board = TensorBoard(run.dir, start=state.epoch)
+        board.graph(model, imgsz)
+    return Job(
+        cfg, hyp, dist, run, names, train_scan, loader, val_loader, model, parallel, frozen, criterion, state, board
+    )
 
 
 def start_model(cfg: TrainConfig, names: dict[int, str]) -> DetectionModel:
@@ -434,8 +469,8 @@ def image_weights(job: Job) -> np.ndarray:
     return np.bincount(images, weights=odds[labels], minlength=len(job.scan)) + 1e-12  # background is not ruled out
 
 
-def end_epoch(job: Job, losses: LossParts, seconds: float) -> Metrics:
-    """Validate, log and save after an epoch, and decide whether it was the last; rank 0 only."""
+def end_epoch(job: Job, losses: LossParts, seconds: float, keep: bool = True) -> Metrics:
+    """Validate, log and (if `keep`) save after an epoch, and decide whether it was the last; rank 0 only."""
     cfg, state, epoch = job.cfg, job.state, job.state.epoch
     state.seconds += seconds
     out_of_time = bool(cfg.time) and state.seconds >= 3600 * cfg.time
@@ -444,7 +479,10 @@ def end_epoch(job: Job, losses: LossParts, seconds: float) -> Metrics:
     if state.finished or not cfg.noval:
         metrics = measure(job, job.state.ema.module, job.criterion.alone())
         state.class_maps = [c.map50_95 for c in metrics.per_class]
-    job.run.log(result_row(epoch, losses, metrics, state.schedule, seconds))
+    row = result_row(epoch, losses, metrics, state.schedule, seconds)
+    job.run.log(row)
+    if job.board is not None:
+        job.board.scalars(row)
     LOGGER.info(epoch_line(epoch, cfg.last, losses, metrics, seconds))
     best = state.stopper.improved(metrics.fitness, epoch) or state.stopper.best == -math.inf
     if state.stopper.should_stop(epoch):
@@ -453,8 +491,8 @@ def end_epoch(job: Job, losses: LossParts, seconds: float) -> Metrics:
             f"stopped: no better fitness for {cfg.patience} epochs, best was epoch {state.stopper.best_epoch + 1}"
         )
     state.epoch = epoch + 1
-    if state.finished or not cfg.nosave:
-        save(job, metrics, best)
+    if keep and (state.finished or not cfg.nosave):
+        save(job, metrics, best or not (job.run.weights / "best.pt").exists())
     return metrics
 
 
@@ -546,6 +584,9 @@ def report(job: Job) -> Metrics:
     write_atomic(job.run.dir / "metrics.json", json.dumps(metrics.as_dict(), indent=2))
     if not job.cfg.noplots:
         plot_results(job.run.dir / "results.csv", job.run.dir / "results.png")
+        if job.board is not None:
+            job.board.pictures(sorted(job.run.dir.glob("*batch*.jpg")))
+            job.board.close()
         LOGGER.info(f"report: {write_report(job.run.dir)}")
     LOGGER.info(f"best weights: {best}")
     return metrics

@@ -18,7 +18,7 @@ import torch
 import train
 from models.checkpoint import build_model, load_checkpoint
 from tools.kill_and_resume import differences
-from utils.config import REPO, run_script
+from utils.config import REPO, Hyp, run_script
 from utils.torch_utils import Dist, random_states, restore_random_states
 
 
@@ -194,6 +194,7 @@ def test_frozen_layers_stay_as_they_were(data: Path, tmp_path: Path) -> None:
 
 def test_nosave_save_period_noval_and_time(data: Path, tmp_path: Path) -> None:
     train.main(config(data, tmp_path, name="a", nosave=True, noval=True, epochs=2))
+    assert {p.name for p in (tmp_path / "a/weights").iterdir()} == {"best.pt", "last.pt"}
     rows = (tmp_path / "a/results.csv").read_text().splitlines()
     assert rows[1].split(",")[6] == "nan" and rows[2].split(",")[6] != "nan"
     train.main(config(data, tmp_path, name="b", save_period=2, epochs=2))
@@ -207,6 +208,17 @@ def test_switches_train(changes: dict[str, Any], data: Path, tmp_path: Path, who
     train.main(config(data, tmp_path, name="run", **changes))
     if "cache" in changes:
         assert differences(tmp_path / "run", whole()) == []
+
+
+def test_evolve_searches_and_goes_on(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    base = {"epochs": 1, "cfg": "yolov5n.yaml", "name": "search", "exist_ok": True}
+    for trials in (1, 2):
+        train.main(config(data, tmp_path, evolve=trials, **base))
+    assert len((tmp_path / "search/evolve.csv").read_text().splitlines()) == 3
+    Hyp.from_yaml(tmp_path / "search/hyp_evolved.yaml")
+    with pytest.raises(ValueError, match="search"):
+        train.main(config(data, tmp_path, evolve=3, **(base | {"imgsz": 128})))
 
 
 def test_batch_size_is_chosen_from_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
