@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint
-from models.common import MobileViTBlock
+from models.common import Attention, MobileViTBlock
 from models.pretrained import load_backbone
 from models.transfer import transfer
 from models.yolo import DetectionModel
@@ -38,6 +38,7 @@ from utils.loss import DetectionLoss, LossParts, loss_gains
 from utils.metrics import Metrics
 from utils.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer
 from utils.pixels import KINDS
+from utils.recipe import Facts, choose_recipe
 from utils.report import write_report
 from utils.runs import EarlyStopping, Run, newest_checkpoint, write_atomic
 from utils.state import TrainState
@@ -76,7 +77,7 @@ class TrainConfig:
     )
     partial: bool = flag(False, "with --backbone-weights: take what fits")
     data: str = flag("data/shapes.yaml", "data set YAML")
-    hyp: str = flag("hyp.scratch-low.yaml", "hyperparameter YAML")
+    hyp: str = flag("", "hyperparameter YAML, such as hyp.scratch-low.yaml; empty: fitted to the data (docs/recipe.md)")
     epochs: int | None = flag(None, "passes over the training pictures; 100 if not given")
     time: float = flag(0.0, "hours after which to end, with the schedule fitted to them; 0: no limit")
     batch_size: int = flag(16, "pictures a batch, over all processes; -1: as many as memory allows", "--batch")
@@ -93,11 +94,11 @@ class TrainConfig:
     evolve_storage: str = flag("", "database URL of the search, for several workers; empty: a file in the run folder")
     image_weights: bool = flag(False, "draw pictures more often whose classes do badly")
     fraction: float = flag(1.0, "share of the training pictures to use, 0..1")
-    close_mosaic: int = flag(0, "last epochs without mosaic")
+    close_mosaic: int = flag(-1, "last epochs without mosaic; -1: fitted to the run, or with --hyp 0")
     multi_scale: bool = flag(False, "vary the size of each batch by +/- 50 %%, in steps of the grid")
     quad: bool = flag(False, "make every four pictures one of twice the side")
     single_cls: bool = flag(False, "treat all classes as one")
-    optimizer: str = flag("SGD", "optimizer", choices=OPTIMIZERS)
+    optimizer: str = flag("", "optimizer; empty: fitted to the data, or with --hyp SGD", choices=("", *OPTIMIZERS))
     cos_lr: bool = flag(False, "cosine schedule instead of linear")
     label_smoothing: float = flag(0.0, "label smoothing, 0..1")
     clip_grad: float = flag(10.0, "largest norm of the gradient; 0: not clipped")
@@ -128,9 +129,10 @@ def main(cfg: TrainConfig) -> Metrics:
     try:
         if cfg.resume:
             return resume(cfg, dist)
+        hyp = Hyp.from_yaml(find(cfg.hyp, "data/hyps")) if cfg.hyp else None
         if cfg.evolve:
-            return evolve(cfg, Hyp.from_yaml(find(cfg.hyp, "data/hyps")), dist)
-        return train(cfg, Hyp.from_yaml(find(cfg.hyp, "data/hyps")), dist)
+            return evolve(cfg, hyp or Hyp(), dist)
+        return train(cfg, hyp, dist)
     except (MemoryError, RuntimeError) as error:
         raise explained(error, cfg) or error from error
     finally:
@@ -139,7 +141,14 @@ def main(cfg: TrainConfig) -> Metrics:
 
 def check_config(cfg: TrainConfig) -> None:
     """Raise ValueError for a number out of range."""
-    for name, low in (("last", 1), ("workers", 0), ("patience", 0), ("time", 0), ("close_mosaic", 0), ("clip_grad", 0)):
+    for name, low in (
+        ("last", 1),
+        ("workers", 0),
+        ("patience", 0),
+        ("time", 0),
+        ("close_mosaic", -1),
+        ("clip_grad", 0),
+    ):
         if getattr(cfg, name) < low:
             flag_name = {"last": "epochs"}.get(name, name.replace("_", "-"))
             raise ValueError(f"--{flag_name} {getattr(cfg, name)}: expected at least {low}")
@@ -219,7 +228,7 @@ def evolve(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> Metrics:
     return UNMEASURED
 
 
-def train(cfg: TrainConfig, hyp: Hyp, dist: Dist, saved: Saved | None = None) -> Metrics:
+def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None = None) -> Metrics:
     """Train, from the start or from where `saved` stands; return the best checkpoint's metrics."""
     job = set_up(cfg, hyp, dist, saved)
     state = job.state
@@ -235,8 +244,8 @@ def train(cfg: TrainConfig, hyp: Hyp, dist: Dist, saved: Saved | None = None) ->
     return report(job) if dist.rank == 0 else UNMEASURED
 
 
-def set_up(cfg: TrainConfig, hyp: Hyp, dist: Dist, saved: Saved | None) -> Job:
-    """Everything that is needed before the first batch."""
+def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None) -> Job:
+    """Everything that is needed before the first batch; without `hyp` a recipe is fitted to the data."""
     seed_everything(cfg.seed)
     data = read_data_yaml(find(cfg.data, "data"))
     names = {0: "item"} if cfg.single_cls else data.names
@@ -245,7 +254,9 @@ def set_up(cfg: TrainConfig, hyp: Hyp, dist: Dist, saved: Saved | None) -> Job:
     scaler = grad_scaler(cfg, dist.device)
     if cfg.batch_size == -1:
         cfg = replace(cfg, batch_size=dist.agree(choose_batch(model, imgsz, dist)))
-    train_scan, loader, val_loader = build_loaders(cfg, hyp, data, model, imgsz, dist)
+    train_scan = training_pictures(cfg, data)
+    cfg, hyp = fit_recipe(cfg, hyp, train_scan, model)
+    loader, val_loader = build_loaders(cfg, hyp, data, train_scan, model, imgsz, dist)
 
     if saved is None and not cfg.noautoanchor:
         wh = label_sizes(train_scan, imgsz)
@@ -364,21 +375,43 @@ def warn_of_random_start(model: DetectionModel, cfg: TrainConfig) -> None:
     )
 
 
+def fit_recipe(cfg: TrainConfig, hyp: Hyp | None, pictures: Scan, model: DetectionModel) -> tuple[TrainConfig, Hyp]:
+    """Fill in what is left to the rule; a hyp file, or an optimizer unlike the rule's, means YOLOv5's defaults."""
+    if hyp is None:
+        attention = any(isinstance(module, Attention) for module in model.modules())
+        facts = Facts(len(pictures), len(pictures.labels), cfg.last, cfg.batch_size, bool(cfg.weights), attention)
+        recipe = choose_recipe(facts)
+        if cfg.optimizer in ("", recipe.optimizer):
+            LOGGER.info(f"recipe: {recipe.why}")
+            close = recipe.close_mosaic if cfg.close_mosaic < 0 else cfg.close_mosaic
+            return replace(cfg, optimizer=recipe.optimizer, close_mosaic=close), recipe.hyp
+    return replace(cfg, optimizer=cfg.optimizer or "SGD", close_mosaic=max(cfg.close_mosaic, 0)), hyp or Hyp()
+
+
+def training_pictures(cfg: TrainConfig, data: Data) -> Scan:
+    """The train split, or --fraction of it.
+
+    Raises:
+        ValueError: it has no labels at all.
+    """
+    pictures = scan_split(data, "train")
+    if cfg.fraction < 1:
+        count = max(round(cfg.fraction * len(pictures)), 1)
+        pictures = pictures.subset(np.random.default_rng(cfg.seed).permutation(len(pictures))[:count])
+        LOGGER.info(f"--fraction {cfg.fraction}: {count} training images")
+    if not len(pictures.labels):
+        raise ValueError(f"{data.yaml}: the train split has no labels at all, nothing can be learned from it")
+    return pictures
+
+
 def build_loaders(
-    cfg: TrainConfig, hyp: Hyp, data: Data, model: DetectionModel, imgsz: int, dist: Dist
-) -> tuple[Scan, DataLoader, DataLoader]:
-    """The train split and its loader (augmented), and the val split's (square batches where the model needs them)."""
+    cfg: TrainConfig, hyp: Hyp, data: Data, train_scan: Scan, model: DetectionModel, imgsz: int, dist: Dist
+) -> tuple[DataLoader, DataLoader]:
+    """Loaders of the train split (augmented) and the val split (square batches where the model needs them)."""
     stride = int(model.stride.max())
     rect = cfg.rect and rect_or_square(True, model.grid, stride)
     common = {"imgsz": imgsz, "grid": model.grid, "seed": cfg.seed, "single_cls": cfg.single_cls, "cache": cfg.cache}
     workers = min(cfg.workers, os.cpu_count() or 1)
-    train_scan = scan_split(data, "train")
-    if cfg.fraction < 1:
-        count = max(round(cfg.fraction * len(train_scan)), 1)
-        train_scan = train_scan.subset(np.random.default_rng(cfg.seed).permutation(len(train_scan))[:count])
-        LOGGER.info(f"--fraction {cfg.fraction}: {count} training images")
-    if not len(train_scan.labels):
-        raise ValueError(f"{data.yaml}: the train split has no labels at all, nothing can be learned from it")
     train_set = DetectionDataset(
         train_scan,
         hyp=hyp,
@@ -393,7 +426,7 @@ def build_loaders(
     loader = build_loader(
         train_set, cfg.batch_size, workers, shuffle=True, seed=cfg.seed, quad=cfg.quad, rank=dist.rank, world=dist.world
     )
-    return train_scan, loader, build_loader(val_set, val_batch, workers)
+    return loader, build_loader(val_set, val_batch, workers)
 
 
 def train_one_epoch(job: Job, epoch: int) -> tuple[LossParts, float]:
