@@ -21,7 +21,10 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint, transfer
+from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint
+from models.common import MobileViTBlock
+from models.pretrained import load_backbone
+from models.transfer import transfer
 from models.yolo import DetectionModel
 from utils.config import Hyp, find, flag, run_script
 from utils.dataloaders import build_loader
@@ -36,6 +39,7 @@ from val import evaluate, rect_or_square
 
 LOGGER = logging.getLogger(__name__)
 MAX_GRAD_NORM = 10.0
+FEW_IMAGES = 5_000  # a MobileViT that starts from random weights on fewer gets a warning
 UNMEASURED = Metrics(0, 0, math.nan, math.nan, math.nan, math.nan, [])  # an epoch without validation
 
 
@@ -44,7 +48,11 @@ class TrainConfig:
     """Train a detector on a YOLO-format data set."""
 
     cfg: str = flag("", "model YAML; empty takes it from --weights, else yolov5-mobilevit.yaml")
-    weights: str = flag("", "checkpoint to start from; empty trains from scratch")
+    weights: str = flag("", "checkpoint to start from, this project's or YOLOv5's; empty trains from scratch")
+    backbone_weights: str = flag(
+        "", "ImageNet weights of a MobileViT: a CVNets or timm file, or timm:NAME to fetch one"
+    )
+    partial: bool = flag(False, "with --backbone-weights: take what fits")
     data: str = flag("data/shapes.yaml", "data set YAML")
     hyp: str = flag("hyp.scratch-low.yaml", "hyperparameter YAML")
     epochs: int = flag(100, "passes over the training pictures")
@@ -135,7 +143,12 @@ def check_config(cfg: TrainConfig) -> None:
 
 
 def start_model(cfg: TrainConfig, names: dict[int, str]) -> DetectionModel:
-    """A new model, or that of --weights with its head fitted to `names`; says how many tensors were taken over."""
+    """A new model, or that of --weights with its head fitted to `names`; says how many tensors were taken over.
+
+    Anchors are those of --cfg where it is given, else those of the weights.
+    """
+    if cfg.weights and cfg.backbone_weights:
+        raise ValueError("--weights and --backbone-weights both give a backbone, expected one of them")
     checkpoint = load_checkpoint(cfg.weights) if cfg.weights else None
     if cfg.cfg or checkpoint is None:
         source: Any = find(cfg.cfg or "yolov5-mobilevit.yaml", "models")
@@ -144,9 +157,29 @@ def start_model(cfg: TrainConfig, names: dict[int, str]) -> DetectionModel:
     model = DetectionModel(source, nc=len(names))
     model.names = names
     if checkpoint is not None:
-        count, left = transfer(model, build_model(checkpoint).state_dict())
-        LOGGER.info(f"transferred {count}/{count + len(left)} tensors from {cfg.weights}")
+        anchors = f"model.{len(model.model) - 1}.anchors"
+        done = transfer(model, build_model(checkpoint).state_dict(), skip=[anchors] if cfg.cfg else [])
+        LOGGER.info(done.report(cfg.weights))
+    elif cfg.backbone_weights:
+        LOGGER.info(load_backbone(model, cfg.backbone_weights, cfg.partial).report(cfg.backbone_weights))
+    else:
+        warn_of_random_start(model, cfg)
     return model
+
+
+def warn_of_random_start(model: DetectionModel, cfg: TrainConfig) -> None:
+    """Say what would help where a MobileViT begins with random weights on few pictures."""
+    if not any(isinstance(module, MobileViTBlock) for module in model.modules()):
+        return
+    images = len(list_images(read_data_yaml(find(cfg.data, "data")).split("train")))
+    if images >= FEW_IMAGES:
+        return
+    size = next((s for s in ("xxs", "xs", "s") if model.where == f"yolov5-mobilevit-{s}.yaml"), "xxs")
+    LOGGER.warning(
+        f"{model.where} starts from random weights on {images} pictures, which transformers rarely learn well from. "
+        f"ImageNet weights help: python train.py --data {cfg.data} --cfg yolov5-mobilevit-{size}.yaml "
+        f"--backbone-weights timm:mobilevit_{size}.cvnets_in1k (timm fetches them; files: docs/weights.md)"
+    )
 
 
 def build_loaders(

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.checkpoint import build_model, load_checkpoint
+from models.checkpoint import SUFFIXES, build_model, load_checkpoint
 
 
 class Backend(Protocol):
@@ -53,7 +53,7 @@ class TorchBackend:
         return decoded.float()
 
 
-LOADERS = {".pt": TorchBackend}
+LOADERS = {suffix: TorchBackend for suffix in SUFFIXES}
 
 
 def load_backend(weights: str | Path, device: torch.device, half: bool = False) -> Backend:

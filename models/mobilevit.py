@@ -8,6 +8,7 @@ Source: Mehta and Rastegari 2022, arXiv:2110.02178, Table 4.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,46 @@ SIZES = {
 }
 
 
+# Names of the published layouts. A row is (here, CVNets, timm); a module's name is those of its places put together.
+LAYOUTS = ("cvnets", "timm")
+STAGES = {
+    "features.0": ("conv_1.block", "stem"),
+    "features.1": ("layer_1.0.block", "stages.0.0"),
+    "features.2": ("layer_2.0.block", "stages.1.0"),
+    "features.3.0": ("layer_2.1.block", "stages.1.1"),
+    "features.3.1": ("layer_2.2.block", "stages.1.2"),
+    "features.4": ("layer_3.0.block", "stages.2.0"),
+    "features.5": ("layer_3.1", "stages.2.1"),
+    "features.6": ("layer_4.0.block", "stages.3.0"),
+    "features.7": ("layer_4.1", "stages.3.1"),
+    "features.8": ("layer_5.0.block", "stages.4.0"),
+    "features.9": ("layer_5.1", "stages.4.1"),
+    "last": ("conv_1x1_exp.block", "final_conv"),
+    "classifier": ("classifier.fc", "head.fc"),
+}
+MV2_PARTS = {
+    "expand": ("exp_1x1.block", "conv1_1x1"),
+    "depthwise": ("conv_3x3.block", "conv2_kxk"),
+    "project": ("red_1x1.block", "conv3_1x1"),
+}
+VIT_PARTS = {
+    "local": ("local_rep.conv_3x3.block", "conv_kxk"),
+    "expand": ("local_rep.conv_1x1.block.conv", "conv_1x1"),
+    "transformer": ("global_rep", "transformer"),
+    "project": ("conv_proj.block", "conv_proj"),
+    "fusion": ("fusion.block", "conv_fusion"),
+}
+LAYER_PARTS = {
+    "norm1": ("pre_norm_mha.0", "norm1"),
+    "attention.qkv": ("pre_norm_mha.1.qkv_proj", "attn.qkv"),
+    "attention.out": ("pre_norm_mha.1.out_proj", "attn.proj"),
+    "norm2": ("pre_norm_ffn.0", "norm2"),
+    "mlp.0": ("pre_norm_ffn.1", "mlp.fc1"),
+    "mlp.2": ("pre_norm_ffn.4", "mlp.fc2"),
+}
+CONV_PARTS = {"conv": ("conv", "conv"), "bn": ("norm", "bn")}
+
+
 class MobileViT(nn.Module):
     """Classifier: (B, 3, H, W) in 0..1, H and W multiples of 64, to (B, classes) logits.
 
@@ -50,12 +91,15 @@ class MobileViT(nn.Module):
         published: the paper's blocks, else the pasted recipe's (4 heads of 8, feed-forward of 2d, 4d, 4d, no biases
             in qkv and classifier).
 
+    `colours` is the channel order that the weights were trained with, "RGB" or "BGR".
+
     Raises:
         ValueError: an unknown size.
     """
 
     def __init__(self, size: str, classes: int = 1000, published: bool = True):
         super().__init__()
+        self.colours = "RGB"
         if size not in SIZES:
             raise ValueError(f"MobileViT size {size!r}, expected one of {', '.join(SIZES)}")
         spec = SIZES[size]
@@ -96,6 +140,103 @@ def block(width: int, stage: int, spec: Size, published: bool) -> MobileViTBlock
         bare_expand=True,
         input_first=True,
     )
+
+
+def published_names(layout: str) -> dict[str, str]:
+    """Name of each module with weights here -> its name in `layout` ("cvnets" or "timm"); the same for all sizes."""
+    column = LAYOUTS.index(layout)
+    names: dict[str, str] = {}
+
+    def add(here: str, there: str, parts: Mapping[str, tuple[str, str]]) -> None:
+        names.update({f"{here}.{part}": f"{there}.{columns[column]}" for part, columns in parts.items()})
+
+    for stage, columns in STAGES.items():
+        there = columns[column]
+        if stage == "classifier":
+            names[stage] = there
+        elif stage in ("features.0", "last"):
+            add(stage, there, CONV_PARTS)
+        elif stage in ("features.5", "features.7", "features.9"):
+            for part, places in VIT_PARTS.items():
+                inner = f"{there}.{places[column]}"
+                if part == "expand":
+                    names[f"{stage}.{part}"] = inner
+                elif part != "transformer":
+                    add(f"{stage}.{part}", inner, CONV_PARTS)
+            depth = DEPTHS[(int(stage[-1]) - 5) // 2]
+            inner = f"{there}.{VIT_PARTS['transformer'][column]}"
+            for i in range(depth):
+                add(f"{stage}.transformer.{i}", f"{inner}.{i}", LAYER_PARTS)
+            names[f"{stage}.transformer.{depth}"] = f"{there}.norm" if layout == "timm" else f"{inner}.{depth}"
+        else:
+            for part, places in MV2_PARTS.items():
+                add(f"{stage}.{part}", f"{there}.{places[column]}", CONV_PARTS)
+    return names
+
+
+def rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """`state` with the module's part of each key replaced by `names`; keys of other modules are left out."""
+    split = {key: key.rpartition(".") for key in state}
+    return {f"{names[m]}.{leaf}": state[key] for key, (m, _, leaf) in split.items() if m in names}
+
+
+def layout_of(state: Mapping[str, Tensor]) -> str:
+    """The published layout that the names of `state` follow.
+
+    Raises:
+        ValueError: neither.
+    """
+    for layout in LAYOUTS:
+        if f"{STAGES['features.0'][LAYOUTS.index(layout)]}.conv.weight" in state:
+            return layout
+    raise ValueError("neither CVNets' nor timm's names of a MobileViT (conv_1.block.conv.weight, stem.conv.weight)")
+
+
+def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A CVNets or timm state dict -> under the names of MobileViT's modules; the tensors are the same objects.
+
+    Raises:
+        ValueError: neither layout, or a tensor that has no place in a MobileViT.
+    """
+    names = published_names(layout_of(state))
+    renamed = rename(state, {there: here for here, there in names.items()})
+    if len(renamed) != len(state):
+        known = set(names.values())
+        odd = [key for key in state if key.rpartition(".")[0] not in known]
+        raise ValueError(f"{len(odd)} tensors have no place in a MobileViT, the first is {odd[0]}")
+    return renamed
+
+
+def to_published(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """The state dict of a MobileViT -> under the names of `layout` ("cvnets", "timm"): from_published backwards."""
+    return rename(state, published_names(layout))
+
+
+def from_checkpoint(size: str, state_dict: Mapping[str, Tensor]) -> MobileViT:
+    """The paper's classifier with published weights, in eval mode; as many classes as the weights have.
+
+    CVNets' networks read BGR pictures, timm's RGB: `colours` of the model says which. Values are 0..1, not normalised.
+
+    Args:
+        size: a key of SIZES. state_dict: in CVNets' or timm's layout.
+
+    Raises:
+        ValueError: an unknown size or layout, or weights that do not fit.
+    """
+    state = from_published(state_dict)
+    head = state.get("classifier.weight")
+    model = MobileViT(size, classes=len(head) if head is not None else 1000)
+    own = model.state_dict()
+    shapes = {name: tuple(t.shape) for name, t in state.items()}
+    wrong = [n for n in sorted(own.keys() | shapes.keys()) if n not in own or shapes.get(n) != tuple(own[n].shape)]
+    if wrong:
+        found, wanted = shapes.get(wrong[0]), tuple(own[wrong[0]].shape) if wrong[0] in own else None
+        raise ValueError(
+            f"{len(wrong)} tensors do not fit mobilevit-{size}, the first is {wrong[0]}: {found}, expected {wanted}"
+        )
+    model.load_state_dict(state)
+    model.colours = "BGR" if layout_of(state_dict) == "cvnets" else "RGB"
+    return model.eval()
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from models import common
 
 LOGGER = logging.getLogger(__name__)
 MODELS = Path(__file__).parent
+NORM_EPS, NORM_MOMENTUM = 1e-3, 0.03  # YOLOv5's constants for batch norms: steadier statistics at small batches
 
 
 class Detect(nn.Module):
@@ -49,7 +50,7 @@ class Detect(nn.Module):
         super().__init__()
         wrong = f"Detect: anchors {anchors}, expected {len(ch)} rows of positive w, h, w, h, ... pixels"
         try:
-            sizes = torch.tensor(anchors, dtype=torch.float32)
+            sizes = torch.tensor(anchors, dtype=torch.float32, device="cpu")  # values are needed even on "meta"
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(wrong) from error
         if sizes.ndim != 2 or sizes.shape[1] % 2 or len(sizes) != len(ch) or (sizes <= 0).any():
@@ -239,7 +240,7 @@ def parse_model(cfg: Mapping, where: str = "model") -> tuple[nn.Sequential, list
     """Build the rows of `backbone` and `head` -> (layers, for each the indices of the rows it reads; -1 is the image).
 
     Args:
-        cfg: nc, anchors, depth_multiple, width_multiple, optional ch and activation, backbone, head.
+        cfg: nc, anchors, depth_multiple, width_multiple, optional ch, activation and norm_eps, backbone, head.
         where: names the source in errors.
 
     Raises:
@@ -295,7 +296,7 @@ def read_model_yaml(cfg: str | Path | Mapping, nc: int | None = None) -> tuple[d
     for key in ("backbone", "head"):
         if not isinstance(data[key], list):
             raise ValueError(f"{where}: {key} is {data[key]!r}, expected a list of rows")
-    for key in ("depth_multiple", "width_multiple"):
+    for key in ("depth_multiple", "width_multiple", "norm_eps"):
         value = data.get(key, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ValueError(f"{where}: {key} is {value!r}, expected a positive number")
@@ -326,8 +327,8 @@ class DetectionModel(nn.Module):
         self.nc: int = self.yaml["nc"]
         self.names: dict[int, str] = {i: str(i) for i in range(self.nc)}
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):  # YOLOv5's constants: steadier statistics at small batches
-                module.eps, module.momentum = 1e-3, 0.03
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps, module.momentum = self.yaml.get("norm_eps", NORM_EPS), NORM_MOMENTUM
         self.grid = 1
         self.grid, strides = self.measure()
         self.head.stride.copy_(torch.tensor(strides))

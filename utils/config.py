@@ -23,11 +23,19 @@ def flag(default: Any, help: str, *aliases: str, choices: Sequence[str] | None =
     return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices})
 
 
+def argument(help: str) -> Any:
+    """A dataclass field without a default that is a word of the command line, not a flag."""
+    return field(metadata={"help": help, "positional": True})
+
+
 def parse_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
     """An instance of the dataclass `cls` from command-line words (default: sys.argv); exits with 2 on bad ones."""
     parser = argparse.ArgumentParser(description=cls.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     hints = typing.get_type_hints(cls)
     for f in fields(cls):  # type: ignore[arg-type]
+        if f.metadata.get("positional"):
+            parser.add_argument(f.name, type=hints[f.name], help=f.metadata["help"])
+            continue
         spelling = "--" + f.name.replace("_", "-")
         names = dict.fromkeys([spelling, "--" + f.name, *f.metadata["aliases"]])
         options: dict[str, Any] = {"dest": f.name, "default": f.default, "help": f.metadata["help"]}

@@ -1,0 +1,329 @@
+"""Reads what torch.save wrote without running it: tensors, containers, and inert records where objects stood.
+
+A pickle is a program, so here is a machine that can only do what harms nobody: it builds lists, dicts, tuples, numbers,
+strings and views of the archive's own bytes. A name in the pickle is never imported and nothing is ever called; an
+object becomes a `Record` of its class's name and attributes. Names, nesting, sizes and the number of steps are limited,
+so that a hostile file costs a second and an error line.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_PICKLE = 32 * 2**20  # bytes; yolov5x6 with its optimizer needs 2
+MAX_STEPS = 3_000_000  # instructions, some seconds; yolov5x6 with its optimizer needs half a million
+MAX_DIMENSIONS = 8
+MAX_MEMBERS = 100_000
+
+STORAGES = {
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.BoolStorage": torch.bool,
+    "torch.ByteStorage": torch.uint8,
+    "torch.CharStorage": torch.int8,
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.IntStorage": torch.int32,
+    "torch.LongStorage": torch.int64,
+    "torch.ShortStorage": torch.int16,
+}
+CONTAINERS = ("collections.OrderedDict", "builtins.set", "__builtin__.set")
+REBUILDS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
+# Classes that YOLOv5 and CVNets checkpoints mention; a Record stands in for their instances.
+INERT = re.compile(
+    r"((yolov5\.)?(models|utils)|ultralytics)(\.\w+)+"
+    r"|torch\.nn\.modules\.\w+\.\w+|torch\.(device|Size|torch_version\.TorchVersion)"
+    r"|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray|float(16|32|64)|u?int(8|16|32|64)|bool_?)"
+    r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path"
+    r"|argparse\.Namespace|collections\.defaultdict|_codecs\.encode|datetime\.(datetime|date)"
+)
+KEYS = (str, int, float, bytes, type(None))  # of dicts: hashing a deeply nested tuple would crash the interpreter
+# What following a malformed program can raise. Every value below was made here, so nothing of the file runs in these.
+FAULTS = (IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError, struct.error)
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A dotted name that the pickle refers to; it is never looked up."""
+
+    dotted: str
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """An object as data: its class's dotted name, the arguments it was made with, its attributes."""
+
+    name: str
+    args: tuple = ()
+    state: Any = field(default=None, repr=False)
+
+
+class Archive:
+    """The zip file of torch.save: its pickle and its storages, checked before anything is read.
+
+    Raises:
+        ValueError: not such a file, or one that claims more than it holds.
+    """
+
+    def __init__(self, path: Path):
+        self.data = path.read_bytes()
+        try:
+            self.zip = zipfile.ZipFile(BytesIO(self.data))
+            members = self.zip.infolist()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError, OverflowError) as error:
+            raise ValueError(f"damaged zip archive ({error})") from error
+        names = [m.filename for m in members]
+        if len(names) > MAX_MEMBERS or len(set(names)) != len(names):
+            raise ValueError("damaged zip archive (members that repeat, or too many)")
+        if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members):
+            raise ValueError("its members are compressed or encrypted; torch.save stores them as they are")
+        if sum(m.file_size for m in members) > len(self.data):
+            raise ValueError("its members claim more bytes than the file has")
+        pickles = [name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(pickles) != 1:
+            raise ValueError("no data.pkl in it, so torch.save did not write it")
+        self.root = pickles[0].removesuffix("data.pkl")
+        if f"{self.root}constants.pkl" in names:
+            raise ValueError("a TorchScript program, not a checkpoint")
+        order = self.member("byteorder") if f"{self.root}byteorder" in names else b"little"
+        if order != b"little":
+            raise ValueError(f"byte order {order[:20]!r}, expected little")
+        self.storages: dict[str, bytearray] = {}
+
+    def member(self, name: str) -> bytes:
+        """The bytes of a member, by its name below the archive's root."""
+        try:
+            return self.zip.read(self.root + name)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, zlib.error, *FAULTS) as error:
+            raise ValueError(f"damaged zip archive, member {name[:40]!r} ({error})") from error
+
+    def storage(self, key: str) -> bytearray:
+        """The bytes of a storage, read once: tensors are views of them."""
+        if key not in self.storages:
+            self.storages[key] = bytearray(self.member(f"data/{key}"))
+        return self.storages[key]
+
+
+def read(path: Path) -> Any:
+    """What a torch.save archive holds, with a Record where an object stood; tensors on the CPU, sharing storages.
+
+    Raises:
+        ValueError: anything that a checkpoint does not need; nothing of it was run.
+    """
+    archive = Archive(path)
+    return Machine(archive.member("data.pkl"), archive.storage).run()
+
+
+def read_structure(path: Path) -> Any:
+    """As `read`, but None stands in for every tensor and only the pickle is read.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    return Machine(Archive(path).member("data.pkl"), None).run()
+
+
+class Machine:
+    """Runs one pickle. `storage` gives a storage's bytes by key; None leaves tensors out."""
+
+    def __init__(self, program: bytes, storage: Callable[[str], bytearray] | None):
+        if len(program) > MAX_PICKLE:
+            raise ValueError(f"its pickle has {len(program):,} bytes, expected at most {MAX_PICKLE:,}")
+        self.program, self.storage = program, storage
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """The object that the pickle describes.
+
+        Raises:
+            ValueError: an instruction or a name that a checkpoint does not need, or a malformed program.
+        """
+        step, at = 0, 0
+        try:
+            for step, (opcode, argument, position) in enumerate(pickletools.genops(self.program)):
+                at = position or 0
+                if opcode.name == "STOP":
+                    return self.stack.pop()
+                if step > MAX_STEPS:
+                    raise ValueError(f"more than {MAX_STEPS:,} instructions")
+                if opcode.name in LITERALS:
+                    if type(argument) is int and argument.bit_length() > 64:  # arithmetic on it could take minutes
+                        raise ValueError("an integer of more than 64 bits")
+                    self.stack.append(argument)
+                elif opcode.name in STEPS:
+                    STEPS[opcode.name](self, argument)
+                else:
+                    raise ValueError(f"instruction {opcode.name}, which no checkpoint needs")
+        except FAULTS as error:
+            raise ValueError(f"malformed at byte {at} of its pickle ({type(error).__name__})") from error
+        raise ValueError("its pickle has no end")
+
+    def slice(self) -> list[Any]:
+        """Pop what lies above the latest mark."""
+        start = self.marks.pop()
+        if start > len(self.stack):
+            raise IndexError
+        top = self.stack[start:]
+        del self.stack[start:]
+        return top
+
+    def pair(self) -> tuple[Any, Any]:
+        """Pop two: (below, top)."""
+        top = self.stack.pop()
+        return self.stack.pop(), top
+
+    def name(self, module: Any, name: Any) -> None:
+        dotted = f"{module}.{name}"
+        if not (dotted in STORAGES or dotted in CONTAINERS or dotted in REBUILDS or INERT.fullmatch(dotted)):
+            raise ValueError(f"it names {dotted[:80]!r}, which no checkpoint needs")
+        self.stack.append(Name(dotted))
+
+    def call(self) -> None:
+        """What the pickle would call or make is written down; only tensors and empty containers are built."""
+        called, args = self.pair()
+        if not isinstance(called, Name) or type(args) is not tuple:
+            raise ValueError("it calls something that is not a name")
+        if called.dotted == "torch._utils._rebuild_tensor_v2":
+            self.stack.append(self.tensor(*args[:4]) if self.storage else None)
+        elif called.dotted == "torch._utils._rebuild_parameter":
+            self.stack.append(args[0])
+        elif called.dotted == "collections.OrderedDict" and not args:
+            self.stack.append({})
+        elif called.dotted in STORAGES:
+            raise ValueError(f"it calls {called.dotted}")
+        else:
+            self.stack.append(Record(called.dotted, args))
+
+    def build(self) -> None:
+        target, state = self.pair()
+        if isinstance(target, Record):
+            target.state = state
+        elif type(target) is not dict:  # an OrderedDict's own attributes say nothing
+            raise ValueError(f"it sets attributes of a {type(target).__name__}")
+        self.stack.append(target)
+
+    def load(self, number: int) -> None:
+        self.stack.append(self.memo[number])
+
+    def store(self, number: int) -> None:
+        self.memo[number] = self.stack[-1]
+
+    def extend(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise TypeError
+        self.stack[-1].extend(items)
+
+    def update(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Record):  # a defaultdict, as some data sets and optimizers have; its items are not needed
+            return
+        if type(target) is not dict or len(items) % 2 or not all(isinstance(key, KEYS) for key in items[::2]):
+            raise TypeError
+        target.update(zip(items[::2], items[1::2], strict=True))
+
+    def storage_of(self) -> None:
+        """The persistent id ('storage', type, key, device, elements) of a tensor's bytes."""
+        reference = self.stack.pop()
+        kind, dtype, key, _, elements = reference
+        if kind != "storage" or type(dtype) is not Name or dtype.dotted not in STORAGES:
+            raise ValueError("a reference to something other than a tensor's bytes")
+        if type(key) is not str or type(elements) is not int:
+            raise TypeError
+        self.stack.append((STORAGES[dtype.dotted], key, elements))
+
+    def tensor(self, reference: Any, offset: Any, size: Any, stride: Any) -> Tensor:
+        """A view of a storage; never more elements than the storage has."""
+        assert self.storage is not None
+        dtype, key, elements = reference
+        if (
+            type(size) is not tuple
+            or type(stride) is not tuple
+            or len(size) != len(stride)
+            or len(size) > MAX_DIMENSIONS
+        ):
+            raise TypeError
+        if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
+            raise TypeError
+        data = self.storage(key)
+        count = math.prod(size)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if elements * dtype.itemsize != len(data) or count > elements or (count and last >= elements):
+            raise ValueError(f"a tensor of size {list(size)} does not fit its storage of {len(data):,} bytes")
+        if not count:
+            return torch.empty(size, dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).as_strided(size, stride, offset)
+
+
+def nothing(machine: Machine, argument: Any) -> None:
+    """PROTO and FRAME only describe the stream."""
+
+
+def take_tuple(count: int) -> Callable[[Machine, Any], None]:
+    def step(machine: Machine, argument: Any) -> None:
+        stack = machine.stack
+        if len(stack) < count:
+            raise IndexError
+        items = tuple(stack[len(stack) - count :])
+        del stack[len(stack) - count :]
+        stack.append(items)
+
+    return step
+
+
+# Instructions whose decoded argument is the value itself.
+LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "STRING", "BINSTRING", "SHORT_BINSTRING"),
+}
+STEPS: dict[str, Callable[[Machine, Any], object]] = {
+    "PROTO": nothing,
+    "FRAME": nothing,
+    "NONE": lambda m, _: m.stack.append(None),
+    "NEWTRUE": lambda m, _: m.stack.append(True),
+    "NEWFALSE": lambda m, _: m.stack.append(False),
+    "EMPTY_DICT": lambda m, _: m.stack.append({}),
+    "EMPTY_LIST": lambda m, _: m.stack.append([]),
+    "EMPTY_SET": lambda m, _: m.stack.append([]),  # a set is never asked for what it holds
+    "EMPTY_TUPLE": lambda m, _: m.stack.append(()),
+    "TUPLE1": take_tuple(1),
+    "TUPLE2": take_tuple(2),
+    "TUPLE3": take_tuple(3),
+    "TUPLE": lambda m, _: m.stack.append(tuple(m.slice())),
+    "MARK": lambda m, _: m.marks.append(len(m.stack)),
+    "POP": lambda m, _: m.stack.pop(),
+    "POP_MARK": lambda m, _: m.slice(),
+    "APPEND": lambda m, _: m.extend([m.stack.pop()]),
+    "APPENDS": lambda m, _: m.extend(m.slice()),
+    "ADDITEMS": lambda m, _: m.extend(m.slice()),
+    "SETITEM": lambda m, _: m.update(list(m.pair())),
+    "SETITEMS": lambda m, _: m.update(m.slice()),
+    "PUT": Machine.store,
+    "BINPUT": Machine.store,
+    "LONG_BINPUT": Machine.store,
+    "MEMOIZE": lambda m, _: m.store(len(m.memo)),
+    "GET": Machine.load,
+    "BINGET": Machine.load,
+    "LONG_BINGET": Machine.load,
+    "GLOBAL": lambda m, name: m.name(*name.split(" ", 1)),
+    "STACK_GLOBAL": lambda m, _: m.name(*m.pair()),
+    "BINPERSID": lambda m, _: m.storage_of(),
+    "REDUCE": lambda m, _: m.call(),
+    "NEWOBJ": lambda m, _: m.call(),
+    "BUILD": lambda m, _: m.build(),
+}

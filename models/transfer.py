@@ -1,0 +1,121 @@
+"""Weights of one model in another: what fits, what is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.yolo import Detect, DetectionModel, parse_model, read_model_yaml
+
+MAX_LAYERS = 20_000  # yolov5x6 has 900 modules
+BUILD_FAULTS = (RuntimeError, OverflowError, TypeError, ZeroDivisionError, AssertionError)  # of torch, wrong arguments
+SHOWN = 8  # tensors named one by one in a report
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What `transfer` did: per part (backbone, neck, head) the tensors copied and in all; why each other one was not.
+
+    Attributes:
+        parts: part -> (copied, all). left: name of a tensor that stayed as it was -> reason.
+    """
+
+    parts: dict[str, tuple[int, int]]
+    left: dict[str, str]
+
+    @property
+    def copied(self) -> int:
+        return sum(count for count, _ in self.parts.values())
+
+    def report(self, source: str) -> str:
+        """One line of counts, and one that names what was left out."""
+        total = sum(count for _, count in self.parts.values())
+        parts = ", ".join(f"{part} {copied}/{count}" for part, (copied, count) in self.parts.items())
+        lines = [f"transferred {self.copied}/{total} tensors ({parts}) from {source}"]
+        if self.left:
+            named = [f"{name} ({why})" for name, why in list(self.left.items())[:SHOWN]]
+            more = [f"and {len(self.left) - SHOWN} more"] if len(self.left) > SHOWN else []
+            lines.append(f"left as they were: {', '.join([*named, *more])}")
+        return "\n".join(lines)
+
+
+def transfer(model: DetectionModel, state: Mapping[str, Tensor], skip: Iterable[str] = ()) -> Transfer:
+    """Copy into `model` the tensors of `state` that fit by name and shape.
+
+    Args:
+        skip: names of tensors to leave as they are. The strides always are: the rows decide them.
+    """
+    derived = f"model.{len(model.model) - 1}.stride"
+    own = {name: t for name, t in model.state_dict().items() if name != derived}
+    skip = set(skip)
+    fitting = {name: state[name] for name, t in own.items() if name in state and state[name].shape == t.shape}
+    fitting = {name: t for name, t in fitting.items() if name not in skip}
+    model.load_state_dict(fitting, strict=False)
+    parts = {"backbone": (0, 0), "neck": (0, 0), "head": (0, 0)}
+    for name in own:
+        copied, count = parts[part_of(model, name)]
+        parts[part_of(model, name)] = (copied + (name in fitting), count + 1)
+    left = {name: reason(name, t, state, skip) for name, t in own.items() if name not in fitting}
+    return Transfer(parts, left)
+
+
+def part_of(model: DetectionModel, name: str) -> str:
+    """The part that a tensor `model.{row}. ...` belongs to: the YAML's backbone, its Detect, or between them."""
+    row = int(name.split(".")[1])
+    if row < len(model.yaml["backbone"]):
+        return "backbone"
+    return "head" if row == len(model.model) - 1 else "neck"
+
+
+def reason(name: str, own: Tensor, state: Mapping[str, Tensor], skip: set[str]) -> str:
+    if name in skip:
+        return "kept"
+    if name not in state:
+        return "not in the file"
+    return f"{shape(state[name])} in the file, {shape(own)} in the model"
+
+
+def shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "one number"
+
+
+def check_fit(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `state` has exactly the tensors that the rows of `cfg` build.
+
+    Nothing is allocated, so a mapping that asks for more than the file holds costs nothing.
+    """
+    cfg, where = read_model_yaml(cfg)
+    wanted = sum(repeats_of(row) for row in [*cfg["backbone"], *cfg["head"]]) * cfg.get("depth_multiple", 1.0)
+    if wanted > MAX_LAYERS:
+        raise ValueError(f"{where}: its rows ask for {wanted:.0f} layers")
+    try:
+        with torch.device("meta"):
+            layers, _ = parse_model(cfg, where)
+    except BUILD_FAULTS as error:
+        raise ValueError(f"{where}: its rows cannot be built ({str(error).splitlines()[0][:100]})") from error
+    if not len(layers) or not isinstance(layers[-1], Detect):
+        raise ValueError(f"{where}: the last row must be Detect")
+    shapes = {f"model.{name}": tuple(t.shape) for name, t in layers.state_dict().items()}
+    wrong = sorted(name for name in shapes.keys() | state.keys() if shape_in(state, name) != shapes.get(name))
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{where}: {len(wrong)} tensors do not fit the rows, the first is {name[:80]}: "
+            f"{shape_in(state, name)} in the file, {shapes.get(name)} in the model"
+        )
+
+
+def shape_in(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None
+
+
+def repeats_of(row: Any) -> int:
+    """The layers that a row asks for; 1 if it is malformed, parse_row says how."""
+    if not isinstance(row, list) or len(row) != 4 or type(row[1]) is not int or not isinstance(row[3], list):
+        return 1
+    inside = row[3][2] if row[2] == "MobileViTBlock" and len(row[3]) > 2 else 1  # its transformer layers
+    return abs(row[1]) * (abs(inside) if type(inside) is int else 1)
