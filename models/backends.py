@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from models import runtimes
 from models.checkpoint import SUFFIXES, build_model, load_checkpoint
 
 
@@ -34,9 +35,11 @@ class TorchBackend:
         ValueError: half precision on a CPU.
     """
 
-    def __init__(self, weights: Path, device: torch.device, half: bool = False):
+    def __init__(self, weights: Path, device: torch.device, half: bool = False, threads: int = 0):
         if half and device.type == "cpu":
             raise ValueError("--half on a CPU: expected a GPU; leave --half out")
+        if threads:
+            torch.set_num_threads(threads)
         self.model = build_model(load_checkpoint(weights)).fuse().to(device).requires_grad_(False)
         if half:
             self.model.half()
@@ -53,19 +56,35 @@ class TorchBackend:
         return decoded.float()
 
 
-LOADERS = {suffix: TorchBackend for suffix in SUFFIXES}
+LOADERS = {suffix: TorchBackend for suffix in SUFFIXES} | {
+    ".torchscript": runtimes.TorchScriptBackend,
+    ".pt2": runtimes.ExportedProgramBackend,
+    ".onnx": runtimes.OnnxBackend,
+    ".xml": runtimes.OpenVinoBackend,
+    ".param": runtimes.NcnnBackend,
+    ".tflite": runtimes.LiteRtBackend,
+    ".pte": runtimes.ExecuTorchBackend,
+    ".mlpackage": runtimes.CoreMlBackend,
+}
+FOLDERS = {"_openvino_model": runtimes.OpenVinoBackend, "_ncnn_model": runtimes.NcnnBackend}  # by how the name ends
 
 
-def load_backend(weights: str | Path, device: torch.device, half: bool = False) -> Backend:
-    """The backend for the suffix of `weights`.
+def load_backend(weights: str | Path, device: torch.device, half: bool = False, threads: int = 0) -> Backend:
+    """The backend for the suffix of `weights`, or the ending of a folder's name.
+
+    Args:
+        half: compute in half precision, .pt on a GPU only. threads: of the CPU; 0 leaves the choice to the runtime.
 
     Raises:
         FileNotFoundError, ValueError: no such file; a suffix or a content that does not work.
+        ImportError: the runtime is not installed; says what to type.
     """
     path = Path(weights)
-    loader = LOADERS.get(path.suffix.lower())
+    ending = next((end for end in FOLDERS if path.name.endswith(end)), None)
+    loader = FOLDERS[ending] if ending else LOADERS.get(path.suffix.lower())
     if loader is None:
-        raise ValueError(f"{path}: weights with suffix '{path.suffix}', expected one of: {', '.join(LOADERS)}")
-    if not path.is_file():
+        known = ", ".join([*LOADERS, *FOLDERS])
+        raise ValueError(f"{path}: weights with suffix '{path.suffix}', expected one of: {known}")
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such weights file")
-    return loader(path, device, half)
+    return loader(path, device, half, threads)

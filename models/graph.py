@@ -11,7 +11,7 @@ from torchvision.ops import nms
 
 from models.common import Attention, Conv, Focus
 from models.metadata import Metadata
-from models.yolo import DetectionModel, Detect
+from models.yolo import Detect, DetectionModel
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,10 @@ def focus_as_convolution(focus: Focus) -> nn.Sequential:
     inner: Conv = focus.conv
     old = inner.conv
     c1, (kh, kw), (top, left) = old.in_channels // 4, old.kernel_size, old.padding
-    if inner.conv.groups != 1 or old.stride != (1, 1):
-        raise ValueError(f"Focus with stride {old.stride} and {old.groups} groups cannot be exported, expected 1 of each")
+    if old.groups != 1 or old.stride != (1, 1):
+        raise ValueError(
+            f"Focus with stride {old.stride} and {old.groups} groups cannot be exported, expected 1 of each"
+        )
     new = nn.Conv2d(c1, old.out_channels, (2 * kh, 2 * kw), 2, (2 * top, 2 * left))
     weight = torch.zeros_like(new.weight)
     for corner in range(4):  # in the order in which Focus joins them

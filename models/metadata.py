@@ -74,7 +74,9 @@ class Metadata:
             values["imgsz"] = tuple(values["imgsz"])
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{where}: no metadata of this project in it ({error}), expected a file of export.py") from None
+            raise ValueError(
+                f"{where}: no metadata of this project in it ({error}), expected a file of export.py"
+            ) from None
 
     @classmethod
     def from_strings(cls, pairs: Mapping[str, str], where: str | Path) -> Metadata:
@@ -85,7 +87,9 @@ class Metadata:
         """
         texts = {name for name, field in cls.__dataclass_fields__.items() if field.type == "str"}
         try:
-            values = {k: pairs[k] if k in texts else json.loads(pairs[k]) for k in cls.__dataclass_fields__ if k in pairs}
+            values = {
+                k: pairs[k] if k in texts else json.loads(pairs[k]) for k in cls.__dataclass_fields__ if k in pairs
+            }
         except ValueError as error:
             raise ValueError(f"{where}: metadata that is not JSON ({error}), expected a file of export.py") from None
         return cls.from_json(json.dumps(values), where)
