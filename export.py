@@ -33,6 +33,7 @@ from utils.config import REPO, flag, run_script
 from utils.dataset import list_images, read_data_yaml
 from utils.images import IMAGE_SUFFIXES, check_imgsz, imread, letterbox, to_input
 from utils.parity import LIMITS, Parity, compare
+from utils.web import write_page
 from val import ValConfig
 from val import main as validate
 
