@@ -197,6 +197,9 @@ class NcnnBackend(ExportedBackend):
         self.net = self.ncnn.Net()
         if threads:
             self.net.opt.num_threads = threads
+        if self.meta.precision == "float32":  # else it computes in 16 bits where the processor can
+            for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+                setattr(self.net.opt, option, False)
         parts = (self.net.load_param, "*.param"), (self.net.load_model, "*.bin")
         for load, pattern in parts:
             file = one_inside(folder, pattern)
