@@ -101,13 +101,22 @@ def write_onnx(job: Job, path: Path) -> None:
     if written != job.opset:
         raise ValueError(f"{path.name}: opset {written} was written, --opset {job.opset} was asked for")
     if job.half:
-        graph = need("onnxruntime.transformers.float16").convert_float_to_float16(graph, keep_io_types=True)
+        graph = halve_onnx(graph)
     if job.int8_ops:
         graph = quantize.quantize_onnx(graph, job.int8_ops, job.calibration)
     name_axes(graph, job.meta)
     onnx.helper.set_model_props(graph, job.meta.to_strings())
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
+
+
+def halve_onnx(graph: Any) -> Any:
+    """An ONNX model in float16 with inputs, outputs and the decode in float32: beyond 512, float16 knows half pixels."""
+    float16 = need("onnxruntime.transformers.float16")
+    decode = quantize.after_convolutions(graph)
+    graph = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=decode)
+    need("onnxruntime.transformers.onnx_model").OnnxModel(graph).topological_sort()
+    return graph
 
 
 def name_axes(graph: Any, meta: Metadata) -> None:
