@@ -76,16 +76,14 @@ def suppress(rows: np.ndarray, conf_thres: float, iou_thres: float) -> np.ndarra
     while len(left):
         best, left = left[0], left[1:]
         kept.append(best)
-        low = np.maximum(corners[best, :2], corners[left, :2])
-        high = np.minimum(corners[best, 2:], corners[left, 2:])
+        low, high = np.maximum(corners[best], corners[left])[:, :2], np.minimum(corners[best], corners[left])[:, 2:]
         shared = (high - low).clip(0).prod(axis=1)
-        overlap = shared / (areas[best] + areas[left] - shared)
-        left = left[(overlap <= iou_thres) | (classes[left] != classes[best])]
+        far = shared <= iou_thres * (areas[best] + areas[left] - shared)
+        left = left[far | (classes[left] != classes[best])]
     return np.column_stack([corners[kept], scores[kept], classes[kept]])
 
 
 def draw(image: np.ndarray, found: np.ndarray, names: dict[int, str]) -> None:
-    """Boxes and labels, into `image`."""
     for x1, y1, x2, y2, score, index in found:
         cv2.rectangle(image, (round(x1), round(y1)), (round(x2), round(y2)), (0, 200, 0), 2)
         text, place = f"{names[int(index)]} {score:.2f}", (round(x1), max(round(y1) - 4, 12))
@@ -97,11 +95,11 @@ def main() -> None:
     parser.add_argument("weights", help="an .onnx file of export.py, with or without NMS in it")
     parser.add_argument("source", nargs="+", help="pictures and folders")
     parser.add_argument("--out", help="folder for annotated copies")
-    parser.add_argument("--conf-thres", type=float, default=0.25)
-    parser.add_argument("--iou-thres", type=float, default=0.45)
-    parser.add_argument("--threads", type=int, default=0)
+    for option, default in (("--conf-thres", 0.25), ("--iou-thres", 0.45), ("--threads", 0)):
+        parser.add_argument(option, type=type(default), default=default)
     args = parser.parse_args()
     detector = Detector(args.weights, args.threads, args.conf_thres, args.iou_thres)
+    Path(args.out or ".").mkdir(parents=True, exist_ok=True)
     for place in map(Path, args.source):
         for path in sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES) if place.is_dir() else [place]:
             image = cv2.imread(str(path))
@@ -113,7 +111,6 @@ def main() -> None:
             for *xyxy, score, index in found:
                 print(f"  {detector.names[int(index)]} {score:.3f} at {' '.join(f'{v:.1f}' for v in xyxy)}")
             if args.out:
-                Path(args.out).mkdir(parents=True, exist_ok=True)
                 draw(image, found, detector.names)
                 cv2.imwrite(str(Path(args.out, path.name)), image)
 

@@ -111,7 +111,7 @@ def write_onnx(job: Job, path: Path) -> None:
 
 
 def halve_onnx(graph: Any) -> Any:
-    """An ONNX model in float16 with inputs, outputs and the decode in float32: beyond 512, float16 knows half pixels."""
+    """An ONNX model in float16 whose inputs, outputs and decode stay float32: beyond 512 float16 knows half pixels."""
     float16 = need("onnxruntime.transformers.float16")
     decode = quantize.after_convolutions(graph)
     graph = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=decode)

@@ -1,7 +1,7 @@
 // The detector without the page: a picture's pixels in, boxes in its pixels out. The steps are those of detect.py.
 
 const PAD = 114 / 255;
-const ONE = 2048; // weights of the letterbox are whole numbers up to this, as in OpenCV, so that pixels are the same
+const ONE = 2048; // weights of the letterbox are whole numbers up to this, as in OpenCV, so that pixels agree
 
 /**
  * A picture scaled to fit height x width and centred on grey, as the network wants it.
