@@ -6,7 +6,8 @@ How much becomes int8 is one word:
 * "conv": convolutions are computed in int8; attention stays in float, its weights are stored in int8.
 * "all": attention's products, too.
 
-The decode is never quantized: pixels up to the image's side and probabilities in 0..1 cannot share one scale.
+The decode is never quantized: pixels up to the image's side and probabilities in 0..1 cannot share one scale. Neither
+are the head's convolutions in ONNX and OpenVINO, whose outputs it turns into pixels.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def quantize_onnx(graph: Any, ops: str, calibration: Tensor | None) -> Any:
             reader(graph.graph.input[0].name, pictures(calibration)),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv"] if ops == "conv" else None,
-            nodes_to_exclude=after_convolutions(graph),
+            nodes_to_exclude=[*after_convolutions(graph), *head_convolutions(graph)],
             per_channel=True,
             reduce_range=True,
             activation_type=kinds.QUInt8,
@@ -80,17 +81,32 @@ def reader(name: str, images: list[np.ndarray]) -> Any:
     return Pictures()
 
 
-def after_convolutions(graph: Any) -> list[str]:
-    """Names of the nodes between the head's convolutions and the outputs: the decode, and the NMS if it is there."""
+def decode_and_heads(graph: Any) -> tuple[list[Any], list[Any]]:
+    """(nodes between the head's convolutions and the outputs, those convolutions) of an ONNX model."""
     maker = {output: node for node in graph.graph.node for output in node.output}
-    seen: dict[str, None] = {}
+    decode: dict[str, Any] = {}
+    heads: dict[str, Any] = {}
     ahead = [out.name for out in graph.graph.output]
     while ahead:
         node = maker.get(ahead.pop())
-        if node is not None and node.op_type != "Conv" and node.name not in seen:
-            seen[node.name] = None
+        if node is None or node.name in decode:
+            continue
+        if node.op_type == "Conv":
+            heads[node.name] = node
+        else:
+            decode[node.name] = node
             ahead += node.input
-    return list(seen)
+    return list(decode.values()), list(heads.values())
+
+
+def after_convolutions(graph: Any) -> list[str]:
+    """Names of the nodes of the decode, and of the NMS if it is there."""
+    return [node.name for node in decode_and_heads(graph)[0]]
+
+
+def head_convolutions(graph: Any) -> list[str]:
+    """Names of the head's convolutions."""
+    return [node.name for node in decode_and_heads(graph)[1]]
 
 
 def store_weights(graph: Any) -> Any:
@@ -136,7 +152,8 @@ def quantize_openvino(model: Any, ops: str, calibration: Tensor | None) -> Any:
     if ops == "weights":
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
     images = pictures(calibration)
-    scope = nncf.IgnoredScope(types=["MatMul"], validate=False) if ops == "conv" else None
+    float_types = ["MatMul"] if ops == "conv" else []
+    scope = nncf.IgnoredScope(names=openvino_heads(model), types=float_types, validate=False)
     done = nncf.quantize(
         model,
         nncf.Dataset(images),
@@ -145,6 +162,23 @@ def quantize_openvino(model: Any, ops: str, calibration: Tensor | None) -> Any:
         ignored_scope=scope,
     )
     return nncf.compress_weights(done, mode=nncf.CompressWeightsMode.INT8_ASYM) if ops == "conv" else done
+
+
+def openvino_heads(model: Any) -> list[str]:
+    """Names of the head's convolutions of an OpenVINO model: the last ones before its outputs."""
+    heads, seen = [], set()
+    ahead = [result.input_value(0).get_node() for result in model.get_results()]
+    while ahead:
+        node = ahead.pop()
+        name = node.get_friendly_name()
+        if name in seen:
+            continue
+        seen.add(name)
+        if node.get_type_name() == "Convolution":
+            heads.append(name)
+        else:
+            ahead += [value.get_node() for value in node.input_values()]
+    return heads
 
 
 def quantize_litert(path: Path, ops: str, calibration: Tensor | None) -> None:
