@@ -1,4 +1,7 @@
-"""Train a detector: `python train.py --cfg yolov5-mobilevit.yaml --data data/shapes.yaml`."""
+"""Train a detector: `python train.py --cfg yolov5-mobilevit.yaml --data data/shapes.yaml`.
+
+Several processes: `torchrun --nproc_per_node 2 train.py ...`. After an interruption: `python train.py --resume`.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +9,61 @@ import json
 import logging
 import math
 import os
-import sys
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint
-from models.common import MobileViTBlock
+from models.common import Attention, MobileViTBlock
 from models.pretrained import load_backbone
 from models.transfer import transfer
 from models.yolo import DetectionModel
+from utils.autoanchor import check_anchors, label_sizes
+from utils.charts import plot_batch, plot_labels, plot_results
 from utils.config import Hyp, find, flag, run_script
 from utils.dataloaders import build_loader
-from utils.dataset import Data, DetectionDataset, list_images, read_data_yaml, scan
+from utils.dataset import Data, DetectionDataset, Scan, list_images, read_data_yaml, scan_split
 from utils.images import check_imgsz, to_input
 from utils.loss import DetectionLoss, LossParts, loss_gains
 from utils.metrics import Metrics
 from utils.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer
-from utils.runs import EarlyStopping, Run, write_atomic
-from utils.torch_utils import seed_everything, select_device
+from utils.pixels import KINDS
+from utils.recipe import Facts, choose_recipe
+from utils.report import write_report
+from utils.runs import EarlyStopping, Run, newest_checkpoint, write_atomic
+from utils.state import TrainState
+from utils.tensorboard import TensorBoard
+from utils.torch_utils import (
+    AMP,
+    Dist,
+    activation_bytes,
+    amp_type,
+    free_memory,
+    is_lost_peer,
+    is_out_of_memory,
+    peak_memory,
+    seed_everything,
+    setup_device,
+)
 from val import evaluate, rect_or_square
 
 LOGGER = logging.getLogger(__name__)
-MAX_GRAD_NORM = 10.0
+PICTURED = 3  # batches of the first epoch that are drawn as train_batch*.jpg
+BATCHES = 256  # the largest batch that --batch-size -1 chooses
 FEW_IMAGES = 5_000  # a MobileViT that starts from random weights on fewer gets a warning
 UNMEASURED = Metrics(0, 0, math.nan, math.nan, math.nan, math.nan, [])  # an epoch without validation
+Saved = dict[str, Any]  # what load_checkpoint returns
+Tell = Callable[[int, float], bool]  # (epoch, fitness) -> whether the trial is hopeless
 
 
 @dataclass(frozen=True)
@@ -54,92 +77,221 @@ class TrainConfig:
     )
     partial: bool = flag(False, "with --backbone-weights: take what fits")
     data: str = flag("data/shapes.yaml", "data set YAML")
-    hyp: str = flag("hyp.scratch-low.yaml", "hyperparameter YAML")
-    epochs: int = flag(100, "passes over the training pictures")
-    batch_size: int = flag(16, "pictures a batch", "--batch")
+    hyp: str = flag("", "hyperparameter YAML, such as hyp.scratch-low.yaml; empty: fitted to the data (docs/recipe.md)")
+    epochs: int | None = flag(None, "passes over the training pictures; 100 if not given")
+    time: float = flag(0.0, "hours after which to end, with the schedule fitted to them; 0: no limit")
+    batch_size: int = flag(16, "pictures a batch, over all processes; -1: as many as memory allows", "--batch")
     imgsz: int = flag(640, "side of the training and validation canvas, pixels", "--img", "--img-size")
     rect: bool = flag(False, "batches of one aspect ratio; off for models whose grid is coarser than their stride")
+    resume: str = flag("", "go on with an interrupted run: its last.pt, or without a path the newest", bare="newest")
+    nosave: bool = flag(False, "write the last checkpoint only")
+    noval: bool = flag(False, "validate the last epoch only")
+    noautoanchor: bool = flag(False, "keep the model's anchors however they fit the data")
+    noplots: bool = flag(False, "no pictures and no report page")
+    cache: str = flag("", "keep decoded pictures: ram, or disk (a file beside the labels)", bare="ram", choices=KINDS)
+    evolve: int = flag(0, "search better hyperparameters in so many trainings; 300 without a number", bare=300)
+    evolve_space: str = flag("space.yaml", "what --evolve searches, a YAML")
+    evolve_storage: str = flag("", "database URL of the search, for several workers; empty: a file in the run folder")
+    image_weights: bool = flag(False, "draw pictures more often whose classes do badly")
+    fraction: float = flag(1.0, "share of the training pictures to use, 0..1")
+    close_mosaic: int = flag(-1, "last epochs without mosaic; -1: fitted to the run, or with --hyp 0")
     multi_scale: bool = flag(False, "vary the size of each batch by +/- 50 %%, in steps of the grid")
+    quad: bool = flag(False, "make every four pictures one of twice the side")
     single_cls: bool = flag(False, "treat all classes as one")
-    optimizer: str = flag("SGD", "optimizer", choices=OPTIMIZERS)
+    optimizer: str = flag("", "optimizer; empty: fitted to the data, or with --hyp SGD", choices=("", *OPTIMIZERS))
     cos_lr: bool = flag(False, "cosine schedule instead of linear")
     label_smoothing: float = flag(0.0, "label smoothing, 0..1")
+    clip_grad: float = flag(10.0, "largest norm of the gradient; 0: not clipped")
+    freeze: tuple[int, ...] = flag((0,), "layers to keep as they are: a number of them from the front, or a list")
     patience: int = flag(100, "epochs without a better fitness before the run stops; 0: never")
-    noval: bool = flag(False, "validate the last epoch only")
-    nosave: bool = flag(False, "write the last checkpoint only")
-    cache: bool = flag(False, "keep the pictures in memory")
+    save_period: int = flag(-1, "also keep a checkpoint every so many epochs; below 1: no")
+    amp: str = flag("auto", "mixed precision; auto: fp16 on CUDA, else off", choices=AMP)
+    sync_bn: bool = flag(False, "batch norm over the batches of all processes")
     seed: int = flag(0, "seed of everything random")
-    workers: int = flag(2, "loader processes")
-    device: str = flag("", "cpu, mps or a GPU number; empty: the first GPU, else the CPU")
+    workers: int = flag(2, "loader processes, for each training process")
+    device: str = flag("", "cpu, mps, a GPU number, or 0,1 under torchrun; empty: the first GPU, else the CPU")
     project: str = flag("runs/train", "where run folders go")
     name: str = flag("exp", "name of the run folder")
     exist_ok: bool = flag(False, "write into an existing run folder")
 
+    @property
+    def last(self) -> int:
+        """The number of epochs."""
+        return 100 if self.epochs is None else self.epochs
+
 
 def main(cfg: TrainConfig) -> Metrics:
-    """Train on `cfg.data`; return the best checkpoint's metrics. Writes only the run folder and label caches."""
+    """Train as `cfg` says; return the best checkpoint's metrics. Writes only the run folder and label caches."""
     check_config(cfg)
-    hyp = Hyp.from_yaml(find(cfg.hyp, "data/hyps"))
-    device = select_device(cfg.device)
-    seed_everything(cfg.seed)
-    data = read_data_yaml(find(cfg.data, "data"))
-    names = {0: "item"} if cfg.single_cls else data.names
-    model = start_model(cfg, names).to(device)
-    imgsz = check_imgsz(cfg.imgsz, model.grid)
-    loader, val_loader = build_loaders(cfg, hyp, data, model, imgsz)
-
-    run = Run(cfg.project, cfg.name, cfg.exist_ok)
-    run.dump("opt.yaml", asdict(cfg))
-    run.dump("hyp.yaml", hyp.as_dict())
-    LOGGER.info(model.summary(imgsz))
-
-    gains = loss_gains(hyp, len(names), imgsz, len(model.stride), cfg.label_smoothing)
-    criterion = DetectionLoss(model.head.anchors, model.stride, len(names), gains)
-    decay = hyp.weight_decay * cfg.batch_size * accumulation(hyp, cfg.batch_size) / hyp.nominal_batch
-    optimizer = build_optimizer(model, cfg.optimizer, hyp, decay)
-    schedule = Schedule(optimizer, hyp, cfg.epochs, len(loader), cfg.batch_size, cfg.cos_lr)
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    ema, stopper = ModelEMA(model), EarlyStopping(cfg.patience)
-
-    LOGGER.info(f"training for {cfg.epochs} epochs at {imgsz} px on {device}; results go to {run.dir}")
-    for epoch in range(cfg.epochs):
-        last_epoch = epoch + 1 == cfg.epochs
-        began = time.monotonic()
-        losses = train_one_epoch(model, loader, criterion, optimizer, scaler, schedule, ema, epoch, cfg)
-        seconds = time.monotonic() - began
-        metrics = UNMEASURED
-        if last_epoch or not cfg.noval:
-            metrics = evaluate(ema.module, val_loader, names, device, criterion=criterion, single_cls=cfg.single_cls)
-        run.log(result_row(epoch, losses, metrics, schedule, seconds))
-        LOGGER.info(epoch_line(epoch, cfg.epochs, losses, metrics, seconds))
-        best = stopper.improved(metrics.fitness, epoch)
-        stop = stopper.should_stop(epoch)
-        if last_epoch or stop or not cfg.nosave:
-            checkpoint = model_state(model) | {
-                "ema": model_state(ema.module)["model"],
-                "epoch": epoch,
-                "fitness": float(metrics.fitness),
-                "hyp": hyp.as_dict(),
-                "opt": asdict(cfg),
-            }
-            save_checkpoint(run.weights / "last.pt", checkpoint)
-            if best or stopper.best == -math.inf:  # without validation the latest is the best
-                save_checkpoint(run.weights / "best.pt", checkpoint)
-        if stop:
-            LOGGER.info(
-                f"stopped: no better fitness for {cfg.patience} epochs, the best was epoch {stopper.best_epoch + 1}"
-            )
-            break
-    return report(run, val_loader, names, device, cfg)
+    dist = setup_device(cfg.device)
+    if dist.rank:
+        logging.getLogger().setLevel(logging.ERROR)  # rank 0 speaks for all
+    try:
+        if cfg.resume:
+            return resume(cfg, dist)
+        hyp = Hyp.from_yaml(find(cfg.hyp, "data/hyps")) if cfg.hyp else None
+        if cfg.evolve:
+            return evolve(cfg, hyp or Hyp(), dist)
+        return train(cfg, hyp, dist)
+    except (MemoryError, RuntimeError) as error:
+        raise explained(error, cfg) or error from error
+    finally:
+        dist.close()
 
 
 def check_config(cfg: TrainConfig) -> None:
     """Raise ValueError for a number out of range."""
-    for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("patience", 0)):
+    for name, low in (
+        ("last", 1),
+        ("workers", 0),
+        ("patience", 0),
+        ("time", 0),
+        ("close_mosaic", -1),
+        ("clip_grad", 0),
+    ):
         if getattr(cfg, name) < low:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected at least {low}")
+            flag_name = {"last": "epochs"}.get(name, name.replace("_", "-"))
+            raise ValueError(f"--{flag_name} {getattr(cfg, name)}: expected at least {low}")
+    if cfg.batch_size < 1 and cfg.batch_size != -1:
+        raise ValueError(f"--batch-size {cfg.batch_size}: expected at least 1, or -1 to choose it")
     if not 0 <= cfg.label_smoothing < 1:
         raise ValueError(f"--label-smoothing {cfg.label_smoothing}: expected 0 or more, below 1")
+    if not 0 < cfg.fraction <= 1:
+        raise ValueError(f"--fraction {cfg.fraction}: expected more than 0, at most 1")
+
+
+def resume(cfg: TrainConfig, dist: Dist) -> Metrics:
+    """Go on with the run of `cfg.resume` under its own settings; epochs (if given), device and workers are `cfg`'s."""
+    path = Path(cfg.resume)
+    if cfg.resume == "newest":
+        path = newest_checkpoint(Path(cfg.project))
+    elif path.is_dir():
+        path = path / "weights" / "last.pt"
+    saved = load_checkpoint(path)
+    if "training" not in saved:
+        raise ValueError(f"{path}: weights alone, nothing to resume; expected the last.pt of a run")
+    known = {f.name for f in fields(TrainConfig)}
+    old = TrainConfig(**{k: v for k, v in saved["opt"].items() if k in known})
+    folder = path.resolve().parent.parent
+    changes = {"project": str(folder.parent), "name": folder.name, "exist_ok": True, "workers": cfg.workers}
+    cfg = replace(old, **changes, resume=str(path), device=cfg.device, epochs=cfg.epochs or old.epochs)
+    done = saved["epoch"] + 1
+    more = cfg.last > old.last
+    if saved["training"]["finished"] and not more and (folder / "metrics.json").exists():
+        LOGGER.info(f"{folder}: this run is finished after {done} epochs; --epochs with a greater number goes on")
+        return UNMEASURED
+    LOGGER.info(f"{folder}: going on after epoch {done}")
+    return train(cfg, Hyp(**saved["hyp"]), dist, saved)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All parts of a training run; what changes from epoch to epoch is in `state`."""
+
+    cfg: TrainConfig
+    hyp: Hyp
+    dist: Dist
+    run: Run
+    names: dict[int, str]
+    scan: Scan
+    loader: DataLoader
+    val_loader: DataLoader
+    model: DetectionModel
+    parallel: nn.Module  # the model as it is trained: itself, or wrapped for several processes
+    frozen: list[nn.Module]
+    criterion: DetectionLoss
+    state: TrainState
+    board: TensorBoard | None
+
+
+def evolve(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> Metrics:
+    """Search hyperparameters in many short trainings; the same command with --exist-ok goes on or shares the work."""
+    from utils.evolve import read_space, search  # here, for it needs optuna
+
+    if dist.world > 1:
+        raise ValueError("--evolve under torchrun: expected single processes that share a folder or --evolve-storage")
+    folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
+    keys = ("data", "cfg", "weights", "imgsz", "last", "batch_size", "optimizer", "fraction")
+    setting = {key: getattr(cfg, key) for key in keys}
+
+    def trial(hyp: Hyp, tell: Tell) -> float:
+        place = {"project": str(folder / "trials"), "name": "trial", "exist_ok": False, "noplots": True}
+        job = set_up(replace(cfg, **place), hyp, dist, None)
+        while not job.state.finished:
+            metrics = end_epoch(job, *train_one_epoch(job, job.state.epoch), keep=False)
+            if tell(job.state.epoch - 1, metrics.fitness):
+                break
+        return job.state.stopper.best
+
+    space, storage = read_space(find(cfg.evolve_space, "data/hyps")), cfg.evolve_storage
+    search(trial, hyp, space, cfg.evolve, folder, epochs=cfg.last, storage=storage, seed=cfg.seed, setting=setting)
+    return UNMEASURED
+
+
+def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None = None) -> Metrics:
+    """Train, from the start or from where `saved` stands; return the best checkpoint's metrics."""
+    job = set_up(cfg, hyp, dist, saved)
+    state = job.state
+    try:
+        while not state.finished:
+            losses, seconds = train_one_epoch(job, state.epoch)
+            if dist.rank == 0:
+                end_epoch(job, losses, seconds)
+            state.epoch, state.finished, state.class_maps = dist.agree((state.epoch, state.finished, state.class_maps))
+    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, FloatingPointError):
+        say_how_to_resume(job)
+        raise
+    return report(job) if dist.rank == 0 else UNMEASURED
+
+
+def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None) -> Job:
+    """Everything that is needed before the first batch; without `hyp` a recipe is fitted to the data."""
+    seed_everything(cfg.seed)
+    data = read_data_yaml(find(cfg.data, "data"))
+    names = {0: "item"} if cfg.single_cls else data.names
+    model = (start_model(cfg, names) if saved is None else resumed_model(saved)).to(dist.device)
+    imgsz = check_imgsz(cfg.imgsz, model.grid)
+    scaler = grad_scaler(cfg, dist.device)
+    if cfg.batch_size == -1:
+        cfg = replace(cfg, batch_size=dist.agree(choose_batch(model, imgsz, dist)))
+    train_scan = training_pictures(cfg, data)
+    cfg, hyp = fit_recipe(cfg, hyp, train_scan, model)
+    loader, val_loader = build_loaders(cfg, hyp, data, train_scan, model, imgsz, dist)
+
+    if saved is None and not cfg.noautoanchor:
+        wh = label_sizes(train_scan, imgsz)
+        anchors, line = check_anchors(wh, model.head.anchors, model.stride, hyp.anchor_t, cfg.seed)
+        model.head.anchors.copy_(anchors)
+        LOGGER.info(line)
+
+    run = Run(cfg.project, cfg.name, cfg.exist_ok, dist.rank)
+    run.dump("opt.yaml", asdict(cfg))
+    run.dump("hyp.yaml", hyp.as_dict())
+    LOGGER.info(model.summary(imgsz))
+    if dist.rank == 0 and not cfg.noplots:
+        plot_labels(train_scan.labels, names, run.dir / "labels.jpg")
+
+    gains = loss_gains(hyp, len(names), imgsz, len(model.stride), cfg.label_smoothing)
+    criterion = DetectionLoss(model.head.anchors, model.stride, len(names), gains, dist.total)
+    decay = hyp.weight_decay * cfg.batch_size * accumulation(hyp, cfg.batch_size) / hyp.nominal_batch
+    optimizer = build_optimizer(model, cfg.optimizer, hyp, decay)
+    schedule = Schedule(optimizer, hyp, cfg.last, len(loader), cfg.batch_size, cfg.cos_lr)
+    frozen = freeze(model, cfg.freeze)
+    state = TrainState(
+        model, ModelEMA(model, hyp.ema_decay, hyp.ema_ramp), optimizer, scaler, schedule, EarlyStopping(cfg.patience)
+    )
+    if saved is not None:
+        state.load_state_dict(saved["training"], saved["model"], saved["ema"])
+        state.finished = state.epoch >= cfg.last
+    parallel = dist.wrap(model, cfg.sync_bn)
+    LOGGER.info(f"training for {cfg.last} epochs at {imgsz} px on {dist.device}; results go to {run.dir}")
+    board = None
+    if dist.rank == 0 and not cfg.noplots:
+        board = TensorBoard(run.dir, start=state.epoch)
+        board.graph(model, imgsz)
+    return Job(
+        cfg, hyp, dist, run, names, train_scan, loader, val_loader, model, parallel, frozen, criterion, state, board
+    )
 
 
 def start_model(cfg: TrainConfig, names: dict[int, str]) -> DetectionModel:
@@ -161,10 +313,51 @@ def start_model(cfg: TrainConfig, names: dict[int, str]) -> DetectionModel:
         done = transfer(model, build_model(checkpoint).state_dict(), skip=[anchors] if cfg.cfg else [])
         LOGGER.info(done.report(cfg.weights))
     elif cfg.backbone_weights:
-        LOGGER.info(load_backbone(model, cfg.backbone_weights, cfg.partial).report(cfg.backbone_weights))
-    else:
+        done = load_backbone(model, cfg.backbone_weights, cfg.partial)
+        LOGGER.info(done.report(cfg.backbone_weights))
+    if not (cfg.weights or cfg.backbone_weights) or done.share("backbone") < 0.5:
         warn_of_random_start(model, cfg)
     return model
+
+
+def resumed_model(saved: Saved) -> DetectionModel:
+    """The model of a run that goes on; its weights are filled in later, with the rest of its state."""
+    model = DetectionModel(saved["yaml"])
+    model.names = dict(saved["names"])
+    return model
+
+
+def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:
+    """Fix the first n layers (of a single number) or those listed; returns them, to be kept in eval mode as well.
+
+    Raises:
+        ValueError: no such layer.
+    """
+    chosen = range(numbers[0]) if len(numbers) == 1 else numbers
+    bad = [i for i in chosen if not 0 <= i < len(model.model)]
+    if bad:
+        raise ValueError(f"--freeze {bad[-1]}: no such layer, expected 0..{len(model.model) - 1}")
+    layers = [model.model[i] for i in chosen]
+    for layer in layers:
+        layer.requires_grad_(False)
+    if layers:
+        LOGGER.info(f"frozen: layers {', '.join(str(i) for i in chosen)}")
+    return layers
+
+
+def grad_scaler(cfg: TrainConfig, device: torch.device) -> torch.amp.GradScaler:
+    """Scales the loss where half precision needs it, else does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=amp_type(cfg.amp, device) == torch.float16)
+
+
+def choose_batch(model: DetectionModel, imgsz: int, dist: Dist) -> int:
+    """The greatest multiple of 8 a process whose activations and gradients take 60 % of the free memory."""
+    images = torch.zeros(2, 3, imgsz, imgsz, device=dist.device)
+    each = 1.5 * activation_bytes(model.train(), images) / 2  # half as much again for gradients and work space
+    share = free_memory(dist.device) / (dist.world if dist.device.type == "cpu" else 1)
+    batch = min(max(int(0.6 * share / each) // 8 * 8, 1), BATCHES)
+    LOGGER.info(f"--batch-size -1: {batch} a process, {each / 1e9:.2f} GB an image, {share / 1e9:.1f} GB are free")
+    return batch * dist.world
 
 
 def warn_of_random_start(model: DetectionModel, cfg: TrainConfig) -> None:
@@ -182,69 +375,114 @@ def warn_of_random_start(model: DetectionModel, cfg: TrainConfig) -> None:
     )
 
 
+def fit_recipe(cfg: TrainConfig, hyp: Hyp | None, pictures: Scan, model: DetectionModel) -> tuple[TrainConfig, Hyp]:
+    """Fill in what is left to the rule; a hyp file, or an optimizer unlike the rule's, means YOLOv5's defaults."""
+    if hyp is None:
+        attention = any(isinstance(module, Attention) for module in model.modules())
+        facts = Facts(len(pictures), len(pictures.labels), cfg.last, cfg.batch_size, bool(cfg.weights), attention)
+        recipe = choose_recipe(facts)
+        if cfg.optimizer in ("", recipe.optimizer):
+            LOGGER.info(f"recipe: {recipe.why}")
+            close = recipe.close_mosaic if cfg.close_mosaic < 0 else cfg.close_mosaic
+            return replace(cfg, optimizer=recipe.optimizer, close_mosaic=close), recipe.hyp
+    return replace(cfg, optimizer=cfg.optimizer or "SGD", close_mosaic=max(cfg.close_mosaic, 0)), hyp or Hyp()
+
+
+def training_pictures(cfg: TrainConfig, data: Data) -> Scan:
+    """The train split, or --fraction of it.
+
+    Raises:
+        ValueError: it has no labels at all.
+    """
+    pictures = scan_split(data, "train")
+    if cfg.fraction < 1:
+        count = max(round(cfg.fraction * len(pictures)), 1)
+        pictures = pictures.subset(np.random.default_rng(cfg.seed).permutation(len(pictures))[:count])
+        LOGGER.info(f"--fraction {cfg.fraction}: {count} training images")
+    if not len(pictures.labels):
+        raise ValueError(f"{data.yaml}: the train split has no labels at all, nothing can be learned from it")
+    return pictures
+
+
 def build_loaders(
-    cfg: TrainConfig, hyp: Hyp, data: Data, model: DetectionModel, imgsz: int
+    cfg: TrainConfig, hyp: Hyp, data: Data, train_scan: Scan, model: DetectionModel, imgsz: int, dist: Dist
 ) -> tuple[DataLoader, DataLoader]:
     """Loaders of the train split (augmented) and the val split (square batches where the model needs them)."""
     stride = int(model.stride.max())
     rect = cfg.rect and rect_or_square(True, model.grid, stride)
     common = {"imgsz": imgsz, "grid": model.grid, "seed": cfg.seed, "single_cls": cfg.single_cls, "cache": cfg.cache}
     workers = min(cfg.workers, os.cpu_count() or 1)
-    train = scan(list_images(data.split("train")), data.nc)
-    if not len(train.labels):
-        raise ValueError(f"{data.yaml}: the train split has no labels at all, nothing can be learned from it")
-    train_set = DetectionDataset(train, hyp=hyp, rect=rect, batch_size=cfg.batch_size, **common)
-    val_rect = model.grid == stride
-    val_batch = 2 * cfg.batch_size
-    val_set = DetectionDataset(
-        scan(list_images(data.split("val")), data.nc), rect=val_rect, batch_size=val_batch, **common
+    train_set = DetectionDataset(
+        train_scan,
+        hyp=hyp,
+        rect=rect,
+        batch_size=cfg.batch_size,
+        no_mosaic_from=cfg.last - cfg.close_mosaic,
+        **common,
     )
-    loader = build_loader(train_set, cfg.batch_size, workers, shuffle=True, seed=cfg.seed)
+    val_batch = 2 * cfg.batch_size
+    val_scan = scan_split(data, "val")
+    val_set = DetectionDataset(val_scan, rect=model.grid == stride, batch_size=val_batch, **common)
+    loader = build_loader(
+        train_set, cfg.batch_size, workers, shuffle=True, seed=cfg.seed, quad=cfg.quad, rank=dist.rank, world=dist.world
+    )
     return loader, build_loader(val_set, val_batch, workers)
 
 
-def train_one_epoch(
-    model: DetectionModel,
-    loader: DataLoader,
-    criterion: DetectionLoss,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    schedule: Schedule,
-    ema: ModelEMA,
-    epoch: int,
-    cfg: TrainConfig,
-) -> LossParts:
-    """One pass over `loader`; returns the mean of the loss parts.
+def train_one_epoch(job: Job, epoch: int) -> tuple[LossParts, float]:
+    """One pass over the training pictures; returns the mean of the loss parts and the seconds it took.
 
     Raises:
         FloatingPointError: the loss is not finite; names the pictures.
     """
-    model.train()
-    loader.batch_sampler.set_epoch(epoch)
-    device = next(model.parameters()).device
-    total = torch.zeros(3, device=device)
-    bar = tqdm(loader, desc=f"epoch {epoch + 1}/{cfg.epochs}", leave=False, dynamic_ncols=True)
+    cfg, dist, state, loader = job.cfg, job.dist, job.state, job.loader
+    began, device, dtype = time.monotonic(), dist.device, amp_type(cfg.amp, dist.device)
+    schedule, scaler, optimizer = state.schedule, state.scaler, state.optimizer
+    schedule.elapsed = dist.agree(state.seconds / 3600 / cfg.time if cfg.time else 0.0)
+    loader.batch_sampler.set_epoch(epoch, image_weights(job) if cfg.image_weights else None)
+    job.parallel.train()
+    for layer in job.frozen:
+        layer.eval()
+    optimizer.zero_grad()  # of batches that completed no update, as in YOLOv5
+    total, images_seen = torch.zeros(3, device=device), 0
+    bar = tqdm(loader, f"epoch {epoch + 1}/{cfg.last}", leave=False, dynamic_ncols=True, disable=quiet(dist))
     for step, batch in enumerate(bar, start=epoch * len(loader)):
         schedule.set(step)
         images = to_input(batch.images, device)
         if cfg.multi_scale:
-            images = rescale(images, model.grid, np.random.default_rng((cfg.seed, step)))
-        with torch.autocast(device.type, enabled=scaler.is_enabled()):
-            loss, parts = criterion(model(images), batch.targets.to(device))
+            images = rescale(images, job.model.grid, np.random.default_rng((cfg.seed, step)))
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            loss, parts = job.criterion(job.parallel(images), batch.targets.to(device))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} in epoch {epoch + 1}; pictures: {', '.join(batch.paths)}")
-        scaler.scale(loss).backward()
+        if cfg.quad:
+            loss = loss * 4  # a canvas stands for four pictures
+        scaler.scale(loss * dist.world).backward()  # the processes' gradients are averaged, the loss is their sum
         if schedule.update_due(step):
             scaler.unscale_(optimizer)
-            clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+            if cfg.clip_grad:
+                clip_grad_norm_(job.model.parameters(), cfg.clip_grad)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-            ema.update(model)
+            state.ema.update(job.model)
         total += torch.stack(parts)
-        mean = total / (step - epoch * len(loader) + 1)
-        bar.set_postfix(loss_text(mean), boxes=len(batch.targets), size=images.shape[-1])
-    return LossParts(*(total / len(loader)))
+        images_seen += len(batch.paths)
+        if step < PICTURED and dist.rank == 0 and not cfg.noplots:
+            plot_batch(batch.images, batch.targets, job.names, job.run.dir / f"train_batch{step}.jpg")
+        if not bar.disable:
+            show_progress(bar, total / (bar.n + 1), batch.targets, images, images_seen / (time.monotonic() - began))
+    return LossParts(*(dist.total(total) / len(loader))), time.monotonic() - began
+
+
+def quiet(dist: Dist) -> bool | None:
+    """Whether progress bars are off; None: unless a terminal is there to see them."""
+    return True if dist.rank else None
+
+
+def show_progress(bar: tqdm, mean: Tensor, targets: Tensor, images: Tensor, rate: float) -> None:
+    size, memory = "x".join(str(side) for side in images.shape[-2:]), f"{peak_memory():.1f}G"
+    bar.set_postfix(loss_text(mean), boxes=len(targets), size=size, img_s=f"{rate:.1f}", mem=memory, refresh=False)
 
 
 def rescale(images: Tensor, grid: int, rng: np.random.Generator) -> Tensor:
@@ -252,6 +490,93 @@ def rescale(images: Tensor, grid: int, rng: np.random.Generator) -> Tensor:
     factor = rng.uniform(0.5, 1.5)
     size = [max(round(side * factor / grid), 1) * grid for side in images.shape[-2:]]
     return images if size == list(images.shape[-2:]) else F.interpolate(images, size, mode="bilinear")
+
+
+def image_weights(job: Job) -> np.ndarray:
+    """(N,) odds of the training pictures: more for pictures of rare classes and of classes that do badly."""
+    labels = job.scan.labels[:, 0].astype(int) if not job.cfg.single_cls else np.zeros(len(job.scan.labels), int)
+    nc, counts = len(job.names), np.bincount(labels, minlength=len(job.names))
+    maps = np.array(job.state.class_maps or [0.0] * nc)
+    odds = (1 - maps) ** 2 / np.maximum(counts, 1)
+    images = np.repeat(np.arange(len(job.scan)), np.diff(job.scan.offsets))
+    return np.bincount(images, weights=odds[labels], minlength=len(job.scan)) + 1e-12  # background is not ruled out
+
+
+def end_epoch(job: Job, losses: LossParts, seconds: float, keep: bool = True) -> Metrics:
+    """Validate, log and (if `keep`) save after an epoch, and decide whether it was the last; rank 0 only."""
+    cfg, state, epoch = job.cfg, job.state, job.state.epoch
+    state.seconds += seconds
+    out_of_time = bool(cfg.time) and state.seconds >= 3600 * cfg.time
+    state.finished = epoch + 1 == cfg.last or out_of_time
+    metrics = UNMEASURED
+    if state.finished or not cfg.noval:
+        metrics = measure(job, job.state.ema.module, job.criterion.alone())
+        state.class_maps = [c.map50_95 for c in metrics.per_class]
+    row = result_row(epoch, losses, metrics, state.schedule, seconds)
+    job.run.log(row)
+    if job.board is not None:
+        job.board.scalars(row)
+    LOGGER.info(epoch_line(epoch, cfg.last, losses, metrics, seconds))
+    best = state.stopper.improved(metrics.fitness, epoch) or state.stopper.best == -math.inf
+    if state.stopper.should_stop(epoch):
+        state.finished = True
+        LOGGER.info(
+            f"stopped: no better fitness for {cfg.patience} epochs, best was epoch {state.stopper.best_epoch + 1}"
+        )
+    state.epoch = epoch + 1
+    if keep and (state.finished or not cfg.nosave):
+        save(job, metrics, best or not (job.run.weights / "best.pt").exists())
+    return metrics
+
+
+def save(job: Job, metrics: Metrics, best: bool) -> None:
+    """Write best.pt (the averaged weights alone), then last.pt (all that a resumed run needs)."""
+    cfg, state = job.cfg, job.state
+    epoch = state.epoch - 1
+    about = {
+        "epoch": epoch,
+        "fitness": float(metrics.fitness),
+        "hyp": job.hyp.as_dict(),
+        "opt": asdict(replace(cfg, data=str(find(cfg.data, "data").resolve()))),
+    }
+    if best:  # before last.pt: a run that is killed between the two writes it once more
+        save_checkpoint(job.run.weights / "best.pt", model_state(state.ema.module) | about)
+    if cfg.save_period > 0 and (epoch + 1) % cfg.save_period == 0:
+        save_checkpoint(job.run.weights / f"epoch{epoch}.pt", model_state(state.ema.module) | about)
+    whole = {"ema": model_state(state.ema.module)["model"], "training": state.state_dict()}
+    save_checkpoint(job.run.weights / "last.pt", model_state(job.model) | about | whole)
+
+
+def measure(
+    job: Job, model: DetectionModel, criterion: DetectionLoss | None = None, plots: Path | None = None
+) -> Metrics:
+    """Metrics of `model` on the val split; `plots` is a folder for curves and pictures."""
+    single = job.cfg.single_cls
+    return evaluate(
+        model, job.val_loader, job.names, job.dist.device, criterion=criterion, single_cls=single, plots=plots
+    )
+
+
+def say_how_to_resume(job: Job) -> None:
+    """After an interruption: what is saved and the command that goes on."""
+    last = job.run.weights / "last.pt"
+    if job.dist.rank == 0:
+        if last.exists():
+            LOGGER.info(f"{job.state.epoch} epochs are saved; go on with: python train.py --resume {last}")
+        else:
+            LOGGER.info("no epoch was saved yet")
+
+
+def explained(error: BaseException, job: TrainConfig) -> Exception | None:
+    """An error that says in one line what to do, if `error` is one of memory or of a lost process."""
+    if is_out_of_memory(error):
+        smaller = max(job.batch_size // 2, 1)
+        return ValueError(
+            f"out of memory with --batch-size {job.batch_size} --imgsz {job.imgsz}: try --batch-size {smaller}"
+        )
+    if is_lost_peer(error):
+        return ConnectionError("another process of this run has ended, so this one ends too; its own message says why")
+    return None
 
 
 def loss_text(parts: Iterable[Tensor]) -> dict[str, str]:
@@ -283,25 +608,19 @@ def epoch_line(epoch: int, epochs: int, losses: LossParts, metrics: Metrics, sec
     )
 
 
-def peak_memory() -> float:
-    """Peak memory so far in GB: of the GPU if one is used, else of this process without its loader workers."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 1e9
-    if sys.platform == "win32":
-        return math.nan  # Python has no portable way to ask
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def report(run: Run, val_loader: DataLoader, names: dict[int, str], device: torch.device, cfg: TrainConfig) -> Metrics:
+def report(job: Job) -> Metrics:
     """Validate the best checkpoint once more, print its table, write metrics.json."""
-    best: Path = run.weights / "best.pt"
-    model = build_model(load_checkpoint(best)).to(device)
-    metrics = evaluate(model, val_loader, names, device, single_cls=cfg.single_cls)
+    best = job.run.weights / "best.pt"
+    plots = None if job.cfg.noplots else job.run.dir
+    metrics = measure(job, build_model(load_checkpoint(best)).to(job.dist.device), plots=plots)
     LOGGER.info(metrics.table())
-    write_atomic(run.dir / "metrics.json", json.dumps(metrics.as_dict(), indent=2))
+    write_atomic(job.run.dir / "metrics.json", json.dumps(metrics.as_dict(), indent=2))
+    if not job.cfg.noplots:
+        plot_results(job.run.dir / "results.csv", job.run.dir / "results.png")
+        if job.board is not None:
+            job.board.pictures(sorted(job.run.dir.glob("*batch*.jpg")))
+            job.board.close()
+        LOGGER.info(f"report: {write_report(job.run.dir)}")
     LOGGER.info(f"best weights: {best}")
     return metrics
 

@@ -2,7 +2,8 @@
 
     python data/make_shapes.py --out datasets/shapes --train 480 --val 120 --seed 0
 
-A class is told by its silhouette alone: colours and textures are drawn without looking at the class.
+A class is told by its silhouette and, mostly, by its hue: of ten objects nine wear the hue of their class, as real
+things do, the tenth any colour; textures, light and outlines are drawn without looking at the class.
 Drawing happens in float32 RGB in 0..1; sizes are (height, width); x runs right and y runs down, in pixels.
 """
 
@@ -21,8 +22,10 @@ import numpy as np
 from tqdm import tqdm
 
 NAMES = ("ball", "star", "cup", "fish", "house", "arrow")
-FREE_TO_TURN = {"ball", "star", "arrow"}  # the others have an upright pose and only tilt
-VERSION = 1  # raise it whenever the same arguments would draw other files
+FREE_TO_TURN = {"ball", "star"}  # the others have an upright pose and only tilt
+HUES = dict(zip(NAMES, (0, 60, 230, 180, 300, 120), strict=True))  # degrees; +/- HUE_SPREAD
+HUE_SPREAD, FAITHFUL = 22, 0.9  # the share of objects in the hue of their class
+VERSION = 2  # raise it whenever the same arguments would draw other files
 SPLITS = {"train": 0, "val": 1}
 SAMPLES, CLIP = 2, 3  # split ids of the sample pictures and of the clip
 FRAMES = ((320, 320), (240, 320), (320, 240), (180, 320), (320, 180), (256, 320), (320, 256))
@@ -138,7 +141,7 @@ def _house(rng: np.random.Generator) -> Shape:
 
 
 def _arrow(rng: np.random.Generator) -> Shape:
-    shaft, head, neck = rng.uniform(0.13, 0.22), rng.uniform(0.5, 0.65), rng.uniform(0.0, 0.25)
+    shaft, head, neck = rng.uniform(0.2, 0.3), rng.uniform(0.55, 0.7), rng.uniform(-0.1, 0.2)
     barb = neck - rng.choice([0.0, rng.uniform(0.1, 0.25)])  # straight or swept-back head
     upper = _poly((-1, -shaft), (neck, -shaft), (barb, -head), (1, 0))
     points = np.vstack([upper, upper[-2::-1] * (1, -1)])
@@ -180,7 +183,16 @@ def make_layer(rng: np.random.Generator, label: int, size: float) -> Layer:
 
 
 def _colour(rng: np.random.Generator, vivid: float = 1.0) -> np.ndarray:
-    hsv = np.array([[[rng.uniform(0, 360), rng.uniform(0.03, vivid), rng.uniform(0.1, 1.0)]]], np.float32)
+    return _rgb(rng.uniform(0, 360), rng.uniform(0.03, vivid), rng.uniform(0.1, 1.0))
+
+
+def _class_colour(rng: np.random.Generator, label: int) -> np.ndarray:
+    hue = HUES[NAMES[label]] + rng.uniform(-HUE_SPREAD, HUE_SPREAD)
+    return _rgb(hue % 360, rng.uniform(0.5, 1.0), rng.uniform(0.4, 1.0))
+
+
+def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
+    hsv = np.array([[[hue, saturation, value]]], np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
 
 
@@ -213,8 +225,9 @@ def _pattern(rng: np.random.Generator, h: int, w: int, period: float, kinds: int
 
 def _fill(rng: np.random.Generator, layer: Layer, backdrop: np.ndarray) -> np.ndarray:
     """Colour a layer: float32 (h, w, 3) RGB; its main colour keeps away from the mean `backdrop` colour."""
-    options = [_colour(rng) for _ in range(12)]
-    base = next((c for c in options if np.linalg.norm(c - backdrop) > 0.6), options[-1])
+    own = layer.label >= 0 and rng.random() < FAITHFUL
+    options = [_class_colour(rng, layer.label) if own else _colour(rng) for _ in range(12)]
+    base = max(options, key=lambda c: min(np.linalg.norm(c - backdrop), 0.6))  # the first that stands out enough
     other = np.clip(base + rng.uniform(-0.3, 0.3, 3), 0, 1).astype(np.float32)
     h, w = layer.alpha.shape
     texture = _pattern(rng, h, w, max(h, w) * rng.uniform(0.12, 0.4), 6)[..., None]
@@ -284,12 +297,12 @@ def lay_out(rng: np.random.Generator, h: int, w: int) -> tuple[list[Layer], list
     """
     layers, masks, seen = [], [], []
     taken = np.zeros((h, w), bool)
-    count = 0 if rng.random() < 0.04 else int(min(12, 1 + rng.poisson(rng.choice([1.5, 3.5, 7.0]))))
+    count = 0 if rng.random() < 0.04 else int(min(12, 1 + rng.poisson(rng.choice([1.5, 3.0, 5.0]))))
     todo = [int(rng.integers(len(NAMES))) for _ in range(count)]
     for _ in range(int(rng.random() < 0.25) * int(rng.integers(1, 3))):
         todo.insert(int(rng.integers(len(todo) + 1)), -1)
     for label in todo:
-        size = np.clip(np.exp(rng.normal(np.log(50), 0.6)), MIN_SIDE + 1, min(MAX_SIDE - 2, 0.9 * min(h, w)))
+        size = np.clip(np.exp(rng.normal(np.log(75), 0.6)), MIN_SIDE + 1, min(MAX_SIDE - 2, 0.9 * min(h, w)))
         layer = _bar(rng, h, w) if label < 0 else make_layer(rng, label, size)
         need = MIN_VISIBLE if rng.random() < 0.2 else 0.9
         for _ in range(12):

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from models.safe_pickle import read, read_structure
+from models.safe_pickle import FAULTS
+from models.torch_file import read
 from models.transfer import BUILD_FAULTS, check_fit
 from models.yolo import DetectionModel
 from models.yolov5_pt import holds_yolov5, import_yolov5
@@ -61,18 +61,22 @@ def save_safetensors(path: Path, checkpoint: Mapping[str, Any]) -> None:
     The averaged weights are written where the checkpoint has them; optimizer state has no place in the format.
     """
     state = {name: t.contiguous() for name, t in (checkpoint.get("ema") or checkpoint["model"]).items()}
-    plain = {k: v for k, v in checkpoint.items() if k not in ("model", "ema", "optimizer")}
+    plain = {k: v for k, v in checkpoint.items() if k not in ("model", "ema", "training")}
     write_bytes(path, safetensors.torch.save(state, {"checkpoint": json.dumps(plain)}))
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write a file so that a reader sees the old one or the new one, whatever happens."""
     partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror}; not saved, an earlier file is still whole", str(path)) from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -86,12 +90,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights '{path}' not found")
-    if path.suffix == ".safetensors":
-        checkpoint = load_safetensors(path)
-    elif not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: not a checkpoint (no zip archive; torch before 1.6 wrote another format)")
-    else:
-        checkpoint = load_archive(path)
+    checkpoint = load_safetensors(path) if path.suffix == ".safetensors" else load_archive(path)
     check_content(path, checkpoint)
     return checkpoint
 
@@ -122,15 +121,15 @@ def load_archive(path: Path) -> dict[str, Any]:
         ValueError: neither this project's nor YOLOv5's.
     """
     try:
-        structure = read_structure(path)  # also refuses what would harm the reader below
-        if holds_yolov5(structure):
-            checkpoint = {"version": VERSION} | import_yolov5(read(path))
+        content = read(path)  # also refuses what would harm the reader below
+        if holds_yolov5(content):
+            checkpoint = {"version": VERSION} | import_yolov5(content)
             LOGGER.info(f"{path}: a YOLOv5 checkpoint, read without running it")
             return checkpoint
-        if not isinstance(structure, dict) or not structure.keys() >= {*KEYS}:
+        if not isinstance(content, dict) or not content.keys() >= {*KEYS}:
             raise ValueError(f"expected the keys {', '.join(KEYS)}, or a pickled YOLOv5 model")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (ValueError, RuntimeError, pickle.UnpicklingError) as error:
+    except (ValueError, RuntimeError, pickle.UnpicklingError, *FAULTS) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: not a checkpoint that can be used, nothing in it was run: {reason}") from error
 

@@ -231,6 +231,8 @@ class GhostBottleneck(nn.Module):
         super().__init__()
         half = c2 // 2
         down = s == 2
+        if not down and c1 != c2:
+            raise ValueError(f"GhostBottleneck: {c1} channels in, {c2} out; with stride 1 they must be equal")
         self.conv = nn.Sequential(
             GhostConv(c1, half),
             DWConv(half, half, k, s, act=False) if down else nn.Identity(),
@@ -335,8 +337,13 @@ class Concat(nn.Module):
         widths = c1 if isinstance(c1, list) else [c1]
         return sum(widths) if dimension == 1 else widths[0]
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        return torch.cat(maps, self.d)
+    def forward(self, x: list[Tensor]) -> Tensor:
+        """Raises ValueError where the maps differ in size."""
+        checks = self.d == 1 and not torch.jit.is_tracing()  # sizes are tensors, each unlike the other, when traced
+        if checks and len({tuple(level.shape[-2:]) for level in x}) > 1:
+            sizes = ", ".join("x".join(str(side) for side in level.shape[-2:]) for level in x)
+            raise ValueError(f"Concat: maps of {sizes}, expected one height and width; look at the strides of its rows")
+        return torch.cat(x, self.d)
 
 
 class MV2Block(nn.Module):

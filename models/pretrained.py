@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +10,11 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
+from models.common import MobileViTBlock
 from models.mobilevit import SIZES, from_published, layout_of
-from models.safe_pickle import read
+from models.torch_file import read
 from models.transfer import Transfer, part_of, shape_in, transfer
 from models.yolo import DetectionModel
 
@@ -50,16 +48,9 @@ def read_published(source: str) -> dict[str, Tensor]:
             f"weights '{source}' not found, expected a .pt, .pth or .safetensors file or {TIMM}NAME"
         )
     try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        elif zipfile.is_zipfile(path):
-            content = read(path)
-        else:  # timm writes .pth files in the older format of torch.save
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        return unwrap(content)
-    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: no weights to read, nothing in it was run: {reason}") from error
+        return unwrap(safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read(path))
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path}: no weights to read, nothing in it was run: {error}") from error
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:
@@ -120,16 +111,18 @@ def load_backbone(model: DetectionModel, source: str, partial: bool = False) -> 
     if layout == "cvnets":
         state["model.0.conv.weight"] = state["model.0.conv.weight"].flip(1)
     own = {name: t for name, t in model.state_dict().items() if part_of(model, name) == "backbone"}
-    fitting = {name: t for name, t in state.items() if name in own and own[name].shape == t.shape}
-    unmatched = sorted(own.keys() - fitting.keys() | state.keys() - fitting.keys())
+    fitting = {name for name, t in state.items() if name in own and own[name].shape == t.shape}
+    unmatched = sorted((own.keys() | state.keys()) - fitting)
+    if not any(isinstance(module, MobileViTBlock) for module in model.modules()):
+        raise ValueError(f"{source}: {model.where} has no MobileViT backbone, expected a yolov5-mobilevit-*.yaml")
     if not fitting or (unmatched and not partial):
         first = unmatched[0]
         advice = "; --partial takes what fits" if fitting else ""
         raise ValueError(
-            f"{source}: {len(unmatched)} tensors of the backbone do not match {model.where}, the first is {first}: "
-            f"{shape_in(state, first)} in the file, {shape_in(own, first)} in the model{advice}"
+            f"{source}{size_of(published)}: {len(unmatched)} tensors of the backbone do not match {model.where}, the "
+            f"first is {first}: {shape_in(state, first)} in the file, {shape_in(own, first)} in the model{advice}"
         )
-    done = transfer(model, fitting)
+    done = transfer(model, {name: t for name, t in state.items() if name in own})
     rows = model.model[: len(model.yaml["backbone"])]
     odd = {m.eps for m in rows.modules() if isinstance(m, nn.BatchNorm2d)}
     if odd - {PUBLISHED_EPS}:
@@ -138,3 +131,10 @@ def load_backbone(model: DetectionModel, source: str, partial: bool = False) -> 
             f"{PUBLISHED_EPS:g}: put 'norm_eps: 1.0e-5' into the YAML"
         )
     return replace(done, left={name: why for name, why in done.left.items() if name in own})
+
+
+def size_of(published: Mapping[str, Tensor]) -> str:
+    """' (MobileViT-XXS)' or another size, by the width of the last stage; '' if it is none of them."""
+    fusion = published.get("features.9.fusion.conv.weight")
+    width = len(fusion) if fusion is not None and fusion.ndim else 0
+    return next((f" (MobileViT-{size.upper()})" for size, spec in SIZES.items() if spec.widths[-1] == width), "")

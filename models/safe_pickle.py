@@ -12,21 +12,18 @@ import math
 import pickletools
 import re
 import struct
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MAX_PICKLE = 32 * 2**20  # bytes; yolov5x6 with its optimizer needs 2
-MAX_STEPS = 3_000_000  # instructions, some seconds; yolov5x6 with its optimizer needs half a million
+MAX_PICKLE = 32 * 2**20  # bytes; that of yolov5x has 0.2 MB
+MAX_STEPS = 1_000_000  # instructions, some seconds; a model of yolov5x has 84,000, a checkpoint may hold it twice
+MAX_BITS = 1024  # of an integer: arithmetic on one of a million digits takes minutes
 MAX_DIMENSIONS = 8
-MAX_MEMBERS = 100_000
 
 STORAGES = {
     "torch.BFloat16Storage": torch.bfloat16,
@@ -62,6 +59,15 @@ class Name:
     dotted: str
 
 
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A tensor's bytes in the archive."""
+
+    dtype: torch.dtype
+    key: str
+    elements: int
+
+
 @dataclass(slots=True, eq=False)
 class Record:
     """An object as data: its class's dotted name, the arguments it was made with, its attributes."""
@@ -71,78 +77,17 @@ class Record:
     state: Any = field(default=None, repr=False)
 
 
-class Archive:
-    """The zip file of torch.save: its pickle and its storages, checked before anything is read.
-
-    Raises:
-        ValueError: not such a file, or one that claims more than it holds.
-    """
-
-    def __init__(self, path: Path):
-        self.data = path.read_bytes()
-        try:
-            self.zip = zipfile.ZipFile(BytesIO(self.data))
-            members = self.zip.infolist()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError, OverflowError) as error:
-            raise ValueError(f"damaged zip archive ({error})") from error
-        names = [m.filename for m in members]
-        if len(names) > MAX_MEMBERS or len(set(names)) != len(names):
-            raise ValueError("damaged zip archive (members that repeat, or too many)")
-        if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members):
-            raise ValueError("its members are compressed or encrypted; torch.save stores them as they are")
-        if sum(m.file_size for m in members) > len(self.data):
-            raise ValueError("its members claim more bytes than the file has")
-        pickles = [name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
-        if len(pickles) != 1:
-            raise ValueError("no data.pkl in it, so torch.save did not write it")
-        self.root = pickles[0].removesuffix("data.pkl")
-        if f"{self.root}constants.pkl" in names:
-            raise ValueError("a TorchScript program, not a checkpoint")
-        order = self.member("byteorder") if f"{self.root}byteorder" in names else b"little"
-        if order != b"little":
-            raise ValueError(f"byte order {order[:20]!r}, expected little")
-        self.storages: dict[str, bytearray] = {}
-
-    def member(self, name: str) -> bytes:
-        """The bytes of a member, by its name below the archive's root."""
-        try:
-            return self.zip.read(self.root + name)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, zlib.error, *FAULTS) as error:
-            raise ValueError(f"damaged zip archive, member {name[:40]!r} ({error})") from error
-
-    def storage(self, key: str) -> bytearray:
-        """The bytes of a storage, read once: tensors are views of them."""
-        if key not in self.storages:
-            self.storages[key] = bytearray(self.member(f"data/{key}"))
-        return self.storages[key]
-
-
-def read(path: Path) -> Any:
-    """What a torch.save archive holds, with a Record where an object stood; tensors on the CPU, sharing storages.
-
-    Raises:
-        ValueError: anything that a checkpoint does not need; nothing of it was run.
-    """
-    archive = Archive(path)
-    return Machine(archive.member("data.pkl"), archive.storage).run()
-
-
-def read_structure(path: Path) -> Any:
-    """As `read`, but None stands in for every tensor and only the pickle is read.
-
-    Raises:
-        ValueError: as `read`.
-    """
-    return Machine(Archive(path).member("data.pkl"), None).run()
-
-
 class Machine:
-    """Runs one pickle. `storage` gives a storage's bytes by key; None leaves tensors out."""
+    """Runs one pickle: bytes, or a stream that is left behind its end.
 
-    def __init__(self, program: bytes, storage: Callable[[str], bytearray] | None):
-        if len(program) > MAX_PICKLE:
+    `storage` gives a storage's bytes by key; None leaves tensors out. `sizes` is the bytes of each storage referred to.
+    """
+
+    def __init__(self, program: bytes | BytesIO, storage: Callable[[str], bytearray] | None):
+        if isinstance(program, bytes) and len(program) > MAX_PICKLE:
             raise ValueError(f"its pickle has {len(program):,} bytes, expected at most {MAX_PICKLE:,}")
         self.program, self.storage = program, storage
+        self.sizes: dict[str, int] = {}
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -162,8 +107,8 @@ class Machine:
                 if step > MAX_STEPS:
                     raise ValueError(f"more than {MAX_STEPS:,} instructions")
                 if opcode.name in LITERALS:
-                    if type(argument) is int and argument.bit_length() > 64:  # arithmetic on it could take minutes
-                        raise ValueError("an integer of more than 64 bits")
+                    if type(argument) is int and argument.bit_length() > MAX_BITS:
+                        raise ValueError(f"an integer of more than {MAX_BITS} bits")
                     self.stack.append(argument)
                 elif opcode.name in STEPS:
                     STEPS[opcode.name](self, argument)
@@ -199,6 +144,8 @@ class Machine:
         if not isinstance(called, Name) or type(args) is not tuple:
             raise ValueError("it calls something that is not a name")
         if called.dotted == "torch._utils._rebuild_tensor_v2":
+            if len(args) not in (6, 7):
+                raise TypeError
             self.stack.append(self.tensor(*args[:4]) if self.storage else None)
         elif called.dotted == "torch._utils._rebuild_parameter":
             self.stack.append(args[0])
@@ -236,30 +183,34 @@ class Machine:
             raise TypeError
         target.update(zip(items[::2], items[1::2], strict=True))
 
-    def storage_of(self) -> None:
-        """The persistent id ('storage', type, key, device, elements) of a tensor's bytes."""
+    def refer(self) -> None:
+        """What lies outside the pickle: ('storage', type, key, device, elements); a class comes with its source."""
         reference = self.stack.pop()
-        kind, dtype, key, _, elements = reference
-        if kind != "storage" or type(dtype) is not Name or dtype.dotted not in STORAGES:
-            raise ValueError("a reference to something other than a tensor's bytes")
-        if type(key) is not str or type(elements) is not int:
+        if type(reference) is not tuple or len(reference) < 4:
             raise TypeError
-        self.stack.append((STORAGES[dtype.dotted], key, elements))
+        kind, named, *rest = reference
+        if kind == "module" and type(named) is Name:  # only older files have it; the source is left aside
+            self.stack.append(named)
+            return
+        if kind != "storage" or type(named) is not Name or named.dotted not in STORAGES or len(rest) not in (3, 4):
+            raise ValueError("a reference to something other than a tensor's bytes")
+        key, _, elements, *view = rest
+        if type(key) is not str or type(elements) is not int or elements < 0 or view not in ([], [None]):
+            raise TypeError
+        dtype = STORAGES[named.dotted]
+        self.sizes[key] = elements * dtype.itemsize
+        self.stack.append(Storage(dtype, key, elements))
 
     def tensor(self, reference: Any, offset: Any, size: Any, stride: Any) -> Tensor:
         """A view of a storage; never more elements than the storage has."""
         assert self.storage is not None
-        dtype, key, elements = reference
-        if (
-            type(size) is not tuple
-            or type(stride) is not tuple
-            or len(size) != len(stride)
-            or len(size) > MAX_DIMENSIONS
-        ):
+        if type(reference) is not Storage or type(size) is not tuple or type(stride) is not tuple:
             raise TypeError
-        if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
-            raise TypeError
-        data = self.storage(key)
+        if len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
+            raise ValueError(f"a tensor of {len(size)} dimensions and {len(stride)} strides")
+        if any(type(n) is not int or not 0 <= n < 2**62 for n in (offset, *size, *stride)):
+            raise ValueError("a tensor whose size, stride or offset is no number of elements")
+        data, dtype, elements = self.storage(reference.key), reference.dtype, reference.elements
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if elements * dtype.itemsize != len(data) or count > elements or (count and last >= elements):
@@ -322,7 +273,7 @@ STEPS: dict[str, Callable[[Machine, Any], object]] = {
     "LONG_BINGET": Machine.load,
     "GLOBAL": lambda m, name: m.name(*name.split(" ", 1)),
     "STACK_GLOBAL": lambda m, _: m.name(*m.pair()),
-    "BINPERSID": lambda m, _: m.storage_of(),
+    "BINPERSID": lambda m, _: m.refer(),
     "REDUCE": lambda m, _: m.call(),
     "NEWOBJ": lambda m, _: m.call(),
     "BUILD": lambda m, _: m.build(),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.yolo import Detect, DetectionModel, parse_model, read_model_yaml
 
-MAX_LAYERS = 20_000  # yolov5x6 has 900 modules
+MAX_LAYERS = 20_000  # yolov5x has 567 modules
 BUILD_FAULTS = (RuntimeError, OverflowError, TypeError, ZeroDivisionError, AssertionError)  # of torch, wrong arguments
 SHOWN = 8  # tensors named one by one in a report
 
@@ -30,6 +30,11 @@ class Transfer:
     @property
     def copied(self) -> int:
         return sum(count for count, _ in self.parts.values())
+
+    def share(self, part: str) -> float:
+        """How much of a part was copied, 0..1."""
+        copied, count = self.parts[part]
+        return copied / max(count, 1)
 
     def report(self, source: str) -> str:
         """One line of counts, and one that names what was left out."""

@@ -1,6 +1,6 @@
 """YOLOv5's pickled checkpoints (v5 to v7, detection) as this project's: a mapping of rows, names and tensors.
 
-`models.safe_pickle` has turned the file into records; here the tree of module records becomes a state dict. What the
+`models.torch_file` has turned the file into records; here the tree of module records becomes a state dict. What the
 modules say about themselves (strides, paddings, activations, ...) is compared with what the rows build here, so that a
 model which would compute something else is refused instead of imported.
 """
@@ -21,7 +21,7 @@ from models.yolo import ACTIVATIONS, NORM_EPS, parse_model
 
 MODELS = ("models.yolo.Model", "models.yolo.DetectionModel")
 CFG_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "ch", "activation", "backbone", "head")
-MAX_MODULES = 20_000  # yolov5x6 has 900
+MAX_MODULES = 20_000  # yolov5x has 567
 MAX_VALUES = 100_000  # numbers and strings of a model's mapping
 MAX_DEPTH = 30
 SETTINGS = {  # what decides the arithmetic of a module without being in its tensors
@@ -42,7 +42,7 @@ NO_WORK = ("Identity", "Dropout")  # modules that do nothing in eval mode
 
 
 def holds_yolov5(content: Any) -> bool:
-    """Whether what `safe_pickle.read` returned holds a pickled model."""
+    """Whether what `torch_file.read` returned holds a pickled model."""
     return isinstance(content, Record) or isinstance(averaged_or_last(content), Record)
 
 
@@ -52,7 +52,7 @@ def averaged_or_last(content: Any) -> Any:
 
 
 def import_yolov5(content: Any) -> dict[str, Any]:
-    """What `safe_pickle.read` returned -> yaml, names and model (state dict, float32) of this project's checkpoint.
+    """What `torch_file.read` returned -> yaml, names and model (state dict, float32) of this project's checkpoint.
 
     Raises:
         ValueError: not a YOLOv5 detection model of v5 to v7, or one whose layers compute something else here.

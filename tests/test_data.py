@@ -15,7 +15,17 @@ from PIL import Image
 from utils.augmentations import copy_paste, flip, hsv, mixup, mosaic, random_affine
 from utils.config import Hyp
 from utils.dataloaders import EpochBatches, build_loader, collate
-from utils.dataset import DetectionDataset, Scan, label_path, list_images, read_data_yaml, read_labels, scan
+from utils.dataset import (
+    DetectionDataset,
+    Scan,
+    TextLabels,
+    cache_file,
+    label_path,
+    list_images,
+    read_data_yaml,
+    read_labels,
+    scan,
+)
 from utils.images import PAD, imread
 
 STILL = Hyp(hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=0)
@@ -151,7 +161,7 @@ def test_scan_leaves_out_corrupt_images(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_cache_equals_rescan_and_goes_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_set(tmp_path, MIXED)
-    first, file = scan(images, 2), tmp_path / "labels" / "train.cache.npz"
+    first, file = scan(images, 2), cache_file(images, TextLabels(2))
     assert file.is_file() and list(file.parent.glob("*.part")) == []
     with monkeypatch.context() as patch:
         patch.setattr("utils.dataset._scan_files", lambda *_: pytest.fail("the cache was not used"))
@@ -172,7 +182,7 @@ def test_cache_equals_rescan_and_goes_stale(tmp_path: Path, monkeypatch: pytest.
 
 def test_unwritable_folder_only_means_no_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = make_set(tmp_path, MIXED[:3])
-    (tmp_path / "labels" / "train.cache.npz").mkdir()
+    cache_file(images, TextLabels(2)).mkdir()
     caplog.set_level(logging.INFO)
     assert len(scan(images, 2)) == 3
     assert any("not cached" in r.message and r.levelno == logging.INFO for r in caplog.records)
@@ -316,7 +326,10 @@ def test_drawn_boxes_survive_the_whole_pipeline(tmp_path: Path) -> None:
         Image.fromarray(draw(100, 120, boxes)).save(file)
     many = 10_000  # so that the drawn image is not drawn from the hat twice
     labels, offsets = np.array([[0, 0.5, 0.45, 0.5, 0.5]], np.float32), np.minimum(np.arange(many + 1), 1)
-    data = Scan(np.array(files[:1] + files[1:] * (many - 1)), np.tile([100, 120], (many, 1)), labels, offsets)
+    no_crowd, areas = np.zeros(1, bool), np.full(1, np.nan)
+    data = Scan(
+        np.array(files[:1] + files[1:] * (many - 1)), np.tile([100, 120], (many, 1)), labels, offsets, no_crowd, areas
+    )
     hyp = replace(STILL, mosaic=1.0, scale=0.2, translate=0.1, fliplr=0.5, flipud=0.5)
     dataset, checked = DetectionDataset(data, 128, 32, hyp=hyp), 0
     for epoch in range(40):

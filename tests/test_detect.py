@@ -1,5 +1,7 @@
 """detect.py, its sources and its drawing, mostly with a stand-in for the model that knows its boxes."""
 
+import csv
+import json
 import os
 import subprocess
 import sys
@@ -14,10 +16,16 @@ import torch
 import detect
 from models.backends import load_backend
 from models.checkpoint import model_state, save_checkpoint
+from models.common import Attention
+from models.visualize import attention_of, look_inside
 from models.yolo import DetectionModel
+from utils.annotations import VocLabels
+from utils.frames import Broken, Frame, VideoInfo
 from utils.images import imread, imwrite, letterbox
-from utils.plots import class_colour, draw_boxes, label_font
+from utils.plots import DEJAVU, characters, class_colour, draw_boxes, fit_text, font_file, label_font
+from utils.predictor import Predictor
 from utils.sources import open_source
+from utils.writers import Stems
 
 REPO = Path(__file__).resolve().parents[1]
 NAMES = {0: "ball", 1: "star", 2: "Bär/größe"}
@@ -50,7 +58,7 @@ def run(monkeypatch, tmp_path):
     """A function: source, backend, flags -> the run's folder."""
 
     def start(source, backend=None, **flags):
-        monkeypatch.setattr(detect, "load_backend", lambda *_: backend or FakeBackend())
+        monkeypatch.setattr(detect, "load_model", lambda *_: backend or FakeBackend())
         base = detect.DetectConfig(weights="x.pt", imgsz=160, device="cpu", project=str(tmp_path / "runs"))
         return detect.main(replace(base, source=str(source), **flags))
 
@@ -108,7 +116,7 @@ def test_folder_glob_and_list(run, tmp_path):
 @pytest.mark.parametrize(("fps", "stride"), [(12.5, 1), (12.5, 2), (29.97, 1)])
 def test_video_keeps_its_rate_and_frames(run, tmp_path, fps, stride):
     source = film(tmp_path / "clip.mp4", fps=fps)
-    out = run(source, save_txt=True, vid_stride=stride)
+    out = run(source, save_txt="yolo", vid_stride=stride)
     numbers = range(1, 7, stride)
     assert files(out) == sorted(["clip.mp4", *(f"labels/clip_{n}.txt" for n in numbers)])
     made = list(open_source(str(out / "clip.mp4")))
@@ -120,34 +128,34 @@ def test_video_keeps_its_rate_and_frames(run, tmp_path, fps, stride):
 
 
 @pytest.mark.parametrize("size", [(200, 200), (300, 400), (360, 640), (640, 360), (101, 333)])
-@pytest.mark.parametrize("rect", [None, False])
+@pytest.mark.parametrize("rect", [True, False])
 def test_boxes_come_back_through_the_letterbox(size, rect):
     backend = FakeBackend(size, ((0.1, 0.2, 0.45, 0.9, 0.9, 0), (0.5, 0.0, 1.0, 0.6, 0.8, 1)))
-    cfg = detect.DetectConfig(imgsz=320, rect=rect)
-    found = detect.Detector(cfg, backend, torch.device("cpu"))(np.zeros((*size, 3), np.uint8))
+    predictor = Predictor(backend, torch.device("cpu"), 320, rect=rect)
+    found = predictor([np.zeros((*size, 3), np.uint8)])[0]
     h, w = size
     expected = np.array([[0.1, 0.2, 0.45, 0.9], [0.5, 0, 1, 0.6]]) * [w, h, w, h]
     assert np.abs(found.boxes[:, :4] - expected).max() < 1
     assert found.boxes[:, 4:] == pytest.approx(np.array([[0.9, 0], [0.8, 1]]))
     assert backend.seen[0][2:] == found.canvas
-    assert (found.canvas == (320, 320)) or rect is None
+    assert (found.canvas == (320, 320)) or rect
 
 
 def test_save_txt_is_normalised(run, tmp_path):
-    out = run(picture(tmp_path / "a.jpg"), save_txt=True, save_conf=True, nosave=True)
+    out = run(picture(tmp_path / "a.jpg"), save_txt="yolo", save_conf=True, nosave=True)
     assert files(out) == ["labels/a.txt"]
     assert (out / "labels/a.txt").read_text().split()[0] == "0"
     assert labels(out / "labels/a.txt")[0] == pytest.approx([0, 0.375, 0.625, 0.25, 0.25, 0.9], abs=1e-3)
-    again = run(tmp_path / "a.jpg", save_txt=True, nosave=True)
+    again = run(tmp_path / "a.jpg", save_txt="yolo", nosave=True)
     assert labels(again / "labels/a.txt").shape == (1, 5)
-    repeated = run(tmp_path / "a.jpg", save_txt=True, nosave=True, name=again.name, exist_ok=True)
+    repeated = run(tmp_path / "a.jpg", save_txt="yolo", nosave=True, name=again.name, exist_ok=True)
     assert repeated == again
     assert len(labels(again / "labels/a.txt")) == 1
 
 
 def test_crops_and_names_that_are_not_ascii(run, tmp_path):
     backend = FakeBackend(boxes=((*BOX, 0.9, 2), (0.6, 0.1, 0.9, 0.3, 0.8, 2), (0.0, 0.0, 0.2, 0.3, 0.7, 1)))
-    out = run(picture(tmp_path / "größe-图.jpg"), backend, save_crop=True, save_txt=True)
+    out = run(picture(tmp_path / "größe-图.jpg"), backend, save_crop=True, save_txt="yolo")
     assert files(out) == sorted(
         [
             "crops/Bär_größe/größe-图.jpg",
@@ -164,12 +172,12 @@ def test_crops_and_names_that_are_not_ascii(run, tmp_path):
 def test_inputs_of_one_name_do_not_overwrite_each_other(run, tmp_path):
     for i, name in enumerate(("1/a.jpg", "2/a.jpg", "2/a.png")):
         picture(tmp_path / "in" / name, value=60 * i)
-    out = run(tmp_path / "in" / "*" / "*", save_txt=True, save_crop=True)
+    out = run(tmp_path / "in" / "*" / "*", save_txt="yolo", save_crop=True)
     stems = ["a", "a-2", "a-3"]
     assert [p for p in files(out) if p.startswith("labels")] == sorted(f"labels/{s}.txt" for s in stems)
     assert sorted(p.name for p in out.glob("*.*")) == ["a-2.jpg", "a-3.png", "a.jpg"]
     assert len(files(out / "crops")) == 3
-    give = detect.Stems()
+    give = Stems()
     assert give(Path("v.mp4"), True) == "v"
     assert give(Path("v_3.jpg"), False) == "v_3-2"  # v_3.txt belongs to the third frame of v.mp4
     assert give(Path("x/v.avi"), True) == "v-2"
@@ -179,7 +187,7 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(run, tmp_path):
 def test_nothing_found(run, tmp_path, caplog):
     picture(tmp_path / "a.jpg")
     with caplog.at_level("INFO"):
-        out = run(tmp_path / "a.jpg", FakeBackend(boxes=()), save_txt=True, save_crop=True)
+        out = run(tmp_path / "a.jpg", FakeBackend(boxes=()), save_txt="yolo", save_crop=True)
     assert files(out) == ["a.jpg"]
     assert "nothing found" in caplog.text
 
@@ -189,11 +197,11 @@ def test_classes_and_summary(run, tmp_path, caplog):
     picture(tmp_path / "a.jpg")
     with caplog.at_level("INFO"):
         run(tmp_path / "a.jpg", FakeBackend(boxes=boxes))
-        run(tmp_path / "a.jpg", FakeBackend(boxes=boxes), classes=(1,))
+        run(tmp_path / "a.jpg", FakeBackend(boxes=boxes), classes=("star",))
     assert "3 ball, 1 star, " in caplog.text
     assert "160 1 star, " in caplog.text
     with pytest.raises(ValueError, match="--classes 7"):
-        run(tmp_path / "a.jpg", classes=(7,))
+        run(tmp_path / "a.jpg", classes=("7",))
 
 
 def test_errors_say_where_and_what(run, tmp_path):
@@ -214,13 +222,16 @@ def test_errors_say_where_and_what(run, tmp_path):
         run("ftp://host/a.jpg")
     with pytest.raises(ValueError, match="--vid-stride 0"):
         run(tmp_path / "a.jpg", vid_stride=0)
-    with pytest.raises(ValueError, match="--weights is missing"):
-        run(tmp_path / "a.jpg", weights="")
     assert not (tmp_path / "runs").exists()
     for name in ("broken.jpg", "broken.mp4"):
         (tmp_path / name).write_text("not what it says")
         with pytest.raises(ValueError, match=name):
             run(tmp_path / name)
+
+
+def test_weights_are_required(tmp_path):
+    with pytest.raises(ValueError, match="--weights is missing"):
+        detect.main(detect.DetectConfig(source=str(picture(tmp_path / "a.jpg"))))
 
 
 def test_backend_refuses_other_weights(tmp_path):
@@ -282,3 +293,136 @@ def test_a_real_checkpoint_from_the_command_line(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r" / "exp" / "a.jpg").is_file()
+
+
+def test_colours_of_80_classes_differ():
+    colours = np.array([[class_colour(c) for c in range(80)]], np.float32) / 255
+    lab = cv2.cvtColor(colours, cv2.COLOR_RGB2LAB)[0]
+    distance = np.linalg.norm(lab[:, None] - lab[None], axis=2) + 1000 * np.eye(80)
+    assert distance.min() > 10 and distance[:10, :10].min() > 40
+    assert class_colour(80) == class_colour(0)
+
+
+def test_class_names_find_a_font(caplog):
+    assert font_file("Bär δοκιμή проверка") == DEJAVU
+    others = {c for p in Path(DEJAVU).parent.glob("STIX*.ttf") for c in characters(str(p))} - characters(DEJAVU)
+    rare = next(chr(c) for c in sorted(others) if not chr(c).isspace())
+    assert ord(rare) in characters(font_file(f"a{rare}"))
+    assert font_file("\U0010fffd") == DEJAVU and "no installed font" in caplog.text
+
+
+def test_labels_shrink_with_small_boxes_only_in_large_pictures():
+    for size, box in (((3000, 4000), 60), ((150, 200), 10)):
+        text, font = fit_text("person", "0.90", max(round(max(size) / 45), 12), size[1], box)
+        assert text == "person 0.90" and font.size >= max(max(size) / 100, 9)
+    assert fit_text("person", "0.90", 89, 4000, 2000)[1].size == 89
+
+
+def test_csv_json_and_voc(run, tmp_path):
+    for name in ("000007.jpg", "b.jpg"):
+        picture(tmp_path / "in" / name)
+    out = run(tmp_path / "in", save_txt="voc", save_csv=True, save_json=True, nosave=True)
+    assert files(out) == ["labels/000007.xml", "labels/b.xml", "predictions.csv", "predictions.json"]
+    read = VocLabels(out / "labels", NAMES).read(Path("b.jpg"), (120, 160))
+    assert read.boxes[0] == pytest.approx([0, 0.375, 0.625, 0.25, 0.25], abs=1e-3)
+    rows = list(csv.reader((out / "predictions.csv").open()))
+    assert rows[0][:3] == ["Image Name", "Prediction", "Confidence"] and len(rows) == 3
+    assert rows[1][:2] == ["000007.jpg", "ball"] and float(rows[1][2]) == pytest.approx(0.9)
+    assert [float(v) for v in rows[1][3:]] == pytest.approx([40, 60, 80, 90], abs=0.1)
+    found = json.loads((out / "predictions.json").read_text())
+    assert [r["image_id"] for r in found] == [7, "b"]
+    assert found[0]["bbox"] == pytest.approx([40, 60, 40, 30], abs=0.1) and found[0]["category_id"] == 0
+    nothing = run(tmp_path / "in", FakeBackend(boxes=()), save_json=True, save_csv=True, save_txt="voc", nosave=True)
+    assert json.loads((nothing / "predictions.json").read_text()) == [] and not (nothing / "labels").exists()
+    with pytest.raises(ValueError, match="--save-txt coco"):
+        run(tmp_path / "in", save_txt="coco")
+
+
+def test_broken_inputs_do_not_stop_the_run_but_fail_it(run, tmp_path, caplog):
+    picture(tmp_path / "in" / "a.jpg")
+    (tmp_path / "in" / "b.jpg").write_text("words")
+    (tmp_path / "in" / "c.mp4").write_bytes(b"")
+    film(tmp_path / "in" / "d.mp4", frames=3)
+    with pytest.raises(ValueError, match=r"2 input\(s\) could not be read: .*b\.jpg, .*c\.mp4"):
+        run(tmp_path / "in", save_json=True)
+    out = tmp_path / "runs" / "exp"
+    assert files(out) == ["a.jpg", "d.mp4", "predictions.json"]
+    assert len(json.loads((out / "predictions.json").read_text())) == 4
+    assert "b.jpg: not a readable image" in caplog.text and "c.mp4: not a readable video" in caplog.text
+
+
+def test_results_never_overwrite_the_source(run, tmp_path):
+    source = picture(tmp_path / "runs" / "mine" / "a.png")
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match="would overwrite"):
+        run(tmp_path / "runs" / "mine", name="mine", exist_ok=True)
+    assert source.read_bytes() == before and files(source.parent) == ["a.png"]
+
+
+def test_streams_are_written_side_by_side(run, tmp_path, monkeypatch):
+    def frames(*_):
+        for number in range(1, 5):
+            for name, size in (("one", (120, 160)), ("two", (120, 160) if number < 3 else (60, 80))):
+                image = np.full((*size, 3), 50, np.uint8)
+                yield Frame(image, Path(name), number, VideoInfo(25, 0, size, live=True))
+        yield Broken(Path("two"), "two: given up")
+
+    monkeypatch.setattr(detect, "open_source", frames)
+    with pytest.raises(ValueError, match="two"):
+        run("rtsp://x", FakeBackend(boxes=()))
+    for name in ("one.mp4", "two.mp4"):
+        made = list(open_source(str(tmp_path / "runs" / "exp" / name)))
+        assert len(made) == 4 and made[0].image.shape == (120, 160, 3)
+
+
+def test_view_img_shows_frames_and_q_ends(run, tmp_path, monkeypatch):
+    source = film(tmp_path / "clip.mp4")
+    with pytest.raises(ImportError, match="opencv-python"):
+        run(source, view_img=True)  # the tests' OpenCV has no windows
+    shown = []
+    monkeypatch.setattr(detect, "open_window", lambda: lambda path, image: shown.append(image.shape) or len(shown) == 3)
+    run(source, view_img=True, nosave=True)
+    assert shown == [(120, 160, 3)] * 3
+
+
+@pytest.fixture(scope="module")
+def mobilevit(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("w") / "m.pt"
+    save_checkpoint(path, model_state(DetectionModel("yolov5-mobilevit-xxs.yaml", nc=3)))
+    return path
+
+
+def test_visualize_writes_maps_and_attention(mobilevit, tmp_path):
+    source = picture(tmp_path / "a.jpg", (128, 128))
+    cfg = detect.DetectConfig(
+        weights=str(mobilevit), source=str(source), imgsz=128, device="cpu", project=str(tmp_path), visualize=True
+    )
+    out = detect.main(cfg) / "visualize" / "a"
+    made = files(out)
+    model = load_backend(mobilevit, torch.device("cpu")).model
+    blocks = [type(layer).__name__ for layer in model.model[:-1]]
+    assert len([name for name in made if name.endswith("_features.png")]) == len(blocks)
+    assert len([name for name in made if name.endswith("_attention.png")]) == blocks.count("MobileViTBlock") == 3
+    assert all(imread(out / name).size for name in made)
+    with pytest.raises(ValueError, match="--visualize"):
+        detect.main(replace(cfg, augment=True))
+
+
+def test_attention_shown_is_the_attention_computed(mobilevit):
+    """Weights times values give what the block's own attention gives for that token."""
+    torch.manual_seed(1)
+    module = Attention(24, heads=3, head_dim=None, qkv_bias=True)
+    tokens = torch.randn(2, 12, 24)
+    values = module.qkv(tokens).chunk(3, dim=-1)[2].unflatten(-1, (3, 8))
+    for query in (0, 7):
+        weights = attention_of(module, tokens, query)
+        assert torch.allclose(weights.sum(dim=-1), torch.ones(2, 3), atol=1e-5)
+        mixed = torch.einsum("bhn,bnhd->bhd", weights, values).flatten(1)
+        assert torch.allclose(module.out(mixed), module(tokens)[:, query], atol=1e-5)
+    model = load_backend(mobilevit, torch.device("cpu")).model
+    inside = look_inside(model, torch.rand(1, 3, 128, 192), (0.9, 0.1))
+    shapes = {name: tuple(maps.shape) for name, maps in inside.attention.items()}
+    assert list(shapes.values()) == [(2, 8, 12), (4, 4, 6), (3, 2, 3)]
+    assert all(torch.allclose(m.sum(dim=(1, 2)), torch.ones(len(m)), atol=1e-4) for m in inside.attention.values())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.metrics import DetectionMetrics, best_confidence
+from utils.matching import best_confidence
+from utils.metrics import DetectionMetrics
 
 NAMES = {0: "ball", 1: "star", 2: "cup", 3: "never seen"}
 SIZE = (120, 160)
@@ -205,7 +206,7 @@ def test_table_and_dict_show_counts():
 
     read = json.loads(json.dumps(m.as_dict()))
     assert set(read) == {
-        "map50", "map50_95", "precision", "recall", "images", "instances", "per_class", "speed_ms"
+        "map50", "map50_95", "precision", "recall", "images", "instances", "per_class", "speed_ms", "coco"
     }  # fmt: skip
     assert read["per_class"]["ball"]["recall"] == pytest.approx(2 / 3)
     assert read["per_class"]["ball"]["instances"] == 3

@@ -1,7 +1,7 @@
 """What a published MobileViT sees: `python tools/classify.py picture.jpg --weights mobilevit_xxs.pt`.
 
-Pictures are prepared as the weights were tested: CVNets' short side 288, bilinear, BGR; timm's 284 (256 / 0.9), bicubic,
-RGB; both the middle 256 x 256, 0..1, not normalised.
+Pictures are prepared as the weights were tested: for CVNets' the short side 288, bilinear, BGR; for timm's 284
+(256 / 0.9), bicubic, RGB; for both the middle 256 x 256, in 0..1, not normalised.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ DATA = REPO / "datasets" / "shapes"
 class DemoConfig:
     """Train yolov5-mobilevit on the built-in set and look at the result."""
 
-    epochs: int = flag(20, "passes over the 480 training pictures")
-    imgsz: int = flag(256, "side of the canvas, pixels", "--img")
+    epochs: int = flag(22, "passes over the 480 training pictures")
+    batch_size: int = flag(8, "pictures a batch: small, for many updates in little time", "--batch")
+    imgsz: int = flag(192, "side of the canvas, pixels", "--img")
     device: str = flag("", "cpu, mps or a GPU number; empty: the first GPU, else the CPU")
     project: str = flag("runs/demo", "where run folders go")
 
@@ -37,10 +38,15 @@ def main(cfg: DemoConfig) -> None:
         sys.exit(drawn.returncode)  # it has said why
     data = str(DATA / "data.yaml")
     common = {"imgsz": cfg.imgsz, "device": cfg.device, "project": cfg.project}
-    recipe = {"hyp": "hyp.small-adamw.yaml", "optimizer": "AdamW"}
     train.main(
         train.TrainConfig(
-            cfg="yolov5-mobilevit.yaml", data=data, epochs=cfg.epochs, name="train", exist_ok=False, **common, **recipe
+            cfg="yolov5-mobilevit.yaml",
+            data=data,
+            epochs=cfg.epochs,
+            name="train",
+            exist_ok=False,
+            batch_size=cfg.batch_size,
+            **common,
         )
     )
     weights = str(newest(Path(cfg.project), "train*/weights/best.pt"))

@@ -18,9 +18,12 @@ REPO = Path(__file__).resolve().parents[1]
 T = TypeVar("T")
 
 
-def flag(default: Any, help: str, *aliases: str, choices: Sequence[str] | None = None) -> Any:
-    """A dataclass field that is also a command-line flag; `aliases` are further spellings such as '--img'."""
-    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices})
+def flag(default: Any, help: str, *aliases: str, choices: Sequence[str] | None = None, bare: Any = None) -> Any:
+    """A dataclass field that is also a command-line flag; `aliases` are further spellings such as '--img'.
+
+    With `bare` the flag's value may be left out on the command line and is `bare` then.
+    """
+    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices, "bare": bare})
 
 
 def argument(help: str) -> Any:
@@ -29,7 +32,10 @@ def argument(help: str) -> Any:
 
 
 def parse_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
-    """An instance of the dataclass `cls` from command-line words (default: sys.argv); exits with 2 on bad ones."""
+    """An instance of the dataclass `cls` from command-line words (default: sys.argv); exits with 2 on bad ones.
+
+    A flag may be written with underscores, or cut short while it stays unambiguous: --conf_thres, --conf.
+    """
     parser = argparse.ArgumentParser(description=cls.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     hints = typing.get_type_hints(cls)
     for f in fields(cls):  # type: ignore[arg-type]
@@ -37,21 +43,30 @@ def parse_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
             parser.add_argument(f.name, type=hints[f.name], help=f.metadata["help"])
             continue
         spelling = "--" + f.name.replace("_", "-")
-        names = dict.fromkeys([spelling, "--" + f.name, *f.metadata["aliases"]])
+        names = dict.fromkeys([spelling, *f.metadata["aliases"]])
         options: dict[str, Any] = {"dest": f.name, "default": f.default, "help": f.metadata["help"]}
         kinds = [k for k in typing.get_args(hints[f.name]) if k is not type(None)]
         kind = hints[f.name]
-        if isinstance(kind, types.UnionType) and len(kinds) == 1:  # "int | None" is parsed as an int
-            kind = kinds[0]
+        if isinstance(kind, types.UnionType):  # "int | None" is parsed as an int, "str | tuple[str, ...]" as a tuple
+            kind = kinds[-1]
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction if f.default in (True, None) else "store_true"
         elif typing.get_origin(kind) is tuple:
             options |= {"type": typing.get_args(kind)[0], "nargs": "+"}
         else:
             options |= {"type": kind, "choices": f.metadata["choices"]}
+            if f.metadata["bare"] is not None:
+                options |= {"nargs": "?", "const": f.metadata["bare"]}
         parser.add_argument(*names, **options)
-    values = vars(parser.parse_args(argv))
+    words = sys.argv[1:] if argv is None else argv
+    values = vars(parser.parse_args([dashed(word) for word in words]))
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def dashed(word: str) -> str:
+    """'--conf_thres=0.1' -> '--conf-thres=0.1'; words that are no flags stay as they are."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def run_script(main: Callable[[T], Any], cls: type[T]) -> None:
@@ -108,6 +123,8 @@ class Hyp:
     warmup_min_steps: int = 100  # warm-up lasts at least this many batches
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1  # biases start here and come down
+    ema_decay: float = 0.9999  # of the averaged weights at every update, once it has risen
+    ema_ramp: float = 2000.0  # updates in which it rises to 63 % of that
     nominal_batch: int = 64  # gradients are accumulated up to about this many images
     box: float = 0.05  # box loss gain, for 3 levels
     cls: float = 0.5  # class loss gain, for 80 classes and 3 levels

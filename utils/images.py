@@ -68,22 +68,38 @@ class Letterbox:
         return [x, y, x, y], [self.left, self.top, self.left, self.top]
 
 
-def letterbox(image: np.ndarray, canvas: tuple[int, int], enlarge: bool = True) -> tuple[np.ndarray, Letterbox]:
-    """`image` (H, W, 3) scaled to fit `canvas` (height, width) and centred on grey; `image` is not modified.
+def place(image: tuple[int, int], canvas: tuple[int, int], enlarge: bool = True) -> Letterbox:
+    """Where an image of this (height, width) lies when it is scaled to fit `canvas` (height, width) and centred.
 
     Args:
         enlarge: False never scales up.
     """
-    h, w = image.shape[:2]
+    h, w = image
     ratio = min(canvas[0] / h, canvas[1] / w)
     if not enlarge:
         ratio = min(ratio, 1.0)
     size = max(round(h * ratio), 1), max(round(w * ratio), 1)
     top, left = ((c - s) // 2 for c, s in zip(canvas, size, strict=True))
-    out = np.full((*canvas, 3), PAD, dtype=np.uint8)
-    small = image if size == (h, w) else cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    out[top : top + size[0], left : left + size[1]] = small
-    return out, Letterbox((h, w), size, canvas, top, left)
+    return Letterbox((h, w), size, canvas, top, left)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`image` (H, W, 3) at `size` (height, width)."""
+    return image if size == image.shape[:2] else cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def letterbox(image: np.ndarray, canvas: tuple[int, int], enlarge: bool = True) -> tuple[np.ndarray, Letterbox]:
+    """`image` (H, W, 3) on grey at its `place` on `canvas` (height, width); `image` is not modified."""
+    placed = place((image.shape[0], image.shape[1]), canvas, enlarge)
+    return paste(resize(image, placed.resized), placed), placed
+
+
+def paste(image: np.ndarray, placed: Letterbox) -> np.ndarray:
+    """The grey canvas with `image` (H, W, 3), already resized, at its place."""
+    out = np.full((*placed.canvas, 3), PAD, dtype=np.uint8)
+    h, w = placed.resized
+    out[placed.top : placed.top + h, placed.left : placed.left + w] = image
+    return out
 
 
 def fit_canvas(image: tuple[int, int], imgsz: int, grid: int) -> tuple[int, int]:

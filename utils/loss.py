@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -103,19 +105,24 @@ def assign_targets(targets: Tensor, anchors: Tensor, size: tuple[int, int], anch
 
 
 def bce(logits: Tensor, target: Tensor, pos_weight: float, gamma: float) -> Tensor:
-    """Mean binary cross-entropy; focal with alpha 0.25 when gamma > 0.
+    """Summed binary cross-entropy; focal with alpha 0.25 when gamma > 0.
 
     Source: Lin et al. 2017, arXiv:1708.02002.
     """
     loss = F.binary_cross_entropy_with_logits(
-        logits, target, pos_weight=logits.new_tensor(pos_weight), reduction="none" if gamma > 0 else "mean"
+        logits, target, pos_weight=logits.new_tensor(pos_weight), reduction="none" if gamma > 0 else "sum"
     )
     if gamma <= 0:
         return loss
     p = logits.sigmoid()
     miss = target * (1 - p) + (1 - target) * p  # how far the answer is off
     alpha = 0.25 * target + 0.75 * (1 - target)
-    return (alpha * miss**gamma * loss).mean()
+    return (alpha * miss**gamma * loss).sum()
+
+
+def alone(counts: Tensor) -> Tensor:
+    """The sum over the processes of a run that has one."""
+    return counts
 
 
 class DetectionLoss:
@@ -124,12 +131,17 @@ class DetectionLoss:
     Args:
         anchors: (levels, A, 2) width, height in pixels. stride: (levels,) pixels a cell. nc: classes.
         gains: see `loss_gains`.
+        total: sums a tensor over the processes that share a batch. Each then returns its part of the loss of the whole
+            batch, so that the sum over the processes is what one process would have computed.
     """
 
-    def __init__(self, anchors: Tensor, stride: Tensor, nc: int, gains: LossGains):
+    def __init__(
+        self, anchors: Tensor, stride: Tensor, nc: int, gains: LossGains, total: Callable[[Tensor], Tensor] = alone
+    ):
         self.anchors = anchors / stride.view(-1, 1, 1)  # cells
         self.nc = nc
         self.gains = gains
+        self.total = total
         self.balance = BALANCE[len(anchors)] if len(anchors) > 1 else (1.0,)
 
     def __call__(self, preds: list[Tensor], targets: Tensor) -> tuple[Tensor, LossParts]:
@@ -141,20 +153,33 @@ class DetectionLoss:
         """
         g = self.gains
         targets = targets.to(preds[0].device)
+        levels = [
+            assign_targets(targets, anchors, (pred.shape[2], pred.shape[3]), g.anchor_t)
+            for pred, anchors in zip(preds, self.anchors.to(targets.device), strict=True)
+        ]
+        counts = [len(m.image) for m in levels] + [len(preds[0])]
+        *matches, images = self.total(targets.new_tensor(counts)).tolist()
         box = obj = cls = torch.zeros((), device=preds[0].device)
-        for pred, anchors, weight in zip(preds, self.anchors.to(targets.device), self.balance, strict=True):
-            m = assign_targets(targets, anchors, (pred.shape[2], pred.shape[3]), g.anchor_t)
+        for pred, m, count, weight in zip(preds, levels, matches, self.balance, strict=True):
             objectness = torch.zeros_like(pred[..., 4])
             if len(m.image):
                 answers = pred[m.image, m.anchor, m.row, m.column]
                 iou = self.box_iou(answers, m)
-                box = box + (1 - iou).mean()
+                box = box + (1 - iou).sum() / count
                 objectness[m.image, m.anchor, m.row, m.column] = iou.detach().clamp(min=0).to(objectness.dtype)
                 if self.nc > 1:
-                    cls = cls + bce(answers[:, 5:], self.class_targets(answers[:, 5:], m.label), g.cls_pw, g.fl_gamma)
-            obj = obj + weight * bce(pred[..., 4], objectness, g.obj_pw, g.fl_gamma)
+                    wanted = self.class_targets(answers[:, 5:], m.label)
+                    cls = cls + bce(answers[:, 5:], wanted, g.cls_pw, g.fl_gamma) / (count * self.nc)
+            cells = objectness[0].numel() * images
+            obj = obj + weight * bce(pred[..., 4], objectness, g.obj_pw, g.fl_gamma) / cells
         parts = LossParts(box * g.box, obj * g.obj, cls * g.cls)
-        return sum(parts) * len(preds[0]), LossParts(*(p.detach() for p in parts))
+        return sum(parts) * images, LossParts(*(p.detach() for p in parts))
+
+    def alone(self) -> DetectionLoss:
+        """The same loss for a batch that no other process shares."""
+        other = copy.copy(self)
+        other.total = alone
+        return other
 
     @staticmethod
     def box_iou(answers: Tensor, m: Matches) -> Tensor:

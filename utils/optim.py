@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def build_optimizer(model: nn.Module, name: str, hyp: Hyp, weight_decay: float) 
 
 
 class Schedule:
-    """Learning rate, momentum and accumulation as functions of the step alone, so that a resumed run needs no state.
+    """Learning rate, momentum and accumulation as functions of the step; its only state is the step last updated at.
 
     After warm-up the rate falls from lr0 to lr0 * lrf, epoch by epoch, along a line or a half cosine. During warm-up it
     rises from 0 (for biases it falls from warmup_bias_lr), momentum rises from warmup_momentum, and the number of
@@ -49,6 +50,7 @@ class Schedule:
         self.epochs, self.batches, self.batch_size, self.cosine = epochs, batches, batch_size, cosine
         self.warmup = max(round(hyp.warmup_epochs * batches), hyp.warmup_min_steps)
         self.last_update = -1
+        self.elapsed = 0.0  # share of the time allowed, for runs that end by the clock: the rate falls with it too
 
     @property
     def full_accumulation(self) -> int:
@@ -57,7 +59,7 @@ class Schedule:
 
     def factor(self, epoch: int) -> float:
         """The rate of `epoch` relative to lr0, 1 down to lrf."""
-        done = epoch / self.epochs
+        done = min(max(epoch / self.epochs, self.elapsed), 1.0)
         left = (1 + math.cos(math.pi * done)) / 2 if self.cosine else 1 - done
         return self.hyp.lrf + (1 - self.hyp.lrf) * left
 
@@ -81,6 +83,10 @@ class Schedule:
             return False
         self.last_update = step
         return True
+
+    def start_epoch(self) -> None:
+        """Drop the gradients of batches that did not complete an update, as YOLOv5 does between epochs."""
+        self.optimizer.zero_grad()
 
     def rates(self) -> list[float]:
         """The current learning rate of each group."""
@@ -120,3 +126,17 @@ class ModelEMA:
 
     def update(self, model: nn.Module) -> None:
         self.averaged.update_parameters(model)
+
+    def load_state_dict(self, module: dict[str, Tensor], updates: int) -> None:
+        """Go back to the averaged tensors after `updates` updates."""
+        self.module.load_state_dict(module)
+        self.averaged.n_averaged.fill_(updates + 1)
+
+
+def cpu_copy(values: Any) -> Any:
+    """Nested dicts, lists and tuples of plain data with every tensor copied to the CPU."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu().clone()
+    if isinstance(values, dict):
+        return {key: cpu_copy(value) for key, value in values.items()}
+    return [cpu_copy(value) for value in values] if isinstance(values, list | tuple) else values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Mapping
@@ -12,26 +13,33 @@ from typing import Any
 import yaml
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never half of it."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, so that a reader sees the old one or the new one, never half of it."""
     partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 class Run:
     """A folder `project/name`, or `name2`, `name3`, ... if that exists and `exist_ok` is not set.
 
+    Args:
+        rank: of this process; only rank 0 makes folders and writes files.
+
     Raises:
         ValueError: the place is taken by a file.
     """
 
-    def __init__(self, project: str | Path, name: str, exist_ok: bool = False):
-        self.dir = Path(project) / name
+    def __init__(self, project: str | Path, name: str, exist_ok: bool = False, rank: int = 0):
+        self.dir, self.rank = Path(project) / name, rank
         if self.dir.is_file():
             raise ValueError(f"{self.dir}: a file is in the way, expected a folder or a free name")
         number = 2
-        while True:
+        while rank == 0:
             try:
                 self.dir.mkdir(parents=True, exist_ok=exist_ok)
                 break
@@ -43,22 +51,42 @@ class Run:
     def weights(self) -> Path:
         """The folder of checkpoints, made when first asked for."""
         folder = self.dir / "weights"
-        folder.mkdir(exist_ok=True)
+        if self.rank == 0:
+            folder.mkdir(exist_ok=True)
         return folder
 
     def dump(self, name: str, values: Mapping[str, Any]) -> None:
         """Write `values` as YAML."""
-        write_atomic(self.dir / name, yaml.safe_dump(dict(values), sort_keys=False))
+        if self.rank == 0:
+            write_atomic(self.dir / name, yaml.safe_dump(dict(values), sort_keys=False))
 
     def log(self, row: Mapping[str, float | int]) -> None:
-        """Append a row to results.csv; the first one writes the header."""
+        """Append a row to results.csv; the first one writes the header, and a row of an earlier run of the same or a
+        later epoch goes: a resumed run writes it again.
+        """
+        if self.rank:
+            return
         path = self.dir / "results.csv"
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(row.keys())
-            writer.writerow(v if isinstance(v, int) else f"{v:.6g}" for v in row.values())
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(row.keys())
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                writer.writerows(old for old in list(csv.reader(file))[1:] if int(old[0]) < row["epoch"])
+        writer.writerow(v if isinstance(v, int) else f"{v:.6g}" for v in row.values())
+        write_atomic(path, text.getvalue())
+
+
+def newest_checkpoint(project: Path) -> Path:
+    """The last.pt below `project` that was written last.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = list(project.glob("*/weights/last.pt"))
+    if not found:
+        raise FileNotFoundError(f"{project}: no run to resume, looked for {project / '*' / 'weights' / 'last.pt'}")
+    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 class EarlyStopping:
@@ -77,3 +105,9 @@ class EarlyStopping:
 
     def should_stop(self, epoch: int) -> bool:
         return epoch - self.best_epoch >= self.patience
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.best, self.best_epoch = state["best"], int(state["best_epoch"])

@@ -1,0 +1,132 @@
+"""The model from Python: `torch.hub.load(folder, 'custom', path='best.pt', source='local')`, or `hubconf.load`.
+
+    model = load("best.pt")
+    results = model(["street.jpg", array, PIL.Image.open("x.png")], size=640)
+    results.print()
+    results.pandas().xyxy[0]
+
+See docs/python-api.md. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from models.ensemble import Augmented, load_model
+from utils.images import imread
+from utils.predictor import NmsOptions, Predictor, class_indices
+from utils.results import Detections
+from utils.torch_utils import select_device
+
+dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "pandas", "yaml", "einops"]
+Picture: TypeAlias = "str | Path | np.ndarray | Image.Image | Tensor"
+
+
+class Model:
+    """A detector that takes pictures of any kind.
+
+    The attributes may be set at any time.
+
+    Attributes:
+        conf, iou, max_det: thresholds of NMS. classes: indices or names to keep, None for all.
+        agnostic: boxes suppress those of other classes too. multi_label: a box may count for several classes.
+        names: class index -> name. stride, grid: pixels.
+    """
+
+    def __init__(self, weights: str | Path | Sequence[str], device: torch.device, half: bool = False):
+        self.backend = load_model(weights, device, half)
+        self.device, self.half = device, half
+        self.names, self.stride, self.grid = self.backend.names, self.backend.stride, self.backend.grid
+        self.conf, self.iou, self.max_det = 0.25, 0.45, 1000
+        self.classes: Sequence[int | str] | None = None
+        self.agnostic = self.multi_label = False
+
+    def __call__(
+        self, ims: Picture | Sequence[Picture], size: int = 640, augment: bool = False, tile: int = 0
+    ) -> Detections:
+        """Detect in one picture or in a list of them, of any sizes.
+
+        Args:
+            ims: a path; an array (H, W, 3), (H, W), (H, W, 4) or (3, H, W) of uint8, colours in the order RGB; a PIL
+                image; a tensor (3, H, W) or (B, 3, H, W) of uint8, or of floats in 0..1; or a list of these.
+            size: long side of the network's input, pixels. augment: test-time augmentation.
+            tile: larger pictures are also cut into overlapping tiles of this many pixels.
+
+        Raises:
+            ValueError, FileNotFoundError: a picture that cannot be read or has another form.
+        """
+        pictures, files = gather(ims)
+        backend: Any = Augmented(self.backend) if augment else self.backend
+        classes = class_indices(self.classes or (), self.names)
+        nms = NmsOptions(self.conf, self.iou, self.max_det, classes, self.agnostic, self.multi_label)
+        found = Predictor(backend, self.device, size, nms, self.half, tile=tile)(pictures)
+        times = tuple(np.mean([f.times for f in found], axis=0).tolist()) if found else (0.0, 0.0, 0.0)
+        largest = tuple(np.max([f.canvas for f in found], axis=0).tolist()) if found else (0, 0)
+        return Detections(pictures, [f.boxes for f in found], files, self.names, times, (len(found), 3, *largest))
+
+
+def gather(ims: Picture | Sequence[Picture]) -> tuple[list[np.ndarray], list[str]]:
+    """Pictures as (H, W, 3) uint8 RGB, and a file name for each; see Model.__call__."""
+    items: list[Any] = list(ims) if isinstance(ims, list | tuple) else [ims]
+    flat: list[Any] = []
+    for item in items:
+        several = isinstance(item, Tensor | np.ndarray) and item.ndim == 4
+        flat += list(item) if several else [item]
+    pictures, files = [], []
+    for i, item in enumerate(flat):
+        pictures.append(to_picture(item, i))
+        name = item if isinstance(item, str | Path) else getattr(item, "filename", "") or f"image{i}.jpg"
+        files.append(Path(name).name)
+    return pictures, files
+
+
+def to_picture(item: Any, i: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB from a path, array, PIL image or tensor; `i` names it in errors."""
+    if isinstance(item, str | Path):
+        if "://" in str(item):
+            raise ValueError(f"picture {i}: {item} is a URL, expected a file; nothing is downloaded")
+        return imread(item)
+    if isinstance(item, Image.Image):
+        return np.array(ImageOps.exif_transpose(item).convert("RGB"))
+    if isinstance(item, Tensor):
+        item = item.detach().cpu().numpy()
+    if not isinstance(item, np.ndarray):
+        raise ValueError(f"picture {i} is a {type(item).__name__}, expected a path, array, PIL image or tensor")
+    shape = item.shape
+    if item.ndim == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3, 4):
+        item = item.transpose(1, 2, 0)
+    if item.ndim == 2:
+        item = item[..., None]
+    if item.ndim != 3 or item.shape[2] not in (1, 3, 4) or not item.size:
+        raise ValueError(f"picture {i} has the shape {shape}, expected (H, W, 3), (H, W), (H, W, 4) or (3, H, W)")
+    if np.issubdtype(item.dtype, np.floating):
+        if not (item.min() >= 0 and item.max() <= 1):
+            raise ValueError(f"picture {i} has floats in {item.min():.3g}..{item.max():.3g}, expected 0..1 or uint8")
+        item = (item * 255).round().astype(np.uint8)
+    if item.dtype != np.uint8:
+        raise ValueError(f"picture {i} is of {item.dtype}, expected uint8, or floats in 0..1")
+    return np.ascontiguousarray(item[..., :3] if item.shape[2] > 1 else item.repeat(3, axis=2))
+
+
+def custom(path: str | Path | Sequence[str] = "", device: str = "", half: bool = False) -> Model:
+    """The model of a weights file of any format that detect.py takes, or an ensemble of several.
+
+    Args:
+        device: cpu, mps or a GPU's number; empty: a GPU if there is one.
+
+    Raises:
+        ValueError, FileNotFoundError: see load_model.
+    """
+    return Model(path, select_device(device), half)
+
+
+def load(path: str | Path | Sequence[str], device: str = "", half: bool = False) -> Model:
+    """The same as `custom`, for `from hubconf import load`."""
+    return custom(path, device, half)

@@ -1,0 +1,136 @@
+"""AutoAnchor: recall means what the loss means, fitted anchors are better, and no set of boxes ends a run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shared import shared
+
+from utils.autoanchor import best_possible_recall, check_anchors, fit_anchors, k_means, label_sizes
+from utils.dataset import Scan, list_images, read_data_yaml, scan
+from utils.loss import assign_targets
+
+COCO = torch.tensor([10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156, 198, 373, 326.0]).view(3, 3, 2)
+STRIDES = torch.tensor([8.0, 16.0, 32.0])
+
+
+def boxes(count: int, low: float, high: float, seed: int = 0) -> np.ndarray:
+    return np.exp(np.random.default_rng(seed).uniform(np.log(low), np.log(high), (count, 2)))
+
+
+@pytest.mark.parametrize("anchor_t", [1.5, 2.91, 4.0])
+def test_recall_is_the_fraction_that_the_loss_assigns(anchor_t: float) -> None:
+    side = 640
+    wh = boxes(300, 2, 600)
+    anchors = COCO.view(-1, 2)
+    targets = torch.zeros(len(wh), 6)
+    targets[:, 0] = torch.arange(len(wh))  # the image number tells which box was matched
+    targets[:, 2:4] = 0.5
+    targets[:, 4:] = torch.from_numpy(wh) / side
+    assigned = assign_targets(targets, anchors / 8, (side // 8, side // 8), anchor_t).image.unique()
+    recall = best_possible_recall(wh, anchors.numpy(), anchor_t)
+    assert recall == len(assigned) / len(wh)
+    assert 0 < recall < 1
+    assert best_possible_recall(wh[:0], anchors.numpy(), anchor_t) == 0
+
+
+def test_good_anchors_are_kept() -> None:
+    anchors, line = check_anchors(boxes(200, 15, 250), COCO, STRIDES)
+    assert anchors is COCO
+    assert line == "AutoAnchor: 100.00% of 200 boxes can match the model's anchors; kept"
+
+
+@pytest.mark.parametrize(("low", "high"), [(3, 9), (600, 2500)])
+def test_other_sizes_get_better_anchors_sorted_over_the_levels(low: float, high: float) -> None:
+    wh = boxes(400, low, high)
+    before = COCO.clone()
+    anchors, line = check_anchors(wh, COCO, STRIDES)
+    assert torch.equal(COCO, before)
+    assert anchors.shape == COCO.shape and anchors.dtype == COCO.dtype
+    assert anchors.view(-1, 2).prod(1).diff().min() >= 0
+    old, new = (best_possible_recall(wh, a.view(-1, 2).numpy(), 4.0) for a in (COCO, anchors))
+    assert old < 0.98 < new and "used instead" in line
+    assert len(anchors.view(-1, 2).unique(dim=0)) == 9
+    again, _ = check_anchors(wh, COCO, STRIDES)
+    assert torch.equal(anchors, again)
+    assert not torch.equal(anchors, check_anchors(wh, COCO, STRIDES, seed=1)[0])
+    coarse_first, _ = check_anchors(wh, COCO, STRIDES.flip(0))
+    assert torch.equal(coarse_first, anchors.flip(0))
+
+
+def test_clusters_that_are_there_are_found() -> None:
+    centres = np.array([[5, 5], [20, 60], [70, 30], [200, 180], [500, 90], [12, 30]], dtype=float)
+    noise = np.random.default_rng(0).normal(1, 0.02, (50, 6, 2))
+    fitted = fit_anchors((centres * noise).reshape(-1, 2), 6)
+    expected = centres[np.argsort(centres.prod(1))]
+    np.testing.assert_allclose(fitted, expected, rtol=0.03)
+
+
+def test_k_means_fills_every_cluster() -> None:
+    points = np.concatenate([np.zeros((500, 2)), np.random.default_rng(0).uniform(5, 6, (9, 2))])
+    centres = k_means(points, 9, np.random.default_rng(0))
+    assert len(np.unique(centres, axis=0)) == 9
+    owner = ((points[:, None] - centres) ** 2).sum(2).argmin(1)
+    assert len(np.unique(owner)) == 9
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("wh", "reason"),
+    [
+        (np.empty((0, 2)), "0 boxes are too few to fit 9 anchors to"),
+        (np.full((5, 2), 3.0), "5 boxes are too few to fit 9 anchors to"),
+        (np.full((500, 2), 2000.0), "1 different sizes among the boxes are too few to fit 9 anchors to"),
+        (2000 + boxes(500, 0.1, 0.4), "1 different sizes among the boxes are too few to fit 9 anchors to"),
+        (np.full((50, 2), NAN), "0 boxes are too few to fit 9 anchors to"),
+        (np.zeros((50, 2)), "(without 50 below 2 px)"),
+        (np.array([[np.inf, 5.0], [5.0, -1.0]] * 20), "0 boxes are too few to fit 9 anchors to"),
+        (boxes(50, 0.01, 1), "0 boxes are too few to fit 9 anchors to"),
+    ],
+    ids=["none", "few", "equal", "alike", "nan", "zero", "infinite", "tiny"],
+)
+def test_degenerate_sets_keep_the_anchors_and_say_why(wh: np.ndarray, reason: str) -> None:
+    anchors, line = check_anchors(wh, COCO, STRIDES)
+    assert anchors is COCO
+    assert "kept all the same" in line and reason in line and "\n" not in line
+
+
+def test_bad_rows_among_good_ones_do_not_count() -> None:
+    good = boxes(200, 3, 9)
+    bad = np.array([[NAN, 4.0], [0.0, 4.0], [np.inf, 1.0]])
+    assert torch.equal(
+        check_anchors(np.concatenate([good, bad]), COCO, STRIDES)[0], check_anchors(good, COCO, STRIDES)[0]
+    )
+
+
+def test_anchors_that_cannot_be_bettered_stay() -> None:
+    anchors, line = check_anchors(boxes(200, 4, 4000), COCO, STRIDES, anchor_t=1.0)
+    assert anchors is COCO and "fitted ones reach 0.00%" in line
+
+
+def test_label_sizes_are_pixels_of_the_scaled_pictures() -> None:
+    labels = np.array([[0, 0.5, 0.5, 0.5, 0.25], [1, 0.5, 0.5, 1, 1], [0, 0.5, 0.5, 0.1, 0.2]], np.float32)
+    sizes, areas = np.array([[100, 200], [50, 50], [400, 100]]), np.full(3, np.nan)
+    found = Scan(np.array(["a", "b", "c"]), sizes, labels, np.array([0, 2, 2, 3]), np.zeros(3, bool), areas)
+    np.testing.assert_allclose(label_sizes(found, 64), [[32, 8], [64, 32], [1.6, 12.8]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bccd", "aerial_maritime"])
+def test_real_sets(name: str, tmp_path: Path) -> None:
+    source = shared(f"datasets/{name}")
+    (tmp_path / "images").symlink_to(source / "images")
+    shutil.copytree(source / "labels", tmp_path / "labels")  # scanning leaves a cache beside the labels
+    shutil.copy(source / "data.yaml", tmp_path)
+    data = read_data_yaml(tmp_path / "data.yaml")
+    wh = label_sizes(scan(list_images(data.split("train")), data.nc), 160)
+    anchors, line = check_anchors(wh, COCO, STRIDES)
+    if name == "bccd":
+        assert anchors is COCO, line
+    else:
+        assert best_possible_recall(wh, anchors.view(-1, 2).numpy(), 4.0) > 0.98, line

@@ -1,0 +1,102 @@
+"""Pictures of a run: what is drawn where, and sets of 0, 3, 80 and 200 classes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils.charts import PANELS, plot_batch, plot_labels, plot_results, read_results
+from utils.images import imread
+from utils.plots import class_colour
+from utils.runs import Run
+
+
+def row(epoch: int, **changes: float) -> dict[str, float | int]:
+    return {"epoch": epoch} | {name: 1 / (epoch + 2) for name in PANELS} | {"x/lr0": 0.01, "seconds": 2.5} | changes
+
+
+def test_results_come_back_as_they_were_logged(tmp_path: Path) -> None:
+    run = Run(tmp_path, "run")
+    rows = [row(0), row(1, **{"val/box_loss": math.nan}), row(2)]
+    for values in rows:
+        run.log(values)
+    with (run.dir / "results.csv").open("a") as file:
+        file.write("3,0.25,0.2")  # a process that was killed in the middle of a row
+    columns = read_results(run.dir / "results.csv")
+    assert list(columns) == list(rows[0])
+    for name, values in columns.items():
+        np.testing.assert_allclose(values, [r[name] for r in rows], rtol=1e-5)
+
+
+def test_results_in_the_padded_form_of_yolov5_are_read(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text("   epoch,  train/box_loss\n       0,         0.11\n       1,          \n\n")
+    columns = read_results(tmp_path / "results.csv")
+    np.testing.assert_array_equal(columns["train/box_loss"], [0.11, math.nan])
+
+
+def test_results_png_draws_a_curve_for_what_was_measured(tmp_path: Path) -> None:
+    run = Run(tmp_path, "run")
+    for epoch in range(3):
+        run.log(row(epoch, **{"metrics/mAP_0.5": math.nan}))
+    plot_results(run.dir / "results.csv", run.dir / "results.png")
+    blue = (np.abs(imread(run.dir / "results.png").astype(int) - [0x1F, 0x6F, 0xEB]) < 9).all(axis=2)
+    h, w = blue.shape
+    panels = [blue[y : y + h // 2, x : x + w // 5].any() for y in (0, h // 2) for x in range(0, w, w // 5)]
+    assert panels == [name != "metrics/mAP_0.5" for name in PANELS]
+
+
+def test_results_png_of_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text("")
+    plot_results(tmp_path / "results.csv", tmp_path / "results.png")
+    assert imread(tmp_path / "results.png").shape == (720, 1800, 3)
+
+
+@pytest.mark.parametrize(("nc", "boxes"), [(3, 0), (1, 40), (80, 40), (200, 40)])
+def test_labels_jpg(nc: int, boxes: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([rng.integers(nc, size=(boxes, 1)), rng.uniform(0.2, 0.4, (boxes, 4))], axis=1)
+    names = {i: f"klasse {i} $x_{i} 猫" for i in range(nc)}  # $ is no formula, and not every font has every letter
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_labels(labels, names, tmp_path / "labels.jpg")
+    picture = imread(tmp_path / "labels.jpg")
+    assert picture.shape == (1200, 1800, 3)
+
+
+def test_labels_jpg_has_the_longest_bar_at_the_most_frequent_class(tmp_path: Path) -> None:
+    labels = np.array([[0, 0.5, 0.5, 0.1, 0.1]] * 3 + [[2, 0.5, 0.5, 0.1, 0.1]] * 9)
+    plot_labels(labels, {0: "a", 1: "b", 2: "c"}, tmp_path / "labels.jpg")
+    bars = imread(tmp_path / "labels.jpg")[:550].astype(int)
+    heights = [(np.abs(bars - class_colour(c)).max(axis=2) < 40).sum(axis=0).max() for c in range(3)]
+    assert heights[1] < 5 and heights[2] > 2.5 * heights[0] > 200
+
+
+def test_batch_picture_shows_each_image_and_its_boxes_in_place(tmp_path: Path) -> None:
+    images = torch.full((5, 3, 320, 320), 50, dtype=torch.uint8) + torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1)
+    targets = torch.tensor([[1, 2, 0.5, 0.5, 0.25, 0.5], [4, 0, 0.25, 0.75, 0.1, 0.1]])
+    before = images.clone()
+    plot_batch(images, targets, {0: "a", 2: "c"}, tmp_path / "train_batch0.png", ["one.jpg"])
+    assert torch.equal(images, before)
+    sheet = imread(tmp_path / "train_batch0.png")
+    assert sheet.shape == (2 * 322, 3 * 322, 3)
+    tiles = [sheet[y * 322 : y * 322 + 320, x * 322 : x * 322 + 320] for y in range(2) for x in range(3)]
+    assert [int(tile[100, 20, 0]) for tile in tiles] == [50, 51, 52, 53, 54, 255]
+    assert (tiles[2] == 52).all() and (tiles[3] == 53).all()  # neither boxes nor titles
+    assert (tiles[0][:290] == 50).all() and (tiles[0][300:] == 255).any()  # its title
+    ys, xs = np.nonzero((tiles[1] == class_colour(2)).all(axis=2))
+    assert (xs.min(), xs.max(), ys.max()) == (120, 199, 239)  # the label lies above the box
+    assert (tiles[4] == class_colour(0)).all(axis=2).any()
+
+
+@pytest.mark.parametrize(("count", "side", "expected"), [(1, 64, (322, 322)), (20, 1000, (1928, 1928))])
+def test_batch_picture_is_readable_but_not_huge(
+    count: int, side: int, expected: tuple[int, int], tmp_path: Path
+) -> None:
+    images = torch.zeros(count, 3, side, side, dtype=torch.uint8)
+    plot_batch(images, torch.zeros(0, 6), {}, tmp_path / "a.jpg")
+    assert imread(tmp_path / "a.jpg").shape[:2] == expected

@@ -1,0 +1,66 @@
+"""The hyp files in data/hyps: every one is whole, and does to pictures what its name says."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils.config import REPO, Hyp, read_yaml
+from utils.dataset import DetectionDataset, list_images, scan
+from utils.optim import build_optimizer
+
+FOLDER = REPO / "data" / "hyps"
+FILES = sorted(FOLDER.glob("hyp.*.yaml"))
+AUGMENTATIONS = ("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective")
+AUGMENTATIONS += ("flipud", "fliplr", "mosaic", "mixup", "copy_paste")
+
+
+def load(name: str) -> Hyp:
+    return Hyp.from_yaml(FOLDER / f"hyp.{name}.yaml")
+
+
+def test_the_promised_files_are_there() -> None:
+    promised = {"scratch-low", "scratch-med", "scratch-high", "no-augmentation", "mobilevit"}
+    assert promised <= {p.name.removeprefix("hyp.").removesuffix(".yaml") for p in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_every_file_names_every_key_once_and_loads(path: Path) -> None:
+    assert Hyp.from_yaml(path).as_dict() == read_yaml(path)  # equal keys and values: nothing is left to a default
+    keys = [line.split(":")[0] for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert keys == [line.split(":")[0] for line in (FOLDER / "hyp.scratch-low.yaml").read_text().splitlines()[1:]]
+
+
+def test_augmentation_grows_from_none_to_high() -> None:
+    steps = [load(name) for name in ("no-augmentation", "scratch-low", "scratch-med", "scratch-high")]
+    assert all(getattr(steps[0], key) == 0 for key in AUGMENTATIONS)
+    for weaker, stronger in pairwise(steps):
+        pairs = [(getattr(weaker, key), getattr(stronger, key)) for key in AUGMENTATIONS]
+        assert all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def test_no_augmentation_gives_the_picture_as_validation_sees_it(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
+    (tmp_path / "labels" / "a.txt").write_text("0 0.4 0.5 0.3 0.2\n1 0.7 0.3 0.1 0.5\n")
+    found = scan(list_images([tmp_path / "images"]), 2)
+    plain, trained = (DetectionDataset(found, 64, 32, hyp=hyp)[0, 0] for hyp in (None, load("no-augmentation")))
+    assert torch.equal(plain.image, trained.image)
+    torch.testing.assert_close(plain.targets, trained.targets)
+    changed = DetectionDataset(found, 64, 32, hyp=load("scratch-low"))[0, 0]
+    assert not torch.equal(plain.image, changed.image)
+
+
+def test_mobilevit_decays_weights_alone() -> None:
+    hyp = load("mobilevit")
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.LayerNorm(4))
+    optimizer = build_optimizer(model, "AdamW", hyp, hyp.weight_decay)
+    decayed = [p for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]]
+    assert len(decayed) == 1 and decayed[0] is model[0].weight
+    assert optimizer.param_groups[2]["weight_decay"] == 0.01

@@ -1,0 +1,81 @@
+"""The rule that fits a recipe to what is known of a run, and how train.py applies it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import train
+from models.yolo import DetectionModel
+from utils.config import Hyp
+from utils.dataset import Scan
+from utils.recipe import LONG, Facts, choose_recipe
+
+SMALL = Facts(images=205, boxes=2500, epochs=30, batch_size=16)
+LARGE = Facts(images=118_287, boxes=850_000, epochs=300, batch_size=64)
+
+
+def test_a_small_set_gets_an_update_from_every_batch() -> None:
+    recipe = choose_recipe(SMALL)
+    assert recipe.optimizer == "AdamW" and recipe.hyp.nominal_batch == 16
+    assert recipe.hyp.warmup_min_steps == 0 and recipe.hyp.warmup_epochs <= 0.1 * SMALL.epochs
+    assert recipe.hyp.ema_ramp < 390 / 3  # of 390 updates
+    assert all(word in recipe.why for word in ("205 pictures", "2500 boxes", "390 batches", "AdamW", "from scratch"))
+
+
+def test_a_long_run_of_a_convolutional_network_is_yolov5s_own() -> None:
+    recipe = choose_recipe(LARGE)
+    assert recipe.hyp == Hyp() and recipe.optimizer == "SGD"
+    attentive = choose_recipe(replace(LARGE, attention=True))
+    assert attentive.optimizer == "AdamW" and attentive.hyp.nominal_batch == 64
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("fine_tuning", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, 8, 16, 64, 256])
+@pytest.mark.parametrize("epochs", [1, 3, 10, 100, 1000])
+@pytest.mark.parametrize("images", [1, 10, 300, 5_000, 200_000])
+def test_every_run_gets_a_sound_recipe(
+    images: int, epochs: int, batch: int, fine_tuning: bool, attention: bool
+) -> None:
+    facts = Facts(images, 5 * images, epochs, batch, fine_tuning, attention)
+    recipe = choose_recipe(facts)
+    assert 0 <= recipe.close_mosaic < max(epochs, 2) and recipe.close_mosaic <= 0.5 * epochs
+    assert recipe.hyp.warmup_epochs <= max(0.1 * epochs, 3.0) and 0 < recipe.hyp.ema_ramp <= 2000
+    assert 1 <= recipe.hyp.nominal_batch <= max(batch, 64)
+    assert recipe == choose_recipe(facts)  # pure
+    assert "\n" not in recipe.why
+
+
+def test_the_kind_of_run_changes_at_its_length_alone() -> None:
+    edge = replace(SMALL, images=LONG * 64 // 100, epochs=100)
+    assert choose_recipe(edge).optimizer == "SGD"
+    assert choose_recipe(replace(edge, images=edge.images - 64)).optimizer == "AdamW"
+
+
+def applied(**flags: object) -> tuple[train.TrainConfig, Hyp]:
+    hyp = flags.pop("file", None)
+    cfg = train.TrainConfig(**({"epochs": 30} | flags))
+    empty = Scan.__new__(Scan)
+    object.__setattr__(empty, "paths", [""] * 205)
+    object.__setattr__(empty, "labels", [0] * 2500)
+    return train.fit_recipe(cfg, hyp, empty, DetectionModel("yolov5n.yaml", nc=3))
+
+
+def test_a_hyp_file_is_followed_to_the_letter() -> None:
+    cfg, hyp = applied(file=Hyp(lr0=0.5))
+    assert hyp == Hyp(lr0=0.5) and cfg.optimizer == "SGD" and cfg.close_mosaic == 0
+
+
+def test_what_the_user_says_counts() -> None:
+    assert applied()[1] == choose_recipe(SMALL).hyp
+    assert applied(close_mosaic=7)[0].close_mosaic == 7
+    assert applied(optimizer="AdamW")[1] == choose_recipe(SMALL).hyp
+    cfg, hyp = applied(optimizer="SGD")
+    assert hyp == Hyp() and cfg.optimizer == "SGD" and cfg.close_mosaic == 0
+
+
+def test_scratch_low_is_the_default_of_yolov5() -> None:
+    assert Hyp.from_yaml(Path(train.__file__).parent / "data/hyps/hyp.scratch-low.yaml") == Hyp()

@@ -1,0 +1,166 @@
+"""report.html: one page that needs nothing else, from whatever files a run folder has."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.charts import PANELS
+from utils.config import Hyp
+from utils.images import imwrite
+from utils.report import ReportConfig, draw_chart, main, write_report
+from utils.runs import Run
+
+EVIL = "<script>alert('a & b')</script>"
+VOID = {"meta", "img", "br", "line", "polyline", "circle", "link", "input"}
+
+
+class Page(HTMLParser):
+    """A page's tags with their attributes and its text; fails on tags that are not closed in order."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.words += data + " "
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder with everything."""
+    run = Run(tmp_path, "exp")
+    for epoch in range(4):
+        values = {name: (epoch + 1) / 10 for name in PANELS}
+        values["metrics/mAP_0.5:0.95"] = [0.1, 0.4, 0.2, float("nan")][epoch]
+        run.log({"epoch": epoch, "seconds": 30.0, **values})
+    scores = {"precision": 0.5, "recall": 0.25, "map50": 0.75, "map50_95": 0.625, "images": 8, "instances": 20}
+    unseen = dict.fromkeys(scores, 0)
+    per_class = {"cat": scores | {"map50": 0.111}, EVIL: scores, "unicorn": unseen}
+    (run.dir / "metrics.json").write_text(json.dumps(scores | {"per_class": per_class}))
+    run.dump("opt.yaml", {"cfg": "models/yolov5n.yaml", "imgsz": 320, "data": "my set/data.yaml", "name": EVIL})
+    run.dump("hyp.yaml", Hyp().as_dict())
+    for name in ("labels.jpg", "train_batch0.jpg", "val_batch0_labels.jpg", "val_batch0_pred.jpg", "PR_curve.png"):
+        imwrite(run.dir / name, np.random.default_rng(len(name)).integers(0, 255, (20, 30, 3), np.uint8))
+    for name in ("best.pt", "last.pt"):
+        (run.weights / name).touch()
+    return run.dir
+
+
+def test_page_needs_nothing_but_itself(folder: Path) -> None:
+    page = Page(write_report(folder))
+    assert not re.search(r"https?:|url\(|@import", page.source)
+    assert not page.all("link")
+    for attrs in (attrs for _, attrs in page.tags):
+        assert attrs.get("src", "data:").startswith("data:") and "href" not in attrs
+    policy = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy and policy[0].startswith("default-src 'none'; img-src data:;")
+    assert not list(folder.glob("*.part"))
+
+
+def test_pictures_are_the_files_and_say_what_they_show(folder: Path) -> None:
+    images = Page(write_report(folder)).all("img")
+    held = [base64.b64decode(image["src"].split(",", 1)[1]) for image in images]
+    names = ["val_batch0_labels.jpg", "val_batch0_pred.jpg", "PR_curve.png", "labels.jpg", "train_batch0.jpg"]
+    assert held == [(folder / name).read_bytes() for name in names]
+    assert [image["src"].split(";")[0] for image in images] == [
+        "data:image/png" if name.endswith("png") else "data:image/jpeg" for name in names
+    ]
+    assert images[1]["alt"] == "Validation pictures: what the model finds"
+    assert all(image["alt"] and (image["width"], image["height"]) == ("30", "20") for image in images)
+
+
+def test_page_says_what_the_files_say(folder: Path) -> None:
+    page = Page(write_report(folder))
+    words = " ".join(page.words.split())
+    assert "mAP50 0.750 mAP50-95 0.625 Precision 0.500 Recall 0.250 Classes 3 Epochs 4 Training time 2 min 0 s" in words
+    assert "best weights are those of epoch 2 of 4: fitness 0.380" in words
+    assert "cat 8 20 0.500 0.250 0.111 0.625" in words
+    assert f"{EVIL} 8 20" in words and EVIL not in page.source  # shown as text, not run
+    assert "not measured: unicorn." in words
+    assert f"python detect.py --weights {folder}/weights/best.pt --source pictures/ --imgsz 320" in words
+    assert "--data 'my set/data.yaml' --imgsz 320" in words
+    assert "warmup_bias_lr 0.1" in words and "cfg models/yolov5n.yaml" in words
+
+
+def test_page_is_usable_without_eyes_or_a_wide_screen(folder: Path) -> None:
+    page = Page(write_report(folder))
+    assert page.all("html")[0]["lang"] == "en"
+    assert any(m.get("name") == "viewport" and "width=device-width" in m["content"] for m in page.all("meta"))
+    charts = [svg for svg in page.all("svg") if svg.get("role") == "img"]
+    assert "Box loss over 4 epochs: training ends at 0.4, validation ends at 0.4" in [c["aria-label"] for c in charts]
+    assert all(svg.get("role") == "img" or svg.get("aria-hidden") == "true" for svg in page.all("svg"))
+    assert all(th.get("scope") in ("row", "col") for th in page.all("th"))
+    assert all(d.get("aria-label") and d.get("tabindex") == "0" for d in page.all("div") if d.get("role") == "region")
+    assert "prefers-color-scheme: dark" in page.source and "max-width: 480px" in page.source
+
+
+FILES = ["opt.yaml", "hyp.yaml", "results.csv", "metrics.json", "labels.jpg", "train_batch0.jpg", "PR_curve.png"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_missing_or_broken_is_left_out(
+    name: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = Page(write_report(folder)).words
+    (folder / name).unlink()
+    missing = Page(write_report(folder)).words
+    assert len(missing) < len(whole) and not caplog.records
+    (folder / name).write_bytes(b"\xff\xfe{broken")
+    assert Page(write_report(folder)).words == missing
+    assert [r.message.split(":")[0] for r in caplog.records] == [str(folder / name)]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"per_class": []}', '{"map50": 1, "per_class": {"a": {}}}', "1"])
+def test_a_json_of_something_else_is_left_out(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "metrics.json").write_text(text)
+    assert not Page(write_report(tmp_path)).all("h2")
+    assert len(caplog.records) == 1
+
+
+def test_an_empty_folder_and_no_folder(tmp_path: Path) -> None:
+    page = Page(write_report(tmp_path))
+    assert not page.all("h2") and tmp_path.name in page.words
+    with pytest.raises(FileNotFoundError, match=r"run folder '.*nowhere' not found"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="--run is missing"):
+        main(ReportConfig())
+
+
+@pytest.mark.parametrize(("values", "points"), [([0.5], 1), ([0.0, 0.0, 0.0], 3), ([np.nan, 2.0, 1.0], 2)])
+def test_chart_points_lie_inside_it_and_keep_their_order(values: list[float], points: int) -> None:
+    columns = {"epoch": np.arange(len(values)), "a": np.array(values)}
+    chart = draw_chart("t", {"line": "a", "gone": "b"}, columns)
+    assert chart is not None and [line["name"] for line in chart["lines"]] == ["line"]
+    drawn = chart["lines"][0]["points"]
+    assert len(drawn) == points
+    assert all(56 <= x <= 392 and 12 <= y <= 208 for x, y in drawn)
+    finite = [v for v in values if np.isfinite(v)]
+    assert np.array_equal(np.argsort([-y for _, y in drawn], kind="stable"), np.argsort(finite, kind="stable"))
+    assert draw_chart("t", {"line": "a"}, {"epoch": np.arange(2), "a": np.full(2, np.nan)}) is None

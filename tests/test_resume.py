@@ -1,0 +1,230 @@
+"""Interrupted runs: what is on disk, what a resume continues, and what a person is told."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import train
+from models.checkpoint import build_model, load_checkpoint
+from tools.kill_and_resume import differences
+from utils.config import REPO, Hyp, run_script
+from utils.torch_utils import Dist, random_states, restore_random_states
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("set")
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        image = rng.integers(0, 90, (64, 64, 3), np.uint8)
+        x, y = rng.integers(5, 30, 2).tolist()
+        cv2.rectangle(image, (x, y), (x + 25, y + 20), (0, 0, 255), -1)
+        for folder in ("images", "labels"):
+            (root / folder / "all").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / f"images/all/{i}.png"), image)
+        (root / f"labels/all/{i}.txt").write_text(f"0 {(x + 12.5) / 64} {(y + 10) / 64} {25 / 64} {20 / 64}\n")
+    (root / "data.yaml").write_text("path: .\ntrain: images/all\nval: images/all\nnames: [box]\n")
+    return root / "data.yaml"
+
+
+def config(data: Path, project: Path, **changes: Any) -> train.TrainConfig:
+    base = {"data": str(data), "project": str(project), "imgsz": 64, "epochs": 4, "batch_size": 4, "workers": 0}
+    return train.TrainConfig(**(base | {"cfg": "yolov5n.yaml", "device": "cpu", "noplots": True} | changes))
+
+
+def interrupted(cfg: train.TrainConfig, at: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Train until `error` strikes in the middle of epoch `at`."""
+    original, calls = train.DetectionLoss.__call__, [0]
+
+    def strike(self: Any, *args: Any) -> Any:
+        calls[0] += torch.is_grad_enabled()
+        if calls[0] == 3 * at + 2:  # three batches an epoch
+            raise error
+        return original(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(BaseException) as caught:
+        patch.setattr(train.DetectionLoss, "__call__", strike)
+        train.main(cfg)
+    assert caught.value is error or caught.value.__cause__ is error
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs that nothing interrupts, each made once."""
+    root, made = tmp_path_factory.mktemp("whole"), {}
+
+    def run(**changes: Any) -> Path:
+        name = "_".join(f"{k}-{v}" for k, v in changes.items()) or "plain"
+        if name not in made:
+            made[name] = train.main(config(data, root, name=name, **changes)) and root / name
+        return made[name]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optimizer": "AdamW", "image_weights": True, "multi_scale": True}, {"close_mosaic": 2, "fraction": 0.9}],
+    ids=["plain", "weighted", "fraction"],
+)
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
+    changes: dict[str, Any],
+    data: Path,
+    tmp_path: Path,
+    whole: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        interrupted(config(data, tmp_path, name="run", **changes), 2, monkeypatch, KeyboardInterrupt())
+    last = tmp_path / "run" / "weights" / "last.pt"
+    assert f"2 epochs are saved; go on with: python train.py --resume {last}" in caplog.text
+    torch.rand(7), np.random.rand(3)  # other work in between
+    train.main(train.TrainConfig(resume=str(last), device="cpu", workers=1))
+    assert differences(tmp_path / "run", whole(**changes)) == []
+
+
+def test_a_finished_run_says_so_and_more_epochs_go_on(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train.main(config(data, tmp_path, name="run", epochs=1))
+    with caplog.at_level(logging.INFO):
+        train.main(train.TrainConfig(resume="newest", project=str(tmp_path), device="cpu"))
+    assert "finished after 1 epochs" in caplog.text
+    train.main(train.TrainConfig(resume=str(tmp_path / "run"), epochs=3, device="cpu", workers=0))
+    assert [r.split(",")[0] for r in (tmp_path / "run/results.csv").read_text().splitlines()] == ["epoch", *"012"]
+
+
+def test_resume_needs_a_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no run to resume, looked for .*last.pt"):
+        train.main(train.TrainConfig(resume="newest", project=str(tmp_path), device="cpu"))
+    train.main(config(data, tmp_path, name="run", epochs=1))
+    best = tmp_path / "run" / "weights" / "best.pt"
+    with pytest.raises(ValueError, match=r"best.pt: weights alone, nothing to resume"):
+        train.main(train.TrainConfig(resume=str(best), device="cpu"))
+    assert best.stat().st_size < 0.5 * best.with_name("last.pt").stat().st_size
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(config(data, tmp_path, name="run", epochs=1))
+    last = tmp_path / "run" / "weights" / "last.pt"
+    before = last.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", str(last), "--epochs", "2", "--workers", "0"])
+    with pytest.raises(SystemExit) as stop:
+        run_script(train.main, train.TrainConfig)
+    assert stop.value.code == 2
+    assert "No space left on device; not saved, an earlier file is still whole" in capsys.readouterr().err
+    assert last.read_bytes() == before and not list(last.parent.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_names_a_batch_size(
+    error: Exception, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "train_one_epoch", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(ValueError, match=r"out of memory with --batch-size 4 --imgsz 64: try --batch-size 2"):
+        train.main(config(data, tmp_path))
+
+
+def test_ctrl_c_on_the_command_line(data: Path, tmp_path: Path) -> None:
+    words = [
+        "--data",
+        str(data),
+        "--project",
+        str(tmp_path),
+        "--imgsz",
+        "64",
+        "--cfg",
+        "yolov5n.yaml",
+        "--workers",
+        "1",
+    ]
+    code = (
+        "import sys, signal, os, runpy; sys.path.insert(0, '.'); import train\n"
+        "end = train.end_epoch\n"
+        "def stop(*a):\n m = end(*a); os.kill(os.getpid(), signal.SIGINT); return m\n"
+        "train.end_epoch = stop\n"
+        "from utils.config import run_script; run_script(train.main, train.TrainConfig)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert "1 epochs are saved; go on with: python train.py --resume" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_random_states_round_trip() -> None:
+    states = random_states()
+    drawn = torch.rand(3), np.random.rand(3)
+    restore_random_states(states)
+    assert torch.equal(drawn[0], torch.rand(3)) and np.array_equal(drawn[1], np.random.rand(3))
+
+
+def test_frozen_layers_stay_as_they_were(data: Path, tmp_path: Path) -> None:
+    train.main(config(data, tmp_path, name="first", epochs=1))
+    first = str(tmp_path / "first" / "weights" / "best.pt")
+    train.main(config(data, tmp_path, name="run", epochs=1, weights=first, cfg="", freeze=(10,)))
+    before, after = build_model(load_checkpoint(first)), load_checkpoint(tmp_path / "run/weights/last.pt")["model"]
+    for key, value in before.state_dict().items():
+        if int(key.split(".")[1]) < 10:
+            assert torch.equal(value, after[key]), key
+    assert not torch.equal(before.state_dict()["model.24.m.0.weight"], after["model.24.m.0.weight"])
+    with pytest.raises(ValueError, match=r"--freeze 99: no such layer, expected 0..24"):
+        train.main(config(data, tmp_path, freeze=(0, 99)))
+
+
+def test_nosave_save_period_noval_and_time(data: Path, tmp_path: Path) -> None:
+    train.main(config(data, tmp_path, name="a", nosave=True, noval=True, epochs=2))
+    assert {p.name for p in (tmp_path / "a/weights").iterdir()} == {"best.pt", "last.pt"}
+    rows = (tmp_path / "a/results.csv").read_text().splitlines()
+    assert rows[1].split(",")[6] == "nan" and rows[2].split(",")[6] != "nan"
+    train.main(config(data, tmp_path, name="b", save_period=2, epochs=2))
+    assert {p.name for p in (tmp_path / "b/weights").iterdir()} == {"best.pt", "last.pt", "epoch1.pt"}
+    train.main(config(data, tmp_path, name="c", time=1e-9))
+    assert len((tmp_path / "c/results.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("changes", [{"quad": True}, {"cache": "ram"}, {"cache": "disk"}, {"amp": "bf16"}], ids=str)
+def test_switches_train(changes: dict[str, Any], data: Path, tmp_path: Path, whole: Callable[..., Path]) -> None:
+    train.main(config(data, tmp_path, name="run", **changes))
+    if "cache" in changes:
+        assert differences(tmp_path / "run", whole()) == []
+
+
+def test_evolve_searches_and_goes_on(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    base = {"epochs": 1, "cfg": "yolov5n.yaml", "name": "search", "exist_ok": True}
+    for trials in (1, 2):
+        train.main(config(data, tmp_path, evolve=trials, **base))
+    assert len((tmp_path / "search/evolve.csv").read_text().splitlines()) == 3
+    Hyp.from_yaml(tmp_path / "search/hyp_evolved.yaml")
+    with pytest.raises(ValueError, match="search"):
+        train.main(config(data, tmp_path, evolve=3, **(base | {"imgsz": 128})))
+
+
+def test_batch_size_is_chosen_from_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = train.DetectionModel("yolov5n.yaml", nc=1)
+    sizes = []
+    for free in (1e9, 4e9):
+        monkeypatch.setattr(train, "free_memory", lambda _, free=free: int(free))
+        sizes.append(train.choose_batch(model, 320, Dist(torch.device("cpu"))))
+    assert sizes[0] >= 1 and 3 <= sizes[1] / sizes[0] <= 5

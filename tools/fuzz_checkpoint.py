@@ -1,0 +1,227 @@
+"""Damage copies of a checkpoint at random and load each: `python tools/fuzz_checkpoint.py yolov5n.pt --count 2000`.
+
+Each copy must load or be refused by one line; a crash of the interpreter, a load of more than 10 s, another exception
+or more than 2 GB of memory is a failure, and the copy that did it is kept. POSIX only (it forks).
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import resource
+import struct
+import sys
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.checkpoint import build_model, load_checkpoint
+from utils.config import argument, flag, run_script
+
+LOGGER = logging.getLogger(__name__)
+HANG = 10.0  # seconds
+MEMORY = 2.0  # GB
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class FuzzConfig:
+    """Load randomly damaged copies of a checkpoint and count what happens."""
+
+    weights: str = argument("checkpoint to damage")
+    count: int = flag(2000, "copies")
+    seed: int = flag(0, "of the damage")
+    out: str = flag("runs/fuzz", "where copies that caused a failure are kept")
+
+
+# --- damage: (bytes, rng) -> bytes ------------------------------------------------------------------------------------
+
+
+def flip_bytes(data: bytes, rng: Rng) -> bytes:
+    """Some bytes anywhere become others."""
+    damaged = bytearray(data)
+    for _ in range(int(rng.integers(1, 65))):
+        damaged[rng.integers(len(damaged))] = rng.integers(256)
+    return bytes(damaged)
+
+
+def move_slices(data: bytes, rng: Rng) -> bytes:
+    """A piece is cut out, doubled, or replaces another one."""
+    start, other = sorted(int(n) for n in rng.integers(len(data), size=2))
+    length = int(rng.integers(1, 2 ** int(rng.integers(1, 12))))
+    piece = data[start : start + length]
+    how = rng.integers(3)
+    if how == 0:
+        return data[:start] + data[start + length :]
+    if how == 1:
+        return data[:start] + piece * int(rng.integers(2, 50)) + data[start:]
+    return data[:other] + piece + data[other + length :]
+
+
+def cut_short(data: bytes, rng: Rng) -> bytes:
+    return data[: int(rng.integers(len(data)))]
+
+
+def damage_directory(data: bytes, rng: Rng) -> bytes:
+    """As flip_bytes, in the zip file's directory at its end."""
+    start = data.rfind(b"PK\x01\x02", 0, max(data.find(b"PK\x01\x02"), 0) + 4)
+    return data[:start] + flip_bytes(data[start:], rng) if start > 0 else flip_bytes(data, rng)
+
+
+def extreme_numbers(program: bytes, rng: Rng) -> bytes:
+    """Operands of number instructions (J, K, G) become extreme ones."""
+    damaged = bytearray(program)
+    places = [i for i, code in enumerate(program[:-9]) if code in b"JKG"]
+    for _ in range(int(rng.integers(1, 9))):
+        i = places[rng.integers(len(places))]
+        if damaged[i] == ord("G"):
+            damaged[i + 1 : i + 9] = struct.pack(">d", rng.choice([0.0, -1.0, 1e9, 1e300, np.inf, np.nan]))
+        elif damaged[i] == ord("J"):
+            damaged[i + 1 : i + 5] = struct.pack("<i", rng.choice([0, -1, 2**31 - 1, -(2**31), 10**6]))
+        else:
+            damaged[i + 1] = rng.choice([0, 1, 2, 127, 255])
+    return bytes(damaged)
+
+
+def foreign_instructions(program: bytes, rng: Rng) -> bytes:
+    """Instructions that do not belong there, among them calls of what a checkpoint must not call."""
+    pieces = [
+        b"cos\nsystem\nX\x01\x00\x00\x00:\x85R",
+        b"cbuiltins\neval\n",
+        b"\x85" * 5000,
+        b"]" * 5000,
+        b"(",
+        b"u",
+        b"b",
+    ]
+    pieces += [b"R", b"\x81", b"0", b"s", b"Q", b"\x82\x01", b"r\xff\xff\xff\xff", b"h\x03", b"t", b"e", b"N", b"."]
+    for _ in range(int(rng.integers(1, 6))):
+        at = int(rng.integers(2, len(program)))
+        program = program[:at] + pieces[rng.integers(len(pieces))] + program[at:]
+    return program
+
+
+def inside(change: Callable[[bytes, Rng], bytes], member: str) -> Callable[[bytes, Rng], bytes]:
+    """`change` applied to a member of the archive (any one with data for "data/"), with right sums around it."""
+
+    def damage(data: bytes, rng: Rng) -> bytes:
+        out = BytesIO()
+        with zipfile.ZipFile(BytesIO(data)) as source, zipfile.ZipFile(out, "w") as target:
+            names = source.namelist()
+            fitting = [n for n in names if f"/{member}" in n and source.getinfo(n).file_size]
+            chosen = fitting[rng.integers(len(fitting))]
+            for name in names:
+                content = source.read(name)
+                target.writestr(name, change(content, rng) if name == chosen else content)
+        return out.getvalue()
+
+    return damage
+
+
+DAMAGE = {
+    "bytes of the file": flip_bytes,
+    "pieces of the file": move_slices,
+    "end of the file": cut_short,
+    "zip directory": damage_directory,
+    "bytes of the pickle": inside(flip_bytes, "data.pkl"),
+    "pieces of the pickle": inside(move_slices, "data.pkl"),
+    "numbers of the pickle": inside(extreme_numbers, "data.pkl"),
+    "instructions of the pickle": inside(foreign_instructions, "data.pkl"),
+    "a storage": inside(move_slices, "data/"),
+}
+
+
+def damaged_copy(data: bytes, seed: int, index: int) -> tuple[str, bytes]:
+    """(kind of damage, damaged bytes): the same for the same seed and index."""
+    rng = np.random.default_rng((seed, index))
+    kind = list(DAMAGE)[index % len(DAMAGE)]
+    return kind, DAMAGE[kind](data, rng)
+
+
+# --- loading in a process of its own ----------------------------------------------------------------------------------
+
+
+def load_copies(data: bytes, seed: int, indices: range, path: Path, results: Connection) -> None:
+    """In the child: damage, load, send (outcome, detail) for each index."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    for index in indices:
+        path.write_bytes(damaged_copy(data, seed, index)[1])
+        try:
+            build_model(load_checkpoint(path))
+            outcome = ("loaded", "")
+        except ValueError as error:
+            outcome = ("refused", "") if "\n" not in str(error) else ("other exception", f"error of lines: {error}")
+        except BaseException as error:  # whatever else it is, it is the finding
+            outcome = ("other exception", f"{type(error).__name__}: {error}")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+        results.send((*outcome, peak))
+
+
+def main(cfg: FuzzConfig) -> Counter[str]:
+    """Load cfg.count copies; print a table by kind of damage and a line of failures; exit code 1 if there are any."""
+    build_model(load_checkpoint(cfg.weights))  # a file that does not load whole would make every copy a success
+    data = Path(cfg.weights).read_bytes()
+    folder = Path(cfg.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / "copy.pt"
+    context = multiprocessing.get_context("fork")
+    counts: Counter[str] = Counter()
+    table = {kind: Counter[str]() for kind in DAMAGE}
+    slowest, peak, index = 0.0, 0.0, 0
+    while index < cfg.count:
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=load_copies, args=(data, cfg.seed, range(index, cfg.count), scratch, sender))
+        child.start()
+        sender.close()
+        alive = True
+        while alive and index < cfg.count:
+            began = time.perf_counter()
+            outcome, detail, memory = "hang", "", 0.0
+            if receiver.poll(HANG):
+                try:
+                    outcome, detail, memory = receiver.recv()
+                except EOFError:
+                    outcome, detail = "crash", f"exit code {child.exitcode}"
+            alive = outcome not in ("hang", "crash")
+            slowest, peak = max(slowest, time.perf_counter() - began), max(peak, memory)
+            kind = list(DAMAGE)[index % len(DAMAGE)]
+            counts[outcome] += 1
+            table[kind][outcome] += 1
+            if outcome not in ("loaded", "refused"):
+                kept = folder / f"{outcome.replace(' ', '-')}-{index}.pt"
+                kept.write_bytes(damaged_copy(data, cfg.seed, index)[1])
+                LOGGER.error(f"{outcome}: {kind}, {detail} -> {kept}")
+            index += 1
+        if not alive:
+            child.kill()
+        child.join()
+    scratch.unlink(missing_ok=True)
+    return report(counts, table, slowest, peak)
+
+
+def report(counts: Counter[str], table: dict[str, Counter[str]], slowest: float, peak: float) -> Counter[str]:
+    for kind, row in table.items():
+        LOGGER.info(f"{kind:<28} {row['loaded']:>5} loaded {row['refused']:>5} refused")
+    LOGGER.info(
+        f"{counts.total()} copies: {counts['loaded']} loaded, {counts['refused']} refused with one line, "
+        f"{counts['crash']} crashes, {counts['hang']} hangs, {counts['other exception']} other exceptions; "
+        f"slowest {slowest:.1f} s, peak memory {peak:.2f} GB"
+    )
+    if counts["crash"] or counts["hang"] or counts["other exception"] or peak > MEMORY:
+        sys.exit(1)
+    return counts
+
+
+if __name__ == "__main__":
+    run_script(main, FuzzConfig)

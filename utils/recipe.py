@@ -1,0 +1,89 @@
+"""The recipe of a run without --hyp: what follows from the data, the length of the run and the model.
+
+Measured in docs/recipe.md; what the numbers rest on is said where they stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from utils.config import Hyp
+
+LONG = 20_000  # updates at YOLOv5's nominal batch of 64; from here on its own recipe has the time that it needs
+WARMUP_SHARE = 0.1  # of a short run, at most
+NOISY = 4  # images; batches below this are accumulated, for their gradients are mostly noise
+CLOSING_SHARE, CLOSING_MOST = 0.1, 15  # epochs at the end on whole pictures, as in validation
+EMA_SHARE = 0.1  # of the updates of a run: the average's length at its end
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before the first step.
+
+    Attributes:
+        images, boxes: of the train split. epochs: of the run. batch_size: over all processes.
+        fine_tuning: starts from a detector's weights. attention: the backbone has some.
+    """
+
+    images: int
+    boxes: int
+    epochs: int
+    batch_size: int
+    fine_tuning: bool = False
+    attention: bool = False
+
+    @property
+    def batches(self) -> int:
+        """Batches of the whole run."""
+        return self.epochs * -(-self.images // self.batch_size)
+
+    @property
+    def default_updates(self) -> int:
+        """Updates that the run would make at a nominal batch of 64."""
+        return self.epochs * self.images // max(64, self.batch_size)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters, the optimizer, the last epochs without mosaic, and a line that says why."""
+
+    hyp: Hyp
+    optimizer: str
+    close_mosaic: int
+    why: str
+
+
+def choose_recipe(facts: Facts) -> Recipe:
+    """The recipe for a run. A pure function of what is known before it; no result of a validation enters.
+
+    Long runs of convolutional networks get YOLOv5's own recipe (SGD, nominal batch 64). All others are short of
+    updates rather than of pictures a update: every batch is an update then, AdamW takes steps of full size from the
+    start, and warm-up, average and closing epochs are shares of the run instead of fixed lengths.
+    """
+    known = f"{facts.images} pictures, {facts.boxes} boxes, {facts.batches} batches in {facts.epochs} epochs"
+    if facts.default_updates >= LONG and not facts.attention:
+        why = f"{known}: long enough for YOLOv5's own recipe (SGD, nominal batch 64)"
+        return Recipe(Hyp(), "SGD", min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST), why)
+    nominal = 64 if facts.default_updates >= LONG else max(facts.batch_size, NOISY)
+    updates = facts.batches * min(facts.batch_size / nominal, 1.0)
+    rate = 0.001 if facts.default_updates >= LONG else 0.002
+    hyp = replace(
+        Hyp(),
+        lr0=rate,
+        momentum=0.9,
+        weight_decay=0.01,  # the paper of MobileViT lost 1.0 point of top-1 with 1e-4
+        warmup_epochs=min(3.0, WARMUP_SHARE * facts.epochs),
+        warmup_min_steps=0,
+        warmup_momentum=0.9,
+        warmup_bias_lr=0.0,  # 0.1 is a step for SGD; Adam would move every bias by 0.1 at each step
+        ema_ramp=min(2000.0, max(EMA_SHARE * updates, 20.0)),
+        nominal_batch=nominal,
+    )
+    close = min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST)
+    kind = "fine-tuned" if facts.fine_tuning else "from scratch"
+    why = (
+        f"{known}, {kind}{', attention' if facts.attention else ''}: AdamW at {rate:g}, decay 0.01, "
+        f"an update for every {nominal} pictures, warm-up {hyp.warmup_epochs:g} epochs, "
+        f"average over about {hyp.ema_ramp:.0f} updates, last {close} epochs without mosaic"
+    )
+    return Recipe(hyp, "AdamW", close, why)
