@@ -371,6 +371,7 @@ def mean_ap(cfg: ExportConfig, weights: str, imgsz: tuple[int, int]) -> float:
                     device="cpu",
                     rect=False,
                     workers=0,
+                    plots=False,
                     batch_size=8,
                     project=str(project),
                 )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shlex
+import shutil
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import NAMES, tiny_model, write_tiny
 
+import detect
 import export
 from export import ExportConfig
 from models.backends import load_backend
@@ -20,7 +24,7 @@ from models.exporters import FORMATS
 from models.graph import NmsSettings, export_form, focus_as_convolution, rows_of_final
 from models.inspection import faults, steps
 from models.metadata import VERSION, Metadata, append_metadata, appended_metadata
-from utils.config import REPO
+from utils.config import REPO, parse_cli
 from utils.nms import non_max_suppression
 from utils.parity import LIMITS, compare
 
@@ -319,3 +323,53 @@ def test_compare_counts_and_measures():
     fewer = compare(rows, rows[:, :1], limits)
     assert (fewer.same, fewer.all) == (1, 2) and not fewer.within(limits)
     assert not compare(rows, rows * float("nan"), limits).within(limits)
+
+
+def commands() -> list[str]:
+    """Every line of docs/export.md that is typed into a shell."""
+    text = (REPO / "docs" / "export.md").read_text(encoding="utf-8")
+    return [line for block in re.findall(r"^```(?:ba)?sh\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if "export.py" in line])
+def test_commands_of_the_page_are_understood(line, monkeypatch):
+    cfg = parse_cli(ExportConfig, shlex.split(line)[2:])
+    export.check_config(cfg)
+
+
+def test_the_page_names_every_flag_and_format():
+    text = (REPO / "docs" / "export.md").read_text(encoding="utf-8")
+    usual = {"batch_size", "opset", "simplify"}
+    missing = [
+        f.name for f in fields(ExportConfig) if f.name not in usual and "--" + f.name.replace("_", "-") not in text
+    ]
+    assert missing == []
+    for name, form in FORMATS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        for option in ("half", "int8", "nms"):
+            column = [c.strip() for c in row.split("|")][{"half": 3, "int8": 4, "nms": 5}[option]]
+            assert bool(column) == (option in form.takes), (name, option)
+
+
+def test_compile_is_asked_of_torch_and_only_for_checkpoints(folder, made, monkeypatch, reference):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append(options) or model)
+    backend = load_backend(folder / "tiny.pt", CPU, compiled=True)
+    assert len(asked) == 1 and apart(backend(pictures(1, 3, 64, 64)), reference(pictures(1, 3, 64, 64))) < 1e-3
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="needs a C"):
+        load_backend(folder / "tiny.pt", CPU, compiled=True)
+    with pytest.raises(ValueError, match=r"--compile is for \.pt weights"):
+        load_backend(made("torchscript"), CPU, compiled=True)
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_detect_and_val_run_it(folder, made, tmp_path, name):
+    weights = str(made(name))
+    flags = {"imgsz": 128, "device": "cpu", "threads": 1, "project": str(tmp_path)}
+    for source in (weights, str(folder / "tiny.pt")):
+        detect.main(
+            detect.DetectConfig(weights=source, source=str(folder / "images"), save_txt="yolo", rect=False, **flags)
+        )
+    texts = [sorted(p.read_text() for p in (tmp_path / run / "labels").iterdir()) for run in ("exp", "exp2")]
+    assert len(texts[0]) == 3 and [len(t.splitlines()) for t in texts[0]] == [len(t.splitlines()) for t in texts[1]]

@@ -16,11 +16,11 @@ import pytest
 import torch
 from tiny import NAMES, write_tiny
 
-import detect
 import export
 from models.backends import load_backend
 from utils.config import REPO
 from utils.images import imread, letterbox
+from utils.predictor import Predictor
 from utils.web import RUNTIME, copy_runtime, write_page
 
 CPU = torch.device("cpu")
@@ -73,8 +73,7 @@ def site(tmp_path_factory):
 
 def boxes_of_detect(folder: Path, picture: Path) -> np.ndarray:
     backend = load_backend(folder / "tiny.onnx", CPU, threads=1)
-    detector = detect.Detector(detect.DetectConfig(weights="x", imgsz=128), backend, CPU)
-    return detector(imread(picture)).boxes
+    return Predictor(backend, CPU, 128)([imread(picture)])[0].boxes
 
 
 def test_one_file_detector_finds_the_same_boxes(site, tmp_path):

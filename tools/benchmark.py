@@ -219,7 +219,9 @@ def main(cfg: BenchmarkConfig) -> list[Entry]:
                 time_all(group, imgsz, threads, cfg.rounds)
             if cfg.data:
                 LOGGER.info(f"{group[0].model} at {imgsz}: mAP of {len(group)} formats")
-                for entry in (e for e in group if e.weights and e.map50_95 is None and not e.weights.endswith(".failed")):
+                for entry in group:
+                    if entry.map50_95 is not None or Path(entry.weights).suffix in ("", ".failed"):
+                        continue
                     entry.map50_95 = mean_ap(ExportConfig(weights=path, data=cfg.data), entry.weights, (imgsz, imgsz))
             entries += group
     rows = [entry.values(cfg.threads) for entry in entries]
