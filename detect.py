@@ -74,6 +74,8 @@ class DetectConfig:
     hide_labels: bool = flag(False, "draw no labels")
     hide_conf: bool = flag(False, "draw labels without scores")
     half: bool = flag(False, "half precision, GPU only")
+    threads: int = flag(0, "of the CPU for the model; 0: as its runtime likes")
+    compile: bool = flag(False, "run .pt weights through torch.compile; the first picture of a size takes a minute")
     rect: bool | None = flag(None, "the input takes the picture's shape, as by default; --no-rect: a square")
     project: str = flag("runs/detect", "folder of the runs")
     name: str = flag("exp", "folder of this run, numbered if it is there")
@@ -231,7 +233,7 @@ def build_predictor(cfg: DetectConfig) -> Predictor:
         ValueError, FileNotFoundError: see load_model; --visualize with weights whose inside is not open.
     """
     device = select_device(cfg.device)
-    backend: Any = load_model(cfg.weights, device, cfg.half, cfg.augment)
+    backend: Any = load_model(cfg.weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
     if cfg.visualize and not isinstance(backend, TorchBackend):
         raise ValueError("--visualize: expected one .pt checkpoint, without --augment")
     classes = class_indices(cfg.classes, backend.names)

@@ -40,8 +40,15 @@ class Model:
         names: class index -> name. stride, grid: pixels.
     """
 
-    def __init__(self, weights: str | Path | Sequence[str], device: torch.device, half: bool = False):
-        self.backend = load_model(weights, device, half)
+    def __init__(
+        self,
+        weights: str | Path | Sequence[str],
+        device: torch.device,
+        half: bool = False,
+        threads: int = 0,
+        compiled: bool = False,
+    ):
+        self.backend = load_model(weights, device, half, threads=threads, compiled=compiled)
         self.device, self.half = device, half
         self.names, self.stride, self.grid = self.backend.names, self.backend.stride, self.backend.grid
         self.conf, self.iou, self.max_det = 0.25, 0.45, 1000
@@ -115,18 +122,27 @@ def to_picture(item: Any, i: int) -> np.ndarray:
     return np.ascontiguousarray(item[..., :3] if item.shape[2] > 1 else item.repeat(3, axis=2))
 
 
-def custom(path: str | Path | Sequence[str] = "", device: str = "", half: bool = False) -> Model:
+def custom(
+    path: str | Path | Sequence[str] = "",
+    device: str = "",
+    half: bool = False,
+    threads: int = 0,
+    compiled: bool = False,
+) -> Model:
     """The model of a weights file of any format that detect.py takes, or an ensemble of several.
 
     Args:
         device: cpu, mps or a GPU's number; empty: a GPU if there is one.
+        threads: of the CPU; 0 leaves the choice to the runtime. compiled: run .pt weights through torch.compile.
 
     Raises:
         ValueError, FileNotFoundError: see load_model.
     """
-    return Model(path, select_device(device), half)
+    return Model(path, select_device(device), half, threads, compiled)
 
 
-def load(path: str | Path | Sequence[str], device: str = "", half: bool = False) -> Model:
+def load(
+    path: str | Path | Sequence[str], device: str = "", half: bool = False, threads: int = 0, compiled: bool = False
+) -> Model:
     """The same as `custom`, for `from hubconf import load`."""
-    return custom(path, device, half)
+    return custom(path, device, half, threads, compiled)

@@ -67,6 +67,8 @@ class ValConfig:
     single_cls: bool = flag(False, "treat every class as one")
     rect: bool | None = flag(None, "canvases cut to the images' shapes; left out: where the model allows it")
     half: bool = flag(False, "half precision, on a GPU")
+    threads: int = flag(0, "of the CPU for the model; 0: as its runtime likes")
+    compile: bool = flag(False, "run .pt weights through torch.compile; the first batch of a size takes about a minute")
     augment: bool = flag(False, "test-time augmentation: three views of each image")
     save_txt: bool = flag(False, "write detections to labels/*.txt: class cx cy w h, 0..1")
     save_conf: bool = flag(False, "with --save-txt: a sixth column, the score")
@@ -250,7 +252,7 @@ def main(cfg: ValConfig) -> Metrics:
     elif cfg.task == "study":
         return study(cfg)
     device = select_device(cfg.device)
-    model = load_model(cfg.weights, device, cfg.half, cfg.augment)
+    model = load_model(cfg.weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
     data = read_data_yaml(cfg.data)
     loader = split_loader(cfg, data, model, cfg.imgsz)
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
@@ -307,7 +309,7 @@ def study(cfg: ValConfig) -> Metrics:
     """mAP and time at each of STUDY_SIZES for each of the weights, to study_<data>_<weights>.csv and study.png."""
     paths = [cfg.weights] if isinstance(cfg.weights, str) else cfg.weights
     device, data = select_device(cfg.device), read_data_yaml(cfg.data)
-    models = {path: load_model(path, device, cfg.half, cfg.augment) for path in paths}
+    models = {path: load_model(path, device, cfg.half, cfg.augment, cfg.threads, cfg.compile) for path in paths}
     loaders = {path: split_loader(cfg, data, model, STUDY_SIZES[0]) for path, model in models.items()}
     folder, studies = Run(cfg.project, cfg.name, cfg.exist_ok).dir, {}
     for path, model in models.items():

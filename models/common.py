@@ -339,8 +339,8 @@ class Concat(nn.Module):
 
     def forward(self, x: list[Tensor]) -> Tensor:
         """Raises ValueError where the maps differ in size."""
-        checks = self.d == 1 and not torch.jit.is_tracing()  # sizes are tensors, each unlike the other, when traced
-        if checks and len({tuple(level.shape[-2:]) for level in x}) > 1:
+        checks = self.d == 1 and not torch.jit.is_tracing()  # sizes are tensors when traced
+        if checks and any(level.shape[-2:] != x[0].shape[-2:] for level in x):  # no set: open sizes have no hash
             sizes = ", ".join("x".join(str(side) for side in level.shape[-2:]) for level in x)
             raise ValueError(f"Concat: maps of {sizes}, expected one height and width; look at the strides of its rows")
         return torch.cat(x, self.d)

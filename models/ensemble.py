@@ -65,7 +65,12 @@ class Augmented:
 
 
 def load_model(
-    weights: str | Path | Sequence[str], device: torch.device, half: bool = False, augment: bool = False
+    weights: str | Path | Sequence[str],
+    device: torch.device,
+    half: bool = False,
+    augment: bool = False,
+    threads: int = 0,
+    compiled: bool = False,
 ) -> Backend:
     """One weights file, or several as an ensemble, with test-time augmentation if `augment`; see load_backend.
 
@@ -75,6 +80,6 @@ def load_model(
     paths = [weights] if isinstance(weights, str | Path) else list(weights)
     if not paths or not all(str(path) for path in paths):
         raise ValueError("--weights is missing, expected a checkpoint such as runs/train/exp/weights/best.pt")
-    backends = [load_backend(path, device, half) for path in paths]
+    backends = [load_backend(path, device, half, threads, compiled) for path in paths]
     model: Backend = backends[0] if len(backends) == 1 else Ensemble(backends)
     return Augmented(model) if augment else model

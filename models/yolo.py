@@ -72,14 +72,14 @@ class Detect(nn.Module):
         A decoded row is cx, cy, w, h in pixels of the input, objectness, class probabilities.
         """
         maps = [conv(level) for conv, level in zip(self.m, x, strict=True)]
-        raw = [self.rows(m).view(len(m), self.na, *m.shape[-2:], self.no) for m in maps]
+        raw = [self.rows(m).view(m.shape[0], self.na, *m.shape[-2:], self.no) for m in maps]
         if self.training:
             return raw
         return torch.cat([self.decode(m, i) for i, m in enumerate(maps)], dim=1), raw
 
     def rows(self, level: Tensor) -> Tensor:
         """(B, A*(5+nc), h, w) -> (B, A, h*w, 5+nc)."""
-        return level.reshape(len(level), self.na, self.no, -1).transpose(2, 3)
+        return level.reshape(level.shape[0], self.na, self.no, -1).transpose(2, 3)
 
     def decode(self, level: Tensor, i: int) -> Tensor:
         """Raw map of level `i` -> (B, A*h*w, 5+nc) in pixels and probabilities; rank 4 at most, for exporters."""

@@ -12,7 +12,7 @@ import pytest
 from utils.config import REPO
 
 FILES = [*(REPO / "models").glob("*.py"), *(REPO / "utils").glob("*.py")]
-SCRIPTS = ("train", "val", "detect", "hubconf")
+SCRIPTS = ("train", "val", "detect", "export", "hubconf")
 
 
 def imported(path: Path) -> set[str]:

@@ -1,0 +1,119 @@
+"""Detect objects with an exported ONNX file; needs NumPy, OpenCV and ONNX Runtime, and nothing beside this file.
+
+pip install numpy opencv-python-headless onnxruntime
+python onnx_detect.py best.onnx picture.jpg folder/ --out found
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+class Detector:
+    """A picture (H, W, 3) uint8 BGR -> (n, 6) x1, y1, x2, y2 in its pixels, score, class; best first."""
+
+    def __init__(self, path: str, threads: int = 0, conf_thres: float = 0.25, iou_thres: float = 0.45):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        meta = self.session.get_modelmeta().custom_metadata_map
+        if "form" not in meta:
+            raise ValueError(f"{path}: no metadata in it, expected a file of export.py")
+        self.names = {int(k): v for k, v in json.loads(meta["names"]).items()}
+        self.imgsz, self.grid, self.batch = (json.loads(meta[key]) for key in ("imgsz", "grid", "batch"))
+        self.form, self.free_size = meta["form"], meta["dynamic"] == "size"
+        self.conf_thres, self.iou_thres = conf_thres, iou_thres
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        canvas, scale, shift = self.letterbox(image)
+        pixels = canvas[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32) / 255
+        outputs = self.session.run(None, {"images": np.repeat(pixels, self.batch, axis=0)})
+        if self.form == "nms":
+            boxes, scores, classes, count = (output[0] for output in outputs)
+            found = np.column_stack([boxes, scores, classes])[:count]
+            found = found[found[:, 4] > self.conf_thres]
+        else:
+            found = suppress(outputs[0][0], self.conf_thres, self.iou_thres)
+        h, w = image.shape[:2]
+        found[:, :4] = ((found[:, :4] - shift) / scale).clip(0, [w, h, w, h])
+        return found[(found[:, 2:4] > found[:, :2]).all(axis=1)]
+
+    def letterbox(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(canvas, scale, shift): a point p of the picture lies at p * scale + shift; both are x, y, x, y."""
+        h, w = image.shape[:2]
+        height, width = self.imgsz
+        if self.free_size:  # the smallest canvas that holds the picture and that the network can divide
+            ratio = max(self.imgsz) / max(h, w)
+            height, width = (max(-(-round(side * ratio) // self.grid), 1) * self.grid for side in (h, w))
+        ratio = min(height / h, width / w)
+        new_h, new_w = max(round(h * ratio), 1), max(round(w * ratio), 1)
+        top, left = (height - new_h) // 2, (width - new_w) // 2
+        canvas = np.full((height, width, 3), 114, dtype=np.uint8)
+        canvas[top : top + new_h, left : left + new_w] = cv2.resize(image, (new_w, new_h))
+        return canvas, np.array([new_w / w, new_h / h] * 2), np.array([left, top] * 2)
+
+
+def suppress(rows: np.ndarray, conf_thres: float, iou_thres: float) -> np.ndarray:
+    """(N, 5+nc) cx, cy, w, h, objectness, class probabilities -> (n, 6) after NMS within each class."""
+    rows = rows[rows[:, 4] > conf_thres]
+    scores = rows[:, 5:] * rows[:, 4:5]
+    classes, scores = scores.argmax(axis=1), scores.max(axis=1, initial=0)
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] > conf_thres]
+    rows, scores, classes = rows[order], scores[order], classes[order]
+    corners = np.hstack([rows[:, :2] - rows[:, 2:4] / 2, rows[:, :2] + rows[:, 2:4] / 2])
+    areas, kept, left = rows[:, 2] * rows[:, 3], [], np.arange(len(rows))
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        low, high = np.maximum(corners[best], corners[left])[:, :2], np.minimum(corners[best], corners[left])[:, 2:]
+        shared = (high - low).clip(0).prod(axis=1)
+        far = shared <= iou_thres * (areas[best] + areas[left] - shared)
+        left = left[far | (classes[left] != classes[best])]
+    return np.column_stack([corners[kept], scores[kept], classes[kept]])
+
+
+def draw(image: np.ndarray, found: np.ndarray, names: dict[int, str]) -> None:
+    for x1, y1, x2, y2, score, index in found:
+        cv2.rectangle(image, (round(x1), round(y1)), (round(x2), round(y2)), (0, 200, 0), 2)
+        text, place = f"{names[int(index)]} {score:.2f}", (round(x1), max(round(y1) - 4, 12))
+        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 200, 0), 1, cv2.LINE_AA)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("weights", help="an .onnx file of export.py, with or without NMS in it")
+    parser.add_argument("source", nargs="+", help="pictures and folders")
+    parser.add_argument("--out", help="folder for annotated copies")
+    for option, default in (("--conf-thres", 0.25), ("--iou-thres", 0.45), ("--threads", 0)):
+        parser.add_argument(option, type=type(default), default=default)
+    args = parser.parse_args()
+    detector = Detector(args.weights, args.threads, args.conf_thres, args.iou_thres)
+    Path(args.out or ".").mkdir(parents=True, exist_ok=True)
+    for place in map(Path, args.source):
+        for path in sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES) if place.is_dir() else [place]:
+            image = cv2.imread(str(path))
+            if image is None:
+                sys.exit(f"error: {path}: not a readable picture")
+            start = time.perf_counter()
+            found = detector(image)
+            print(f"{path}: {len(found)} boxes, {1000 * (time.perf_counter() - start):.1f} ms")
+            for *xyxy, score, index in found:
+                print(f"  {detector.names[int(index)]} {score:.3f} at {' '.join(f'{v:.1f}' for v in xyxy)}")
+            if args.out:
+                draw(image, found, detector.names)
+                cv2.imwrite(str(Path(args.out, path.name)), image)
+
+
+if __name__ == "__main__":
+    main()

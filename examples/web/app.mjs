@@ -1,0 +1,185 @@
+// The page: pictures from a file, a drop, ?image=URL or the camera go through the detector; boxes are drawn over them.
+
+import * as ort from "./ort/ort.wasm.min.mjs";
+import { Detector } from "./detector.mjs";
+
+const $ = (id) => document.getElementById(id);
+const canvas = $("picture");
+const context = canvas.getContext("2d", { willReadFrequently: true });
+const video = $("video");
+const SPOKEN_EVERY = 2000; // ms between announcements of what the camera sees
+
+let detector;
+let last = null; // {source, result}: what is shown, to draw again when a slider moves
+let stream = null;
+
+function say(text, wrong = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("wrong", wrong);
+}
+
+const colour = (label, alpha = 1) => `hsl(${(label * 137.5) % 360} 85% 45% / ${alpha})`;
+
+/** Runs the network on an image, video or bitmap and shows what it finds. */
+async function detect(source, width, height) {
+  canvas.width = width;
+  canvas.height = height;
+  context.drawImage(source, 0, 0, width, height);
+  const result = await detector.run(context.getImageData(0, 0, width, height));
+  last = { source, result };
+  show();
+}
+
+/** Draws picture and boxes for the sliders' values, and fills the list. */
+function show() {
+  const { source, result } = last;
+  const start = performance.now();
+  const boxes = detector.boxes(result, Number($("confidence").value), Number($("overlap").value));
+  const spent = performance.now() - start;
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  boxes.forEach(draw);
+  $("stage").classList.add("filled");
+  fillList(boxes);
+  const { letterbox, network } = result.times;
+  canvas.setAttribute("aria-label", boxes.length ? `Picture with ${summary(boxes)}` : "Picture, nothing found");
+  const times = `${network.toFixed(0)} ms network, ${(letterbox + spent).toFixed(0)} ms around it`;
+  announce(`${summary(boxes) || "nothing found"} · ${times}`);
+}
+
+let spoken = 0;
+function announce(text) {
+  if (stream && performance.now() - spoken < SPOKEN_EVERY) return;
+  spoken = performance.now();
+  say(text);
+}
+
+function summary(boxes) {
+  const counts = new Map();
+  for (const { name } of boxes) counts.set(name, (counts.get(name) ?? 0) + 1);
+  return [...counts].map(([name, count]) => `${count} ${name}`).join(", ");
+}
+
+function draw({ x1, y1, x2, y2, score, label, name }) {
+  const unit = Math.max(canvas.width, canvas.height) / 640; // drawn sizes are for a picture of 640 pixels
+  context.lineWidth = 3 * unit;
+  context.strokeStyle = colour(label);
+  context.strokeRect(x1, y1, x2 - x1, y2 - y1);
+  const text = `${name} ${score.toFixed(2)}`;
+  context.font = `600 ${15 * unit}px system-ui, sans-serif`;
+  const width = context.measureText(text).width + 8 * unit;
+  const top = Math.max(y1 - 20 * unit, 0);
+  const left = Math.max(Math.min(x1 - 1.5 * unit, canvas.width - width), 0);
+  context.fillStyle = colour(label);
+  context.fillRect(left, top, width, 20 * unit);
+  context.fillStyle = "white";
+  context.fillText(text, left + 4 * unit, top + 15 * unit);
+}
+
+function fillList(boxes) {
+  $("found").replaceChildren(
+    ...boxes.map((box) => {
+      const item = document.createElement("li");
+      const swatch = document.createElement("span");
+      swatch.className = "swatch";
+      swatch.style.background = colour(box.label);
+      const name = document.createElement("span");
+      name.textContent = box.name;
+      const score = document.createElement("span");
+      score.textContent = `${Math.round(box.score * 100)} %`;
+      item.append(swatch, name, score);
+      item.dataset.box = [box.x1, box.y1, box.x2, box.y2, box.score, box.label].map((v) => v.toFixed(4)).join(" ");
+      return item;
+    }),
+  );
+}
+
+async function openPicture(blob, name) {
+  stopCamera();
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" }); // the pixels that training saw
+  } catch {
+    say(`${name} is not a picture this browser can read`, true);
+    return;
+  }
+  say("Looking …");
+  await detect(bitmap, bitmap.width, bitmap.height);
+}
+
+function stopCamera() {
+  stream?.getTracks().forEach((track) => track.stop());
+  stream = null;
+  $("camera").setAttribute("aria-pressed", "false");
+}
+
+async function startCamera() {
+  if (!navigator.mediaDevices) {
+    say("The camera needs https, or localhost", true);
+    return;
+  }
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  } catch (error) {
+    say(`No camera: ${error.message}`, true);
+    return;
+  }
+  $("camera").setAttribute("aria-pressed", "true");
+  video.srcObject = stream;
+  await video.play();
+  while (stream) {
+    await detect(video, video.videoWidth, video.videoHeight);
+    await new Promise(requestAnimationFrame);
+  }
+}
+
+function listen() {
+  $("file").addEventListener("change", ({ target }) => {
+    if (target.files[0]) openPicture(target.files[0], target.files[0].name);
+    target.value = "";
+  });
+  $("camera").addEventListener("click", () => (stream ? stopCamera() : startCamera()));
+  for (const id of ["confidence", "overlap"]) {
+    $(id).addEventListener("input", () => {
+      $(`${id}-value`).textContent = Number($(id).value).toFixed(2);
+      if (last && !stream) show();
+    });
+  }
+  const stage = $("stage");
+  for (const kind of ["dragenter", "dragover"]) {
+    document.addEventListener(kind, (event) => {
+      event.preventDefault();
+      stage.classList.add("drop");
+    });
+  }
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) stage.classList.remove("drop");
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    stage.classList.remove("drop");
+    const [file] = event.dataTransfer.files;
+    if (file) openPicture(file, file.name);
+  });
+}
+
+async function start() {
+  try {
+    detector = await Detector.load(ort, new URL(".", location.href));
+  } catch (error) {
+    say(`The model could not be loaded: ${error.message}`, true);
+    return;
+  }
+  listen();
+  $("camera").disabled = false;
+  const names = Object.values(detector.meta.names);
+  say(`Ready. Knows ${names.length} ${names.length === 1 ? "class" : "classes"}: ${names.slice(0, 6).join(", ")}${names.length > 6 ? " …" : ""}`);
+  const asked = new URLSearchParams(location.search).get("image");
+  if (asked) {
+    const response = await fetch(asked);
+    if (response.ok) await openPicture(await response.blob(), asked);
+    else say(`${asked}: ${response.status} ${response.statusText}`, true);
+  }
+  document.body.dataset.ready = "true";
+}
+
+start();

@@ -1,0 +1,146 @@
+// The detector without the page: a picture's pixels in, boxes in its pixels out. The steps are those of detect.py.
+
+const PAD = 114 / 255;
+const ONE = 2048; // weights of the letterbox are whole numbers up to this, as in OpenCV, so that pixels agree
+
+/**
+ * A picture scaled to fit height x width and centred on grey, as the network wants it.
+ * Bilinear between pixel centres in OpenCV's arithmetic, so that the browser's own scaling has no say.
+ *
+ * @param {{data: Uint8ClampedArray, width: number, height: number}} picture RGBA.
+ * @returns {{tensor: Float32Array, place: {x: number, y: number, left: number, top: number}}}
+ *   tensor (3, height, width) in 0..1; a point p of the picture lies at p * (x, y) + (left, top).
+ */
+export function letterbox(picture, height, width) {
+  const ratio = Math.min(height / picture.height, width / picture.width);
+  const h = Math.max(round(picture.height * ratio), 1);
+  const w = Math.max(round(picture.width * ratio), 1);
+  const place = { x: w / picture.width, y: h / picture.height, left: (width - w) >> 1, top: (height - h) >> 1 };
+  const rows = taps(picture.height, h);
+  const columns = taps(picture.width, w);
+  const plane = height * width;
+  const tensor = new Float32Array(3 * plane).fill(PAD);
+  const { data } = picture;
+  for (let y = 0; y < h; y++) {
+    const above = rows.low[y] * picture.width;
+    const below = rows.high[y] * picture.width;
+    const v = rows.part[y];
+    let target = (y + place.top) * width + place.left;
+    for (let x = 0; x < w; x++, target++) {
+      const left = columns.low[x];
+      const right = columns.high[x];
+      const u = columns.part[x];
+      for (let c = 0; c < 3; c++) {
+        const upper = data[4 * (above + left) + c] * (ONE - u) + data[4 * (above + right) + c] * u;
+        const lower = data[4 * (below + left) + c] * (ONE - u) + data[4 * (below + right) + c] * u;
+        const sum = (((ONE - v) * (upper >> 4)) >> 16) + ((v * (lower >> 4)) >> 16);
+        tensor[c * plane + target] = ((sum + 2) >> 2) / 255;
+      }
+    }
+  }
+  return { tensor, place };
+}
+
+/** To the nearest integer, halves to the even one, as Python rounds. */
+function round(value) {
+  const near = Math.round(value);
+  return near - value === 0.5 && near % 2 ? near - 1 : near;
+}
+
+/** For each of `to` pixels along an axis of `from`: its two neighbours and the weight of the second, 0..ONE. */
+function taps(from, to) {
+  const low = new Int32Array(to);
+  const high = new Int32Array(to);
+  const part = new Int32Array(to);
+  for (let i = 0; i < to; i++) {
+    const at = Math.min(Math.max(((i + 0.5) * from) / to - 0.5, 0), from - 1);
+    low[i] = Math.floor(at);
+    high[i] = Math.min(low[i] + 1, from - 1);
+    part[i] = Math.round((at - low[i]) * ONE);
+  }
+  return { low, high, part };
+}
+
+/**
+ * The final boxes of one picture, best first; boxes of different classes do not suppress each other.
+ *
+ * @param {Float32Array} rows (N, 5+nc) cx, cy, w, h in canvas pixels, objectness, class probabilities.
+ * @returns {{x1, y1, x2, y2, score, label}[]} in canvas pixels.
+ */
+export function suppress(rows, classes, confidence, overlap) {
+  const width = 5 + classes;
+  const found = [];
+  for (let at = 0; at < rows.length; at += width) {
+    const objectness = rows[at + 4];
+    if (objectness <= confidence) continue;
+    let label = 0;
+    for (let c = 1; c < classes; c++) if (rows[at + 5 + c] > rows[at + 5 + label]) label = c;
+    const score = objectness * rows[at + 5 + label];
+    if (score <= confidence) continue;
+    const [cx, cy, w, h] = rows.subarray(at, at + 4);
+    found.push({ x1: cx - w / 2, y1: cy - h / 2, x2: cx + w / 2, y2: cy + h / 2, score, label });
+  }
+  found.sort((a, b) => b.score - a.score);
+  const kept = [];
+  for (const box of found) {
+    if (kept.every((other) => other.label !== box.label || iou(other, box) <= overlap)) kept.push(box);
+  }
+  return kept;
+}
+
+function iou(a, b) {
+  const w = Math.min(a.x2, b.x2) - Math.max(a.x1, b.x1);
+  const h = Math.min(a.y2, b.y2) - Math.max(a.y1, b.y1);
+  if (w <= 0 || h <= 0) return 0;
+  const area = (box) => (box.x2 - box.x1) * (box.y2 - box.y1);
+  return (w * h) / (area(a) + area(b) - w * h);
+}
+
+/** A loaded model. `meta` is model.json: names, imgsz [height, width]. */
+export class Detector {
+  /** @param {object} ort the onnxruntime-web module. @param {URL} base the folder of model.onnx, model.json, ort/. */
+  static async load(ort, base) {
+    ort.env.wasm.wasmPaths = new URL("ort/", base).href; // must be absolute
+    ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
+    const [meta, session] = await Promise.all([
+      fetch(new URL("model.json", base)).then((response) => response.json()),
+      ort.InferenceSession.create(new URL("model.onnx", base).href),
+    ]);
+    return new Detector(ort, meta, session);
+  }
+
+  constructor(ort, meta, session) {
+    this.ort = ort;
+    this.meta = meta;
+    this.session = session;
+    this.classes = Object.keys(meta.names).length;
+  }
+
+  /** Runs the network on RGBA pixels. The result can be asked for boxes again and again. */
+  async run(picture) {
+    const [height, width] = this.meta.imgsz;
+    const start = performance.now();
+    const { tensor, place } = letterbox(picture, height, width);
+    const ready = performance.now();
+    const input = new this.ort.Tensor("float32", tensor, [1, 3, height, width]);
+    const results = await this.session.run({ images: input });
+    const times = { letterbox: ready - start, network: performance.now() - ready };
+    return { rows: results.output.data, place, width: picture.width, height: picture.height, times };
+  }
+
+  /** The boxes of a result of `run`, in pixels of the picture and within it. */
+  boxes(result, confidence, overlap) {
+    const { place, width, height } = result;
+    const clip = (value, most) => Math.min(Math.max(value, 0), most);
+    return suppress(result.rows, this.classes, confidence, overlap)
+      .map((box) => ({
+        ...box,
+        x1: clip((box.x1 - place.left) / place.x, width),
+        y1: clip((box.y1 - place.top) / place.y, height),
+        x2: clip((box.x2 - place.left) / place.x, width),
+        y2: clip((box.y2 - place.top) / place.y, height),
+        name: this.meta.names[box.label],
+      }))
+      .filter((box) => box.x2 > box.x1 && box.y2 > box.y1);
+  }
+}

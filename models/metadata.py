@@ -1,0 +1,115 @@
+"""What an exported file says about itself, so that it needs no YAML beside it."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models.yolo import DetectionModel
+
+VERSION = "0.1.0"
+LICENSE = "Apache-2.0 (the code; weights have the licence of their training)"
+FORMS = ("decoded", "raw", "nms")
+DYNAMIC = ("none", "batch", "size")
+MEMBER = "metadata.json"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Facts a runtime needs to use a file.
+
+    Attributes:
+        names: class index -> name.
+        stride: pixels a cell of the coarsest level. grid: both sides of an input must be multiples of it.
+        imgsz: (height, width) of the input; batch: its images. `dynamic` tells which of them may change.
+        form: what comes out: "decoded" (B, N, 5+nc), see Detect.forward; "raw" (B, A*(5+nc), h, w) for each level;
+            "nms" boxes (B, D, 4) xyxy pixels, scores (B, D), classes (B, D), count (B,), see ExportHead.
+        anchors: (levels, A, 2) pixels; strides: of each level. They decode the raw form.
+        conf_thres: of the NMS in the file; 0 where there is none.
+        precision: float32, float16 or int8, with what it covers.
+    """
+
+    names: dict[int, str]
+    stride: int
+    grid: int
+    imgsz: tuple[int, int]
+    batch: int
+    anchors: list[list[list[float]]]
+    strides: list[int]
+    dynamic: str = "none"
+    form: str = "decoded"
+    conf_thres: float = 0.0
+    precision: str = "float32"
+    task: str = "detect"
+    version: str = VERSION
+    license: str = LICENSE
+
+    @classmethod
+    def of(cls, model: DetectionModel, imgsz: tuple[int, int], batch: int, **more: Any) -> Metadata:
+        strides = [int(s) for s in model.stride]
+        anchors = model.head.anchors.tolist()
+        return cls(dict(model.names), max(strides), model.grid, imgsz, batch, anchors, strides, **more)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    def to_strings(self) -> dict[str, str]:
+        """A flat text for each key: strings as they are, all else as JSON. For stores of string pairs."""
+        return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str | Path) -> Metadata:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: not a description that this project wrote; names `where`.
+        """
+        try:
+            values = json.loads(text)
+            values["names"] = {int(k): str(v) for k, v in values["names"].items()}
+            values["imgsz"] = tuple(values["imgsz"])
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{where}: no metadata of this project in it ({error}), expected a file of export.py"
+            ) from None
+
+    @classmethod
+    def from_strings(cls, pairs: Mapping[str, str], where: str | Path) -> Metadata:
+        """The inverse of `to_strings`; other keys are ignored.
+
+        Raises:
+            ValueError: see from_json.
+        """
+        texts = {name for name, field in cls.__dataclass_fields__.items() if field.type == "str"}
+        try:
+            values = {
+                k: pairs[k] if k in texts else json.loads(pairs[k]) for k in cls.__dataclass_fields__ if k in pairs
+            }
+        except ValueError as error:
+            raise ValueError(f"{where}: metadata that is not JSON ({error}), expected a file of export.py") from None
+        return cls.from_json(json.dumps(values), where)
+
+
+def append_metadata(path: Path, meta: Metadata) -> None:
+    """Add a zip archive with the description at the end of a flatbuffer, whose readers do not look there."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(MEMBER, meta.to_json())
+
+
+def appended_metadata(path: Path) -> Metadata:
+    """What `append_metadata` wrote.
+
+    Raises:
+        ValueError: nothing there.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            text = archive.read(MEMBER)
+    except (zipfile.BadZipFile, KeyError):
+        raise ValueError(f"{path}: no metadata in it, expected a file of export.py") from None
+    return Metadata.from_json(text, path)

@@ -1,0 +1,375 @@
+"""export.py: every file is loaded in its own runtime and compared with PyTorch, and says what it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import NAMES, tiny_model, write_tiny
+
+import detect
+import export
+from export import ExportConfig
+from models.backends import load_backend
+from models.checkpoint import build_model, load_checkpoint
+from models.common import Focus
+from models.exporters import FORMATS
+from models.graph import NmsSettings, export_form, focus_as_convolution, rows_of_final
+from models.inspection import faults, steps
+from models.metadata import VERSION, Metadata, append_metadata, appended_metadata
+from utils.config import REPO, parse_cli
+from utils.nms import non_max_suppression
+from utils.parity import LIMITS, compare
+
+CPU = torch.device("cpu")
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxslim", "onnxruntime"),
+    "openvino": ("openvino",),
+    "coreml": ("coremltools",),
+    "ncnn": ("ncnn", "pnnx"),
+    "tflite": ("litert_torch", "ai_edge_litert"),
+    "executorch": ("executorch",),
+}
+
+
+def requires(name: str) -> None:
+    """Skip where the packages of a format are not installed."""
+    missing = [p for p in PACKAGES.get(name, ()) if importlib.util.find_spec(p) is None]
+    if missing:
+        pytest.skip(f"{name} needs {', '.join(missing)}, see requirements-export.txt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("export")
+    write_tiny(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def made(folder):
+    """A function: format, flags -> its file, made once for the module."""
+    done: dict[tuple, Path] = {}
+
+    def make(name: str, **flags) -> Path:
+        requires(name)
+        key = (name, *sorted(flags.items()))
+        if key not in done:
+            out = folder / f"out{len(done)}"
+            done[key] = export.main(config(folder, name, out=str(out), **flags))[0].path
+        return done[key]
+
+    return make
+
+
+def config(folder: Path, name: str, **flags) -> ExportConfig:
+    base = ExportConfig(
+        weights=str(folder / "tiny.pt"), include=(name,), imgsz=(128,), images=str(folder / "images"), threads=1
+    )
+    return replace(base, **flags)
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    model = build_model(load_checkpoint(folder / "tiny.pt"))
+    return lambda images: model(images)[0].detach()
+
+
+def pictures(*shape: int) -> torch.Tensor:
+    """Coarse patterns: on plain noise all cells look alike, and scores tie."""
+    coarse = torch.rand(shape[0], 3, 7, 7, generator=torch.Generator().manual_seed(3))
+    return torch.nn.functional.interpolate(coarse, shape[2:]) if shape[0] else torch.zeros(shape)
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).detach().abs().max())
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if n != "coreml"])
+def test_file_equals_pytorch_for_any_batch(made, reference, name):
+    path = made(name)
+    backend = load_backend(path, CPU, threads=1)
+    assert (backend.names, backend.nc, backend.stride, backend.grid) == (NAMES, 3, 16, 128)
+    for count in (1, 3):  # the file takes one at a time
+        images = pictures(count, 3, 128, 128)
+        assert apart(backend(images), reference(images)) < 2e-3
+    assert backend(pictures(0, 3, 128, 128)).shape == (0, *reference(pictures(1, 3, 128, 128)).shape[1:])
+
+
+@pytest.mark.parametrize("name", ["onnx", "coreml", "tflite", "ncnn"])
+def test_mobile_graphs_keep_to_rank_4_and_own_no_operators(made, name):
+    seen = steps(made(name))
+    ranks = [rank for _, rank in seen]
+    assert len(seen) > 50
+    assert max(ranks) == (0 if name == "ncnn" else 4)
+    assert any("conv" in operator.lower() for operator, _ in seen)
+    assert faults(made(name)) == ""
+
+
+def test_a_fault_is_named(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    value = onnx.helper.make_tensor_value_info
+    nodes = [onnx.helper.make_node("Transpose", ["x"], ["y"], perm=[0, 1, 3, 2, 4])]
+    shape = [1, 2, 3, 4, 5]
+    graph = onnx.helper.make_graph(nodes, "g", [value("x", 1, shape)], [value("y", 1, [1, 2, 4, 3, 5])])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "x.onnx")
+    assert "Transpose works on a tensor of rank 5" in faults(tmp_path / "x.onnx")
+    folder = tmp_path / "x_ncnn_model"
+    folder.mkdir()
+    (folder / "model.ncnn.param").write_text("7767517\n1 1\nTensor.slice a 1 1 in0 out0\n")
+    assert "Tensor.slice" in faults(folder)
+
+
+@pytest.mark.parametrize("dynamic", ["batch", "size"])
+def test_dynamic_sizes(folder, tmp_path, reference, dynamic):
+    subject = export.prepare(config(folder, "onnx", dynamic=dynamic))
+    job = subject.job("onnx")  # its network is captured once for all three
+    shapes = [(1, 3, 128, 128), (16, 3, 128, 128)] + [(2, 3, 64, 160), (1, 3, 96, 32)] * (dynamic == "size")
+    for name in ("onnx",) if dynamic == "size" else ("torch_export", "onnx", "openvino"):  # open sides take long
+        requires(name)
+        path = tmp_path / f"x{FORMATS[name].ending}"
+        with export.quiet():
+            FORMATS[name].write(job, path)
+        backend = load_backend(path, CPU, threads=1)
+        assert backend.grid == (16 if dynamic == "size" else 128)
+        for shape in shapes:
+            assert apart(backend(pictures(*shape)), reference(pictures(*shape))) < 1e-3, (name, shape)
+
+
+def test_file_of_a_fixed_size_takes_smaller_pictures_and_refuses_larger(made, reference):
+    backend = load_backend(made("torchscript", imgsz=(64, 128)), CPU)
+    assert backend.grid == 16  # not square: pictures come in the model's own grid
+    small = pictures(1, 3, 32, 112)
+    padded = torch.nn.functional.pad(small, (0, 16, 0, 32), value=114 / 255)
+    assert apart(backend(small), reference(padded)) < 1e-3
+    with pytest.raises(ValueError, match="exported for 64x128, got a picture of 128x128"):
+        backend(pictures(1, 3, 128, 128))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_onnx_with_nms_finds_what_nms_finds(made, reference, batch):
+    path = made("onnx", nms=True, batch_size=batch, max_det=40, conf_thres=0.3)
+    backend = load_backend(path, CPU, threads=1)
+    images = pictures(3, 3, 128, 128)
+    wanted = non_max_suppression(reference(images), 0.3, 0.45, max_det=40)
+    found = non_max_suppression(backend(images), 0.3, 0.45)
+    assert [len(boxes) for boxes in wanted] == [len(boxes) for boxes in found]
+    assert min(len(boxes) for boxes in wanted) > 2
+    for a, b in zip(wanted, found, strict=True):
+        assert apart(a, b) < 1e-3
+    session = backend.session
+    assert [o.name for o in session.get_outputs()] == ["boxes", "scores", "classes", "count"]
+    assert [o.shape for o in session.get_outputs()] == [[batch, 40, 4], [batch, 40], [batch, 40], [batch]]
+    boxes, scores, _, count = session.run(None, {"images": images[:batch].numpy()})
+    assert not boxes[0, count[0] :].any() and not scores[0, count[0] :].any()
+
+
+def test_nms_form_without_detections_and_with_more_than_it_holds():
+    model = tiny_model()
+    x = pictures(1, 3, 128, 128)
+    boxes, scores, _, count = export_form(model, "nms", NmsSettings(conf_thres=1.0))(x)
+    assert count.tolist() == [0] and not boxes.any() and not scores.any()
+    full = export_form(model, "nms", NmsSettings(conf_thres=0.0, iou_thres=1.0, max_det=7))(x)
+    assert full[3].tolist() == [7] and (full[1] > 0).all()
+    rows = rows_of_final(*full[:3], nc=3)
+    back = non_max_suppression(rows, 0.0, 1.0)[0]
+    assert torch.allclose(back[:, :4], full[0][0], atol=1e-4) and torch.equal(back[:, 5].long(), full[2][0])
+
+
+def test_focus_as_convolution_computes_the_same():
+    torch.manual_seed(1)
+    focus = Focus(3, 8, 3).eval()
+    focus.conv.bn.running_mean.normal_()
+    focus.conv.bn.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 20, 28)
+    before = focus(x)
+    focus.conv.fold_norm()
+    assert apart(focus_as_convolution(focus)(x), before) < 1e-5
+
+
+def test_export_form_leaves_the_model_alone():
+    model = tiny_model()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    export_form(model, "raw", fused_attention=False)
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert isinstance(model(pictures(1, 3, 64, 64)), tuple)
+
+
+def test_half_is_smaller_and_near(made, folder):
+    plain, half = (load_backend(made("onnx", half=flag), CPU) for flag in (False, True))
+    assert half.path.name == "tiny-fp16.onnx"
+    assert half.meta.precision == "float16"
+    assert half.path.stat().st_size < 0.8 * plain.path.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "torchscript", "torch_export", "ncnn"])
+def test_metadata_is_in_the_file(made, name):
+    meta = load_backend(made(name), CPU).meta
+    assert (meta.imgsz, meta.batch, meta.grid, meta.strides) == ((128, 128), 1, 16, [8, 16])
+    assert (meta.form, meta.dynamic, meta.task, meta.version) == ("decoded", "none", "detect", VERSION)
+    assert "Apache-2.0" in meta.license and meta.names == NAMES
+
+
+def test_coreml_program_and_pipeline(made):
+    requires("coreml")
+    import coremltools as ct
+
+    spec = ct.utils.load_spec(str(made("coreml")))
+    assert spec.description.input[0].type.imageType.width == 128
+    assert Metadata.from_strings(dict(spec.description.metadata.userDefined), "x").grid == 16
+    pipeline = ct.utils.load_spec(str(made("coreml", nms=True)))
+    assert [o.name for o in pipeline.description.output] == ["confidence", "coordinates"]
+    layer = pipeline.pipeline.models[1].nonMaximumSuppression
+    assert list(layer.stringClassLabels.vector) == list(NAMES.values())
+    assert abs(layer.iouThreshold - 0.45) < 1e-6
+    assert faults(made("coreml", nms=True)) == ""
+
+
+def test_version_is_the_project_s():
+    text = (REPO / "pyproject.toml").read_text()
+    assert f'version = "{VERSION}"' in text
+
+
+def test_metadata_round_trips(tmp_path):
+    meta = Metadata.of(tiny_model(), (64, 96), 2, form="raw")
+    assert Metadata.from_json(meta.to_json(), "x") == meta
+    assert Metadata.from_strings(meta.to_strings() | {"other": "{"}, "x") == meta
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"TFL3 and more")
+    append_metadata(path, meta)
+    assert appended_metadata(path) == meta
+    assert path.read_bytes().startswith(b"TFL3 and more")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".torchscript", ".pt2", ".tflite"])
+def test_a_file_that_is_something_else(tmp_path, suffix):
+    requires({".onnx": "onnx", ".tflite": "tflite"}.get(suffix, ""))
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(b"this is not a model" * 20)
+    with pytest.raises(ValueError, match="x" + suffix):
+        load_backend(path, CPU)
+
+
+def test_exported_files_refuse_half(made):
+    with pytest.raises(ValueError, match=r"--half is for \.pt weights"):
+        load_backend(made("torchscript"), CPU, half=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"include": ("onx",)}, "--include onx: expected all, or some of torchscript"),
+        ({"weights": ""}, "--weights is missing"),
+        ({"int8": True}, "--int8 needs --data"),
+        ({"nms": True, "dynamic": "batch"}, "--nms with --dynamic"),
+        ({"imgsz": (1, 2, 3)}, "expected one number, or height and width"),
+        ({"batch_size": 0}, "must be at least 1"),
+        ({"iou_thres": 2.0}, "--iou-thres 2.0: expected 0..1"),
+        ({"images": "nowhere"}, "nowhere: no such file or folder"),
+        ({"opset": 17}, "--opset 17"),
+        ({"include": ("torchscript",), "nms": True}, "no --nms for torchscript, only for onnx, coreml"),
+        ({"include": ("torch_export",), "half": True}, "no --half for torch_export"),
+        ({"include": ("ncnn",), "batch_size": 2}, "ncnn takes one picture at a time"),
+    ],
+)
+def test_one_line_errors(folder, tmp_path, flags, words):
+    with pytest.raises((ValueError, OSError), match=words.replace("(", r"\(")):
+        export.main(replace(config(folder, "onnx", out=str(tmp_path)), **flags))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_differs_is_renamed_and_told(folder, tmp_path, monkeypatch):
+    right = FORMATS["torchscript"].write
+
+    def wrong(job, path):
+        job.module.model[0][0].weight.mul_(1.05)
+        right(job, path)
+
+    monkeypatch.setitem(FORMATS, "torchscript", replace(FORMATS["torchscript"], write=wrong))
+    with pytest.raises(ValueError, match=r"torchscript: over the limit of 0\.1 px"):
+        export.main(config(folder, "torchscript", out=str(tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.torchscript.failed"]
+
+
+def test_missing_package_names_the_command(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"onnx is missing: pip install -r requirements-export.txt"):
+        export.main(config(folder, "onnx", out=str(tmp_path)))
+
+
+def test_openvino_cannot_report(made):
+    """The converter and nncf send usage data to their maker if they find the package for it."""
+    made("openvino")
+    with pytest.raises(ImportError):
+        import openvino_telemetry  # noqa: F401
+
+
+def test_compare_counts_and_measures():
+    limits = LIMITS["float32"]
+    rows = torch.tensor([[[50.0, 50, 20, 20, 1, 0.9, 0.1], [90, 90, 10, 10, 1, 0.2, 0.8], [9, 9, 9, 9, 0.01, 1, 0]]])
+    assert compare(rows, rows, limits).within(limits)
+    moved = rows.clone()
+    moved[0, 0, 0] += 3
+    parity = compare(rows, moved, limits)
+    assert (parity.box_px, parity.same, parity.all) == (3.0, 1, 2) and not parity.within(limits)
+    fewer = compare(rows, rows[:, :1], limits)
+    assert (fewer.same, fewer.all) == (1, 2) and not fewer.within(limits)
+    assert not compare(rows, rows * float("nan"), limits).within(limits)
+
+
+def commands() -> list[str]:
+    """Every line of docs/export.md that is typed into a shell."""
+    text = (REPO / "docs" / "export.md").read_text(encoding="utf-8")
+    return [line for block in re.findall(r"^```(?:ba)?sh\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if "export.py" in line])
+def test_commands_of_the_page_are_understood(line, monkeypatch):
+    cfg = parse_cli(ExportConfig, shlex.split(line)[2:])
+    export.check_config(cfg)
+
+
+def test_the_page_names_every_flag_and_format():
+    text = (REPO / "docs" / "export.md").read_text(encoding="utf-8")
+    usual = {"batch_size", "opset", "simplify"}
+    missing = [
+        f.name for f in fields(ExportConfig) if f.name not in usual and "--" + f.name.replace("_", "-") not in text
+    ]
+    assert missing == []
+    for name, form in FORMATS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        for option in ("half", "int8", "nms"):
+            column = [c.strip() for c in row.split("|")][{"half": 3, "int8": 4, "nms": 5}[option]]
+            assert bool(column) == (option in form.takes), (name, option)
+
+
+def test_compile_is_asked_of_torch_and_only_for_checkpoints(folder, made, monkeypatch, reference):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append(options) or model)
+    backend = load_backend(folder / "tiny.pt", CPU, compiled=True)
+    assert len(asked) == 1 and apart(backend(pictures(1, 3, 64, 64)), reference(pictures(1, 3, 64, 64))) < 1e-3
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="needs a C"):
+        load_backend(folder / "tiny.pt", CPU, compiled=True)
+    with pytest.raises(ValueError, match=r"--compile is for \.pt weights"):
+        load_backend(made("torchscript"), CPU, compiled=True)
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_detect_and_val_run_it(folder, made, tmp_path, name):
+    weights = str(made(name))
+    flags = {"imgsz": 128, "device": "cpu", "threads": 1, "project": str(tmp_path)}
+    for source in (weights, str(folder / "tiny.pt")):
+        detect.main(
+            detect.DetectConfig(weights=source, source=str(folder / "images"), save_txt="yolo", rect=False, **flags)
+        )
+    texts = [sorted(p.read_text() for p in (tmp_path / run / "labels").iterdir()) for run in ("exp", "exp2")]
+    assert len(texts[0]) == 3 and [len(t.splitlines()) for t in texts[0]] == [len(t.splitlines()) for t in texts[1]]
