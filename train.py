@@ -32,7 +32,7 @@ from utils.autoanchor import check_anchors, label_sizes
 from utils.charts import plot_batch, plot_labels, plot_results
 from utils.config import Hyp, find, flag, run_script
 from utils.dataloaders import build_loader
-from utils.dataset import Data, DetectionDataset, Scan, list_images, read_data_yaml, scan_split
+from utils.dataset import Data, DetectionDataset, list_images, read_data_yaml, scan_split
 from utils.images import check_imgsz, to_input
 from utils.loss import DetectionLoss, LossParts, loss_gains
 from utils.metrics import Metrics
@@ -41,6 +41,7 @@ from utils.pixels import KINDS
 from utils.recipe import Facts, choose_recipe
 from utils.report import write_report
 from utils.runs import EarlyStopping, Run, newest_checkpoint, write_atomic
+from utils.scan import Scan
 from utils.state import TrainState
 from utils.tensorboard import TensorBoard
 from utils.torch_utils import (
