@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ from utils.torch_utils import (
 from val import evaluate, rect_or_square
 
 LOGGER = logging.getLogger(__name__)
+SGD_DECAY = 0.005  # a greater weight decay than this is not meant for SGD
 PICTURED = 3  # batches of the first epoch that are drawn as train_batch*.jpg
 BATCHES = 256  # the largest batch that --batch-size -1 chooses
 FEW_IMAGES = 5_000  # a MobileViT that starts from random weights on fewer gets a warning
@@ -124,20 +126,25 @@ class TrainConfig:
 def main(cfg: TrainConfig) -> Metrics:
     """Train as `cfg` says; return the best checkpoint's metrics. Writes only the run folder and label caches."""
     check_config(cfg)
-    dist = setup_device(cfg.device)
+    try:
+        dist = setup_device(cfg.device)
+    except RuntimeError as error:
+        raise ConnectionError(f"the processes of the run do not find each other: {error}") from error
     if dist.rank:
         logging.getLogger().setLevel(logging.ERROR)  # rank 0 speaks for all
-    try:
-        if cfg.resume:
-            return resume(cfg, dist)
-        hyp = Hyp.from_yaml(find(cfg.hyp, "data/hyps")) if cfg.hyp else None
-        if cfg.evolve:
-            return evolve(cfg, hyp or Hyp(), dist)
-        return train(cfg, hyp, dist)
-    except (MemoryError, RuntimeError) as error:
-        raise explained(error, cfg) or error from error
-    finally:
-        dist.close()
+    metrics = start(cfg, dist)
+    dist.close()  # not after an error: it would wait for processes that wait for this one
+    return metrics
+
+
+def start(cfg: TrainConfig, dist: Dist) -> Metrics:
+    """Resume, search or train."""
+    if cfg.resume:
+        return resume(cfg, dist)
+    hyp = Hyp.from_yaml(find(cfg.hyp, "data/hyps")) if cfg.hyp else None
+    if cfg.evolve:
+        return evolve(cfg, hyp or Hyp(), dist)
+    return train(cfg, hyp, dist)
 
 
 def check_config(cfg: TrainConfig) -> None:
@@ -157,6 +164,10 @@ def check_config(cfg: TrainConfig) -> None:
         raise ValueError(f"--batch-size {cfg.batch_size}: expected at least 1, or -1 to choose it")
     if not 0 <= cfg.label_smoothing < 1:
         raise ValueError(f"--label-smoothing {cfg.label_smoothing}: expected 0 or more, below 1")
+    if cfg.rect and cfg.image_weights:
+        raise ValueError(
+            "--rect --image-weights: drawn pictures do not lie in batches of one shape, expected one of them"
+        )
     if not 0 < cfg.fraction <= 1:
         raise ValueError(f"--fraction {cfg.fraction}: expected more than 0, at most 1")
 
@@ -186,8 +197,12 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics:
     if saved["training"]["finished"] and not more and (folder / "metrics.json").exists():
         LOGGER.info(f"{folder}: this run is finished after {done} epochs; --epochs with a greater number goes on")
         return UNMEASURED
-    LOGGER.info(f"{folder}: going on after epoch {done}")
-    return train(cfg, Hyp(**saved["hyp"]), dist, saved)
+    LOGGER.info(f"{folder}: going on after epoch {done}, with the settings of the run")
+    if more:  # what ended it, be it patience or time, starts anew
+        saved["training"] |= {"finished": False, "seconds": 0.0}
+        saved["training"]["stopper"]["best_epoch"] = done - 1
+    known = {f.name for f in fields(Hyp)}
+    return train(cfg, Hyp(**{k: v for k, v in saved["hyp"].items() if k in known}), dist, saved)
 
 
 @dataclass(frozen=True)
@@ -224,7 +239,8 @@ def evolve(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> Metrics:
         place: dict[str, Any] = {"project": str(folder / "trials"), "name": "trial", "exist_ok": False, "noplots": True}
         job = set_up(replace(cfg, **place), hyp, dist, None)
         while not job.state.finished:
-            metrics = end_epoch(job, *train_one_epoch(job, job.state.epoch), keep=False)
+            began = time.monotonic()
+            metrics = end_epoch(job, train_one_epoch(job, job.state.epoch), began, keep=False)
             if tell(job.state.epoch - 1, metrics.fitness):
                 break
         return job.state.stopper.best
@@ -240,26 +256,27 @@ def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None = N
     state = job.state
     try:
         while not state.finished:
-            losses, seconds = train_one_epoch(job, state.epoch)
+            began = time.monotonic()
+            losses = train_one_epoch(job, state.epoch)
             if dist.rank == 0:
-                end_epoch(job, losses, seconds)
+                end_epoch(job, losses, began)
             state.epoch, state.finished, state.class_maps = dist.agree((state.epoch, state.finished, state.class_maps))
-    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, FloatingPointError):
+        return report(job) if dist.rank == 0 else UNMEASURED
+    except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, FloatingPointError) as error:
         say_how_to_resume(job)
-        raise
-    return report(job) if dist.rank == 0 else UNMEASURED
+        raise explained(error, job) from error
 
 
 def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None) -> Job:
     """Everything that is needed before the first batch; without `hyp` a recipe is fitted to the data."""
-    seed_everything(cfg.seed)
+    seed_everything(cfg.seed, dist.device)
     data = read_data_yaml(find(cfg.data, "data"))
     names = {0: "item"} if cfg.single_cls else data.names
     model = (start_model(cfg, names) if saved is None else resumed_model(saved)).to(dist.device)
     imgsz = check_imgsz(cfg.imgsz, model.grid)
     scaler = grad_scaler(cfg, dist.device)
     if cfg.batch_size == -1:
-        cfg = replace(cfg, batch_size=dist.agree(choose_batch(model, imgsz, dist)))
+        cfg = replace(cfg, batch_size=dist.agree(choose_batch(model, 1.5 * imgsz if cfg.multi_scale else imgsz, dist)))
     train_scan = training_pictures(cfg, data)
     cfg, hyp = fit_recipe(cfg, hyp, train_scan, model)
     loader, val_loader = build_loaders(cfg, hyp, data, train_scan, model, imgsz, dist)
@@ -271,14 +288,16 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None) -
         LOGGER.info(line)
 
     run = Run(cfg.project, cfg.name, cfg.exist_ok, dist.rank)
-    run.dump("opt.yaml", asdict(cfg))
+    if saved is None:
+        run.clear()
+    run.dump("opt.yaml", asdict(replace(cfg, evolve_storage="")))  # which may hold a password
     run.dump("hyp.yaml", hyp.as_dict())
     LOGGER.info(model.summary(imgsz))
     if dist.rank == 0 and not cfg.noplots:
-        plot_labels(train_scan.labels, names, run.dir / "labels.jpg")
+        labels = train_scan.labels * [0, 1, 1, 1, 1] if cfg.single_cls else train_scan.labels
+        plot_labels(labels, names, run.dir / "labels.jpg")
 
     gains = loss_gains(hyp, len(names), imgsz, len(model.stride), cfg.label_smoothing)
-    criterion = DetectionLoss(model.head.anchors, model.stride, len(names), gains, dist.total)
     decay = hyp.weight_decay * cfg.batch_size * accumulation(hyp, cfg.batch_size) / hyp.nominal_batch
     optimizer = build_optimizer(model, cfg.optimizer, hyp, decay)
     schedule = Schedule(optimizer, hyp, cfg.last, len(loader), cfg.batch_size, cfg.cos_lr)
@@ -288,7 +307,8 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None) -
     )
     if saved is not None:
         state.load_state_dict(saved["training"], saved["model"], saved["ema"])
-        state.finished = state.epoch >= cfg.last
+        state.finished = state.finished or state.epoch >= cfg.last
+    criterion = DetectionLoss(model.head.anchors, model.stride, len(names), gains, dist.total)  # the anchors restored
     parallel = dist.wrap(model, cfg.sync_bn)
     LOGGER.info(f"training for {cfg.last} epochs at {imgsz} px on {dist.device}; results go to {run.dir}")
     board = None
@@ -346,6 +366,8 @@ def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:
     layers = [model.model[i] for i in chosen]
     for layer in layers:
         layer.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"--freeze {' '.join(str(n) for n in numbers)}: nothing is left to train")
     if layers:
         LOGGER.info(f"frozen: layers {', '.join(str(i) for i in chosen)}")
     return layers
@@ -356,10 +378,16 @@ def grad_scaler(cfg: TrainConfig, device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=amp_type(cfg.amp, device) == torch.float16)
 
 
-def choose_batch(model: DetectionModel, imgsz: int, dist: Dist) -> int:
-    """The greatest multiple of 8 a process whose activations and gradients take 60 % of the free memory."""
-    images = torch.zeros(2, 3, imgsz, imgsz, device=dist.device)
-    each = 1.5 * activation_bytes(model.train(), images) / 2  # half as much again for gradients and work space
+def choose_batch(model: DetectionModel, largest: float, dist: Dist) -> int:
+    """The greatest multiple of 8 a process whose activations and gradients take 60 % of the free memory.
+
+    Args:
+        largest: side of the largest canvas, pixels; `model` is not modified.
+    """
+    side = math.ceil(largest / model.grid) * model.grid
+    images = torch.zeros(2, 3, side, side, device=dist.device)
+    probe = deepcopy(model).train()
+    each = 1.5 * activation_bytes(probe, images) / 2  # half as much again for gradients and work space
     share = free_memory(dist.device) / (dist.world if dist.device.type == "cpu" else 1)
     batch = min(max(int(0.6 * share / each) // 8 * 8, 1), BATCHES)
     LOGGER.info(f"--batch-size -1: {batch} a process, {each / 1e9:.2f} GB an image, {share / 1e9:.1f} GB are free")
@@ -391,6 +419,8 @@ def fit_recipe(cfg: TrainConfig, hyp: Hyp | None, pictures: Scan, model: Detecti
             LOGGER.info(f"recipe: {recipe.why}")
             close = recipe.close_mosaic if cfg.close_mosaic < 0 else cfg.close_mosaic
             return replace(cfg, optimizer=recipe.optimizer, close_mosaic=close), recipe.hyp
+    if hyp is not None and hyp.weight_decay > SGD_DECAY and not cfg.optimizer:
+        LOGGER.warning(f"{cfg.hyp}: weight_decay {hyp.weight_decay} is one for AdamW; without --optimizer SGD is used")
     return replace(cfg, optimizer=cfg.optimizer or "SGD", close_mosaic=max(cfg.close_mosaic, 0)), hyp or Hyp()
 
 
@@ -424,6 +454,8 @@ def build_loaders(
         "cache": cfg.cache,
     }
     workers = min(cfg.workers, os.cpu_count() or 1)
+    if dist.rank:
+        dist.agree(None)  # rank 0 goes first, so that the others find the caches that it makes on disk
     train_set = DetectionDataset(
         train_scan,
         hyp=hyp,
@@ -434,15 +466,19 @@ def build_loaders(
     )
     val_batch = 2 * cfg.batch_size
     val_scan = scan_split(data, "val")
+    if dist.rank:
+        common["cache"] = ""  # rank 0 validates
     val_set = DetectionDataset(val_scan, rect=model.grid == stride, batch_size=val_batch, **common)
+    if not dist.rank:
+        dist.agree(None)
     loader = build_loader(
         train_set, cfg.batch_size, workers, shuffle=True, seed=cfg.seed, quad=cfg.quad, rank=dist.rank, world=dist.world
     )
     return loader, build_loader(val_set, val_batch, workers)
 
 
-def train_one_epoch(job: Job, epoch: int) -> tuple[LossParts, float]:
-    """One pass over the training pictures; returns the mean of the loss parts and the seconds it took.
+def train_one_epoch(job: Job, epoch: int) -> LossParts:
+    """One pass over the training pictures; returns the mean of the loss parts.
 
     Raises:
         FloatingPointError: the loss is not finite; names the pictures.
@@ -466,7 +502,10 @@ def train_one_epoch(job: Job, epoch: int) -> tuple[LossParts, float]:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             loss, parts = job.criterion(job.parallel(images), batch.targets.to(device))
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} in epoch {epoch + 1}; pictures: {', '.join(batch.paths)}")
+            pictures = ", ".join(batch.paths)
+            raise FloatingPointError(
+                f"loss is {loss.item()} in epoch {epoch + 1}; pictures, or those mixed into them: {pictures}"
+            )
         if cfg.quad:
             loss = loss * 4  # a canvas stands for four pictures
         scaler.scale(loss * dist.world).backward()  # the processes' gradients are averaged, the loss is their sum
@@ -483,8 +522,9 @@ def train_one_epoch(job: Job, epoch: int) -> tuple[LossParts, float]:
         if step < PICTURED and dist.rank == 0 and not cfg.noplots:
             plot_batch(batch.images, batch.targets, job.names, job.run.dir / f"train_batch{step}.jpg")
         if not bar.disable:
-            show_progress(bar, total / (bar.n + 1), batch.targets, images, images_seen / (time.monotonic() - began))
-    return LossParts(*(dist.total(total) / len(loader))), time.monotonic() - began
+            mean = total * dist.world / (step - epoch * len(loader) + 1)
+            show_progress(bar, mean, batch.targets, images, images_seen / (time.monotonic() - began))
+    return LossParts(*(dist.total(total) / len(loader)))
 
 
 def quiet(dist: Dist) -> bool | None:
@@ -514,12 +554,16 @@ def image_weights(job: Job) -> np.ndarray:
     return np.bincount(images, weights=odds[labels], minlength=len(job.scan)) + 1e-12  # background is not ruled out
 
 
-def end_epoch(job: Job, losses: LossParts, seconds: float, keep: bool = True) -> Metrics:
-    """Validate, log and (if `keep`) save after an epoch, and decide whether it was the last; rank 0 only."""
+def end_epoch(job: Job, losses: LossParts, began: float, keep: bool = True) -> Metrics:
+    """Validate, log and (if `keep`) save after an epoch, and decide whether it was the last; rank 0 only.
+
+    Args:
+        began: when the epoch did, by time.monotonic().
+    """
     cfg, state, epoch = job.cfg, job.state, job.state.epoch
-    state.seconds += seconds
-    out_of_time = bool(cfg.time) and state.seconds >= 3600 * cfg.time
-    state.finished = epoch + 1 == cfg.last or out_of_time
+    seconds = time.monotonic() - began
+    no_time = bool(cfg.time) and state.seconds + 2 * seconds > 3600 * cfg.time  # for one more like this
+    state.finished = epoch + 1 == cfg.last or no_time
     metrics = UNMEASURED
     if state.finished or not cfg.noval:
         metrics = measure(job, job.state.ema.module, job.criterion.alone())
@@ -536,6 +580,7 @@ def end_epoch(job: Job, losses: LossParts, seconds: float, keep: bool = True) ->
             f"stopped: no better fitness for {cfg.patience} epochs, best was epoch {state.stopper.best_epoch + 1}"
         )
     state.epoch = epoch + 1
+    state.seconds += time.monotonic() - began
     if keep and (state.finished or not cfg.nosave):
         save(job, metrics, best or not (job.run.weights / "best.pt").exists())
     return metrics
@@ -571,24 +616,29 @@ def measure(
 
 def say_how_to_resume(job: Job) -> None:
     """After an interruption: what is saved and the command that goes on."""
-    last = job.run.weights / "last.pt"
+    last = job.run.dir / "weights" / "last.pt"
     if job.dist.rank == 0:
         if last.exists():
-            LOGGER.info(f"{job.state.epoch} epochs are saved; go on with: python train.py --resume {last}")
+            epochs = load_checkpoint(last)["epoch"] + 1
+            LOGGER.info(f"{epochs} epochs are saved; go on with: python train.py --resume {last}")
         else:
             LOGGER.info("no epoch was saved yet")
 
 
-def explained(error: BaseException, job: TrainConfig) -> Exception | None:
-    """An error that says in one line what to do, if `error` is one of memory or of a lost process."""
+def explained(error: BaseException, job: Job) -> BaseException:
+    """`error`, or one that says in one line what to do: about memory, a lost process, or a picture in a worker."""
     if is_out_of_memory(error):
-        smaller = max(job.batch_size // 2, 1)
+        batch, imgsz = job.cfg.batch_size, job.cfg.imgsz
         return ValueError(
-            f"out of memory with --batch-size {job.batch_size} --imgsz {job.imgsz}: try --batch-size {smaller}"
+            f"out of memory with --batch-size {batch} --imgsz {imgsz}: try --batch-size {max(batch // 2, 1)}"
         )
     if is_lost_peer(error):
-        return ConnectionError("another process of this run has ended, so this one ends too; its own message says why")
-    return None
+        return ConnectionError(
+            f"another process of this run has ended, so this one ends too ({str(error).splitlines()[0]})"
+        )
+    if isinstance(error, ValueError | OSError) and "Original Traceback" in str(error):
+        return ValueError(str(error).strip().splitlines()[-1].partition(": ")[2])
+    return error
 
 
 def loss_text(parts: Iterable[Tensor]) -> dict[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import train
 from models.checkpoint import build_model, load_checkpoint
 from tools.kill_and_resume import differences
 from utils.config import REPO, Hyp, run_script
-from utils.torch_utils import Dist, random_states, restore_random_states
+from utils.loss import LossGains
+from utils.torch_utils import Dist, random_states, restore_random_states, seed_everything
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,40 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
     assert differences(tmp_path / "run", whole(**changes)) == []
 
 
+def test_fitted_anchors_survive_an_interruption(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "thin"
+    (root / "images").mkdir(parents=True), (root / "labels").mkdir()
+    for i in range(12):  # 60 x 2 px: no anchor of the YAML is near
+        cv2.imwrite(str(root / f"images/{i}.png"), np.full((64, 64, 3), 20 * i, np.uint8))
+        rows = [f"0 0.5 {0.1 + 0.05 * k} {0.93 - 0.02 * i} {(2 + k + i / 4) / 64}\n" for k in range(12)]
+        (root / f"labels/{i}.txt").write_text("".join(rows))
+    (root / "data.yaml").write_text("path: .\ntrain: images\nval: images\nnames: [box]\n")
+    thin = config(root / "data.yaml", tmp_path, epochs=2, name="whole")
+    train.main(thin)
+    whole = load_checkpoint(tmp_path / "whole/weights/last.pt")
+    key = next(k for k in whole["model"] if k.endswith("anchors"))
+    assert not torch.equal(whole["model"][key], train.DetectionModel("yolov5n.yaml", nc=1).state_dict()[key])
+    interrupted(replace(thin, name="run"), 1, monkeypatch, KeyboardInterrupt())
+    train.main(train.TrainConfig(resume=str(tmp_path / "run"), device="cpu", workers=0))
+    assert differences(tmp_path / "run", tmp_path / "whole") == []
+
+
+def test_an_early_stopped_run_that_was_killed_before_its_report_stays_stopped(data: Path, tmp_path: Path) -> None:
+    train.main(config(data, tmp_path, name="run", patience=1, epochs=30))
+    run = tmp_path / "run"
+    before, rows = load_checkpoint(run / "weights/last.pt"), (run / "results.csv").read_text()
+    assert before["epoch"] < 29
+    (run / "metrics.json").unlink()
+    train.main(train.TrainConfig(resume=str(run), device="cpu", workers=0))
+    assert load_checkpoint(run / "weights/last.pt")["epoch"] == before["epoch"]
+    assert (run / "results.csv").read_text() == rows and (run / "metrics.json").exists()
+
+
+def test_without_validation_patience_does_not_count(data: Path, tmp_path: Path) -> None:
+    train.main(config(data, tmp_path, name="run", noval=True, patience=1))
+    assert load_checkpoint(tmp_path / "run/weights/last.pt")["epoch"] == 3
+
+
 def test_a_finished_run_says_so_and_more_epochs_go_on(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,8 +160,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
     last = tmp_path / "run" / "weights" / "last.pt"
     before = last.read_bytes()
 
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(file: int) -> None:
+        if os.fstat(file).st_size > 1e6:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume", str(last), "--epochs", "2", "--workers", "0"])
@@ -179,6 +217,26 @@ def test_random_states_round_trip() -> None:
     assert torch.equal(drawn[0], torch.rand(3)) and np.array_equal(drawn[1], np.random.rand(3))
 
 
+def test_many_boxes_and_threads_give_the_same_bits_again() -> None:
+    """Gradients that threads add to one cell in any order would differ in 9 of 10 runs."""
+    threads = torch.get_num_threads()
+    seed_everything(0, torch.device("cpu"))
+    torch.set_num_threads(4)
+    model = train.DetectionModel("yolov5n.yaml", nc=80)
+    criterion = train.DetectionLoss(model.head.anchors, model.stride, 80, LossGains(0.05, 1.0, 0.5))
+    targets = torch.rand(480, 6) * torch.tensor([0, 80, 1, 1, 0.5, 0.5])
+    targets[:, 0] = torch.arange(480) % 16
+    maps = [torch.randn(16, 3, side, side, 85) for side in (40, 20, 10)]
+    results = []
+    for _ in range(6):
+        leaves = [level.clone().requires_grad_() for level in maps]
+        loss, _ = criterion(leaves, targets)
+        loss.backward()
+        results.append([loss, *(leaf.grad for leaf in leaves)])
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
+
+
 def test_frozen_layers_stay_as_they_were(data: Path, tmp_path: Path) -> None:
     train.main(config(data, tmp_path, name="first", epochs=1))
     first = str(tmp_path / "first" / "weights" / "best.pt")
@@ -190,6 +248,10 @@ def test_frozen_layers_stay_as_they_were(data: Path, tmp_path: Path) -> None:
     assert not torch.equal(before.state_dict()["model.24.m.0.weight"], after["model.24.m.0.weight"])
     with pytest.raises(ValueError, match=r"--freeze 99: no such layer, expected 0..24"):
         train.main(config(data, tmp_path, freeze=(0, 99)))
+    with pytest.raises(ValueError, match=r"--freeze 25: nothing is left to train"):
+        train.main(config(data, tmp_path, freeze=(25,)))
+    with pytest.raises(ValueError, match=r"--rect --image-weights"):
+        train.main(config(data, tmp_path, rect=True, image_weights=True))
 
 
 def test_nosave_save_period_noval_and_time(data: Path, tmp_path: Path) -> None:
@@ -226,5 +288,7 @@ def test_batch_size_is_chosen_from_memory(data: Path, tmp_path: Path, monkeypatc
     sizes = []
     for free in (1e9, 4e9):
         monkeypatch.setattr(train, "free_memory", lambda _, free=free: int(free))
+        before = {k: v.clone() for k, v in model.state_dict().items()}
         sizes.append(train.choose_batch(model, 320, Dist(torch.device("cpu"))))
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert sizes[0] >= 1 and 3 <= sizes[1] / sizes[0] <= 5

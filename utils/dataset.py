@@ -22,7 +22,7 @@ from utils.images import IMAGE_SUFFIXES, Letterbox, fit_canvas, imread, paste, p
 from utils.labels import TextLabels, label_path
 from utils.pixels import PixelCache, cache_pixels
 from utils.scan import Scan, Truth, scan
-from utils.torch_utils import free_memory
+from utils.torch_utils import free_memory, local_processes
 
 LOGGER = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
@@ -223,7 +223,9 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             sizes = np.array([self._place(i).resized for i in range(len(self))], dtype=np.int32)
             paths = [self.path_of(i) for i in range(len(self))]
             stem = label_path(paths[0]).parent
-            self._held = cache_pixels(cache, sizes, self._read, free_memory(torch.device("cpu")), stem, paths)
+            self._held = cache_pixels(
+                cache, sizes, self._read, free_memory(torch.device("cpu")) // local_processes(), stem, paths
+            )
 
     def __len__(self) -> int:
         return len(self.order)

@@ -84,10 +84,6 @@ class Schedule:
         self.last_update = step
         return True
 
-    def start_epoch(self) -> None:
-        """Drop the gradients of batches that did not complete an update, as YOLOv5 does between epochs."""
-        self.optimizer.zero_grad()
-
     def rates(self) -> list[float]:
         """The current learning rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]
@@ -105,10 +101,12 @@ class ModelEMA:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, ramp: float = 2000):
-        def blend(average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+        self.decay, self.ramp, self.updates = decay, ramp, 0
+
+        def blend(average: Tensor, current: Tensor, _: Tensor | int) -> Tensor:
             if not average.is_floating_point():
                 return current
-            d = decay * (1 - math.exp(-float(updates) / ramp))
+            d = self.decay * (1 - math.exp(-self.updates / self.ramp))  # a float: no GPU is waited for
             return average * d + current * (1 - d)
 
         self.averaged = AveragedModel(model, avg_fn=blend, use_buffers=True)
@@ -119,18 +117,15 @@ class ModelEMA:
     def module(self) -> nn.Module:
         return self.averaged.module
 
-    @property
-    def updates(self) -> int:
-        """Updates so far."""
-        return int(self.averaged.n_averaged) - 1
-
     def update(self, model: nn.Module) -> None:
+        self.updates += 1
         self.averaged.update_parameters(model)
 
     def load_state_dict(self, module: dict[str, Tensor], updates: int) -> None:
         """Go back to the averaged tensors after `updates` updates."""
         self.module.load_state_dict(module)
         self.averaged.n_averaged.fill_(updates + 1)
+        self.updates = updates
 
 
 def cpu_copy(values: Any) -> Any:

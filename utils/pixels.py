@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 LOGGER = logging.getLogger(__name__)
@@ -23,15 +25,18 @@ class PixelCache:
     """Images (h, w, 3) uint8 by number, end to end in one buffer: one object, which worker processes share.
 
     A list of arrays would be copied into every worker, page by page, as Python counts the references to each.
+
+    Args:
+        buffer: (bytes,) uint8 in shared memory or mapped from a file. sizes: (N, 2) height, width.
     """
 
-    def __init__(self, buffer: np.ndarray, sizes: np.ndarray):
+    def __init__(self, buffer: Tensor, sizes: np.ndarray):
         self.buffer, self.sizes = buffer, sizes
         self.offsets = np.concatenate([[0], np.cumsum(3 * sizes.astype(np.int64).prod(axis=1))])
 
     def __getitem__(self, i: int) -> np.ndarray:
         """A view of image `i`; do not write into it."""
-        return self.buffer[self.offsets[i] : self.offsets[i + 1]].reshape(*self.sizes[i], 3)
+        return self.buffer[self.offsets[i] : self.offsets[i + 1]].numpy().reshape(*self.sizes[i], 3)
 
 
 def cache_pixels(
@@ -40,13 +45,13 @@ def cache_pixels(
     """All images read once; None, with a line that says why, where they do not fit.
 
     Args:
-        kind: 'ram', or 'disk': a file `<stem>.pixels-<key>.npy`, used again while images and sizes are the same.
+        kind: 'ram', or 'disk': a file `<stem>.pixels-<key>`, used again while images and sizes are the same.
         sizes: (N, 2) height, width of what `read(i)` returns.
         room: bytes of memory that are free. files: the N images.
     """
     needed = int(3 * sizes.astype(np.int64).prod(axis=1).sum())
     if kind == "disk":
-        file = stem.with_name(f"{stem.name}.pixels-{_key(sizes, files)}.npy")
+        file = stem.with_name(f"{stem.name}.pixels-{_key(sizes, files)}")
         try:
             return _on_disk(file, needed, sizes, read)
         except OSError as error:
@@ -55,7 +60,7 @@ def cache_pixels(
     if needed > MARGIN * room:
         LOGGER.warning(f"--cache ram is off: the images need {needed / 1e9:.1f} GB, {room / 1e9:.1f} GB are free")
         return None
-    cache = PixelCache(np.empty(needed, dtype=np.uint8), sizes)
+    cache = PixelCache(torch.empty(needed, dtype=torch.uint8).share_memory_(), sizes)
     _fill(cache, read)
     LOGGER.info(f"{len(sizes)} images kept in memory, {needed / 1e9:.2f} GB")
     return cache
@@ -69,14 +74,15 @@ def _on_disk(file: Path, needed: int, sizes: np.ndarray, read: Callable[[int], n
             raise OSError(f"the images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         partial = file.with_name(f"{file.name}.{os.getpid()}.part")
         try:
-            buffer = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(needed,))
-            _fill(PixelCache(buffer, sizes), read)
-            buffer.flush()
+            with partial.open("wb") as whole:
+                if hasattr(os, "posix_fallocate"):  # a mapped file that meets a full disk would end the process
+                    os.posix_fallocate(whole.fileno(), 0, needed)
+            _fill(PixelCache(torch.from_file(str(partial), shared=True, size=needed, dtype=torch.uint8), sizes), read)
             os.replace(partial, file)
         finally:
             partial.unlink(missing_ok=True)
         LOGGER.info(f"{len(sizes)} images kept in {file}, {needed / 1e9:.2f} GB")
-    return PixelCache(np.load(file, mmap_mode="r"), sizes)
+    return PixelCache(torch.from_file(str(file), shared=True, size=needed, dtype=torch.uint8), sizes)
 
 
 def _fill(cache: PixelCache, read: Callable[[int], np.ndarray]) -> None:

@@ -17,11 +17,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file, text as UTF-8, so that a reader sees the old one or the new one, never half of it."""
     partial = path.with_name(path.name + ".part")
     try:
-        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        with partial.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
+    except OSError as error:
         partial.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class Run:
@@ -54,6 +57,12 @@ class Run:
         if self.rank == 0:
             folder.mkdir(exist_ok=True)
         return folder
+
+    def clear(self) -> None:
+        """Remove what an earlier run in this folder left and a later one could take for its own."""
+        if self.rank == 0:
+            for name in ("weights/best.pt", "weights/last.pt", "metrics.json", "results.csv"):
+                (self.dir / name).unlink(missing_ok=True)
 
     def dump(self, name: str, values: Mapping[str, Any]) -> None:
         """Write `values` as YAML."""
@@ -104,7 +113,8 @@ class EarlyStopping:
         return True
 
     def should_stop(self, epoch: int) -> bool:
-        return epoch - self.best_epoch >= self.patience
+        """Never before an epoch was measured."""
+        return self.best > -math.inf and epoch - self.best_epoch >= self.patience
 
     def state_dict(self) -> dict[str, float]:
         return {"best": self.best, "best_epoch": self.best_epoch}

@@ -51,7 +51,8 @@ class TrainState:
         self.model.load_state_dict(model)
         self.ema.load_state_dict(ema, state["ema_updates"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where a run used none: on a CPU
+            self.scaler.load_state_dict(state["scaler"])
         self.schedule.last_update = state["last_update"]
         self.stopper.load_state_dict(state["stopper"])
         for key in self.PLAIN:

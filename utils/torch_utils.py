@@ -79,7 +79,7 @@ class Dist:
 
 
 def setup_device(text: str = "") -> Dist:
-    """The device and, under torchrun, the process group; the only reader of RANK, LOCAL_RANK and WORLD_SIZE.
+    """The device and, under torchrun, the process group. Only this module reads what torchrun sets.
 
     Args:
         text: as in `select_device`; under torchrun also GPU numbers '0,1', one for each process of this machine.
@@ -93,7 +93,12 @@ def setup_device(text: str = "") -> Dist:
         if listed:
             command = f"torchrun --nproc_per_node {len(listed)} train.py ... --device {text}"
             raise ValueError(f"--device {text}: one process uses one GPU, for several type: {command}")
-        return Dist(select_device(text))
+        device = select_device(text)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return Dist(device)
+    if text.isdigit() and local_processes() > 1:
+        raise ValueError(f"--device {text}: one GPU for {local_processes()} processes, expected a list such as 0,1")
     if listed:
         if local >= len(listed):
             raise ValueError(f"--device {text}: {len(listed)} GPUs for {local + 1} or more processes")
@@ -106,6 +111,11 @@ def setup_device(text: str = "") -> Dist:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     patient = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
     return Dist(device, dist.get_rank(), world, patient)
+
+
+def local_processes() -> int:
+    """How many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 class _Total(torch.autograd.Function):
@@ -136,11 +146,11 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         variance = square - mean * mean
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(x.dtype), self.momentum)
-            self.running_var.lerp_((variance * count / (count - 1)).to(x.dtype), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps).to(x.dtype)
-        shift = self.bias - mean.to(x.dtype) * scale
-        return x * scale[:, None, None] + shift[:, None, None]
+            self.running_mean.lerp_(mean.float(), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).float(), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps).float()
+        shift = self.bias - mean.float() * scale
+        return (x.float() * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
 def sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
@@ -153,8 +163,13 @@ def sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch, and choose deterministic cuDNN kernels."""
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seed Python, NumPy and torch; choose deterministic cuDNN kernels, and on a CPU deterministic operators.
+
+    Without them a CPU with several threads adds gradients of one cell in an order that differs from run to run.
+    """
+    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and nothing reads such memory
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -246,10 +261,12 @@ def activation_bytes(model: nn.Module, images: Tensor) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on a GPU or a CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "out of memory", "is killed by signal: Killed", "Bus error")
+    kinds = MemoryError | torch.OutOfMemoryError
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
 
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an exception says that another process of the run has gone."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "remote process", "NCCL")
-    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
+    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "remote process")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
