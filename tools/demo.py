@@ -24,7 +24,7 @@ DATA = REPO / "datasets" / "shapes"
 class DemoConfig:
     """Train yolov5-mobilevit on the built-in set and look at the result."""
 
-    epochs: int = flag(22, "passes over the 480 training pictures")
+    epochs: int = flag(24, "passes over the 480 training pictures")
     batch_size: int = flag(8, "pictures a batch: small, for many updates in little time", "--batch")
     imgsz: int = flag(192, "side of the canvas, pixels", "--img")
     device: str = flag("", "cpu, mps or a GPU number; empty: the first GPU, else the CPU")

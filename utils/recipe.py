@@ -12,7 +12,7 @@ from utils.config import Hyp
 LONG = 20_000  # updates at YOLOv5's nominal batch of 64; from here on its own recipe has the time that it needs
 WARMUP_SHARE = 0.1  # of a short run, at most
 NOISY = 4  # images; batches below this are accumulated, for their gradients are mostly noise
-CLOSING_SHARE, CLOSING_MOST = 0.1, 15  # epochs at the end on whole pictures, as in validation
+CLOSING_SHARE, CLOSING_MOST = 0.2, 15  # epochs at the end on whole pictures, as in validation
 EMA_SHARE = 0.1  # of the updates of a run: the average's length at its end
 
 
