@@ -102,6 +102,28 @@ def test_a_rank_that_dies_ends_the_others(data: Path, tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 
+def test_a_rank_that_raises_ends_the_others(data: Path, tmp_path: Path) -> None:
+    """An error on one rank alone: the other waits in an all-reduce at that time."""
+    code = (
+        "import os, sys; sys.path.insert(0, '.'); import train\n"
+        "whole = train.to_input\n"
+        "def broken(images, device):\n"
+        "    if os.environ['RANK'] == '1': raise FloatingPointError('rank 1 is done for')\n"
+        "    return whole(images, device)\n"
+        "train.to_input = broken\n"
+        "from utils.config import run_script; run_script(train.main, train.TrainConfig)\n"
+    )
+    script = tmp_path / "broken.py"
+    script.write_text(code)
+    command = [
+        str(script) if word.endswith("train.py") else word for word in torchrun(*words(data, tmp_path, "run", 9))
+    ]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "error: rank 1 is done for" in done.stderr
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 9])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_shares_of_a_batch_make_the_batch(length: int, world: int) -> None:

@@ -82,7 +82,8 @@ def killed_run(command: list[str], folder: Path, length: float, rng: random.Rand
     moments, kills = [], rng.choice([1, 1, 2])
     while True:
         moment = rng.uniform(0.3, 1.0) * length if len(moments) < kills else None
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        log = folder.with_suffix(".log")
+        with log.open("w") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
             try:
                 process.wait(moment)
             except subprocess.TimeoutExpired:
@@ -91,7 +92,7 @@ def killed_run(command: list[str], folder: Path, length: float, rng: random.Rand
                 process.wait()
             else:
                 if process.returncode:
-                    raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {process.stderr.read()}")
+                    raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {log.read_text()}")
                 return moments
         if (folder / "weights" / "last.pt").exists():
             command = [sys.executable, str(REPO / "train.py"), "--resume", str(folder), "--device", "cpu"]
