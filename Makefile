@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(RUN) tools/demo.py --project $(DEMO)
 
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
