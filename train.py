@@ -32,7 +32,7 @@ from utils.autoanchor import check_anchors, label_sizes
 from utils.charts import plot_batch, plot_labels, plot_results
 from utils.config import Hyp, find, flag, run_script
 from utils.dataloaders import build_loader
-from utils.dataset import Data, DetectionDataset, Scan, list_images, read_data_yaml, scan_split
+from utils.dataset import Data, DetectionDataset, list_images, read_data_yaml, scan_split
 from utils.images import check_imgsz, to_input
 from utils.loss import DetectionLoss, LossParts, loss_gains
 from utils.metrics import Metrics
@@ -41,6 +41,7 @@ from utils.pixels import KINDS
 from utils.recipe import Facts, choose_recipe
 from utils.report import write_report
 from utils.runs import EarlyStopping, Run, newest_checkpoint, write_atomic
+from utils.scan import Scan
 from utils.state import TrainState
 from utils.tensorboard import TensorBoard
 from utils.torch_utils import (
@@ -173,7 +174,12 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics:
     known = {f.name for f in fields(TrainConfig)}
     old = TrainConfig(**{k: v for k, v in saved["opt"].items() if k in known})
     folder = path.resolve().parent.parent
-    changes = {"project": str(folder.parent), "name": folder.name, "exist_ok": True, "workers": cfg.workers}
+    changes: dict[str, Any] = {
+        "project": str(folder.parent),
+        "name": folder.name,
+        "exist_ok": True,
+        "workers": cfg.workers,
+    }
     cfg = replace(old, **changes, resume=str(path), device=cfg.device, epochs=cfg.epochs or old.epochs)
     done = saved["epoch"] + 1
     more = cfg.last > old.last
@@ -215,7 +221,7 @@ def evolve(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> Metrics:
     setting = {key: getattr(cfg, key) for key in keys}
 
     def trial(hyp: Hyp, tell: Tell) -> float:
-        place = {"project": str(folder / "trials"), "name": "trial", "exist_ok": False, "noplots": True}
+        place: dict[str, Any] = {"project": str(folder / "trials"), "name": "trial", "exist_ok": False, "noplots": True}
         job = set_up(replace(cfg, **place), hyp, dist, None)
         while not job.state.finished:
             metrics = end_epoch(job, *train_one_epoch(job, job.state.epoch), keep=False)
@@ -410,7 +416,13 @@ def build_loaders(
     """Loaders of the train split (augmented) and the val split (square batches where the model needs them)."""
     stride = int(model.stride.max())
     rect = cfg.rect and rect_or_square(True, model.grid, stride)
-    common = {"imgsz": imgsz, "grid": model.grid, "seed": cfg.seed, "single_cls": cfg.single_cls, "cache": cfg.cache}
+    common: dict[str, Any] = {
+        "imgsz": imgsz,
+        "grid": model.grid,
+        "seed": cfg.seed,
+        "single_cls": cfg.single_cls,
+        "cache": cfg.cache,
+    }
     workers = min(cfg.workers, os.cpu_count() or 1)
     train_set = DetectionDataset(
         train_scan,

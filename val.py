@@ -26,12 +26,13 @@ from utils.charts import plot_batch, plot_boxes
 from utils.config import flag, run_script
 from utils.curves import plot_confusion, plot_curves, plot_study
 from utils.dataloaders import Batch, build_loader
-from utils.dataset import Data, DetectionDataset, list_images, read_data_yaml, scan
+from utils.dataset import Data, DetectionDataset, list_images, read_data_yaml
 from utils.images import check_imgsz, to_input
 from utils.loss import LossParts
 from utils.metrics import DetectionMetrics, Metrics
 from utils.nms import non_max_suppression
 from utils.runs import Run, write_atomic
+from utils.scan import scan
 from utils.timing import Stopwatch
 from utils.torch_utils import select_device
 from utils.writers import JsonFile, Stems, coco_rows, hybrid, image_id, label_text, write_labels

@@ -56,7 +56,7 @@ def quantize_onnx(graph: Any, ops: str, calibration: Tensor | None) -> Any:
             target,
             reader(graph.graph.input[0].name, pictures(calibration)),
             quant_format=quantization.QuantFormat.QDQ,
-            extra_options={"CalibMovingAverage": True},  # the mean of each picture's range: no single outlier stretches it
+            extra_options={"CalibMovingAverage": True},  # the mean of the pictures' ranges: no outlier stretches it
             op_types_to_quantize=["Conv"] if ops == "conv" else None,
             nodes_to_exclude=[*after_convolutions(graph), *head_convolutions(graph)],
             per_channel=True,

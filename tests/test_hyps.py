@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from utils.config import REPO, Hyp, read_yaml
-from utils.dataset import DetectionDataset, list_images, scan
+from utils.dataset import DetectionDataset, list_images
 from utils.optim import build_optimizer
+from utils.scan import scan
 
 FOLDER = REPO / "data" / "hyps"
 FILES = sorted(FOLDER.glob("hyp.*.yaml"))

@@ -10,8 +10,8 @@ import pytest
 import train
 from models.yolo import DetectionModel
 from utils.config import Hyp
-from utils.dataset import Scan
 from utils.recipe import LONG, Facts, choose_recipe
+from utils.scan import Scan
 
 SMALL = Facts(images=205, boxes=2500, epochs=30, batch_size=16)
 LARGE = Facts(images=118_287, boxes=850_000, epochs=300, batch_size=64)

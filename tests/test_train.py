@@ -22,9 +22,10 @@ from models.checkpoint import build_model, load_checkpoint, model_state, save_ch
 from models.yolo import DetectionModel
 from utils.config import REPO, Hyp, run_script
 from utils.dataloaders import build_loader
-from utils.dataset import DetectionDataset, list_images, read_data_yaml, scan
+from utils.dataset import DetectionDataset, list_images, read_data_yaml
 from utils.images import check_imgsz
 from utils.optim import ModelEMA, Schedule, build_optimizer
+from utils.scan import scan
 
 SHAPES = {"square": (96, 96), "4:3": (96, 128), "16:9": (90, 160), "9:16": (160, 90)}  # height, width
 

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.ensemble import load_model
 from models.yolo import DetectionModel
 from utils.config import flag, run_script
-from utils.dataset import label_path, read_labels
 from utils.images import check_imgsz, fit_canvas, imread, imwrite, letterbox, to_input
+from utils.labels import label_path, read_labels
 from utils.metrics import DetectionMetrics
 from utils.nms import non_max_suppression
 from utils.plots import draw_boxes

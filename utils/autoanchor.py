@@ -11,7 +11,7 @@ import math
 import numpy as np
 from torch import Tensor
 
-from utils.dataset import Scan
+from utils.scan import Scan
 
 ENOUGH = 0.98  # from this recall on the anchors stay, as in YOLOv5
 SMALLEST = 2.0  # pixels; a box whose longer side is shorter can hardly be seen and has no say

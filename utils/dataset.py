@@ -1,44 +1,31 @@
-"""Data sets in YOLO's layout: the data YAML, the label files, one scan with a cache, and samples for training."""
+"""Data sets in YOLO's layout: the data YAML, its images, and samples for training and validation."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import os
-import struct
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from utils.annotations import OUTSIDE, ImageLabels, LabelReader, annotation_reader
+from utils.annotations import LabelReader, annotation_reader
 from utils.augmentations import copy_paste, flip, hsv, mixup, mosaic, random_affine
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.config import Hyp, find, read_yaml
 from utils.images import IMAGE_SUFFIXES, Letterbox, fit_canvas, imread, paste, place, resize
+from utils.labels import TextLabels, label_path
 from utils.pixels import PixelCache, cache_pixels
+from utils.scan import Scan, Truth, scan
 from utils.torch_utils import free_memory
 
 LOGGER = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
-CACHE_VERSION = 2  # raise it when the meaning of the cached arrays changes
-SHOWN = 10  # messages about labels that are written out
-EXIF_ORIENTATION, EXIF_SIDEWAYS = 0x0112, {5, 6, 7, 8}
-NOT_AN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-DAMAGED = (OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
-THREADS = min(16, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -180,289 +167,6 @@ def list_images(sources: Iterable[str | Path]) -> list[Path]:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(f"{', '.join(str(p) for p in places)}: no images, expected files ending in {suffixes}")
     return sorted(images)
-
-
-def label_path(image: str | Path) -> Path:
-    """The label file of an image: its last folder called `images` becomes `labels`; without one, beside the image."""
-    file = Path(image).with_suffix(".txt")
-    parts = list(file.parts)
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            parts[i] = "labels"
-            break
-    return Path(*parts)
-
-
-def read_labels(path: str | Path, nc: int) -> tuple[np.ndarray, list[str], list[str]]:
-    """Read a label file; one that is missing or empty is a picture of background.
-
-    Returns:
-        (n, 5) float32 class, cx, cy, w, h in 0..1 of the image, polygons made boxes; warnings; errors.
-        Every message starts with 'file:line:'; a line with an error gives no box.
-    """
-    boxes: dict[tuple[float, ...], int] = {}
-    warnings: list[str] = []
-    errors: list[str] = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        lines = []
-    except (UnicodeDecodeError, OSError) as error:
-        lines, errors = [], [f"{path}:1: not readable as text: {error}"]
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
-            continue
-        try:
-            values = _parse_line(words, nc)
-        except ValueError as error:
-            errors.append(f"{path}:{number}: {error}")
-            continue
-        box, outside = _clip_label(values)
-        if outside > OUTSIDE:
-            warnings.append(f"{path}:{number}: box reaches {outside:.1%} of the image beyond its edge, clipped")
-        if box[3] <= 0 or box[4] <= 0:
-            warnings.append(f"{path}:{number}: box without area, dropped")
-        elif box in boxes:
-            warnings.append(f"{path}:{number}: the same box as in line {boxes[box]}, dropped")
-        else:
-            boxes[box] = number
-    return np.array(list(boxes), dtype=np.float32).reshape(-1, 5), warnings, errors
-
-
-def _parse_line(words: list[str], nc: int) -> list[float]:
-    """Class, cx, cy, w, h in 0..1 from the words of a label line; raises ValueError saying what is wrong."""
-    try:
-        values = [float(word) for word in words]
-    except ValueError as error:
-        raise ValueError(f"'{' '.join(words)[:60]}' is not a row of numbers") from error
-    if not all(math.isfinite(value) for value in values):
-        raise ValueError("NaN or infinity among the numbers")
-    count = len(values)
-    if count != 5 and (count < 7 or count % 2 == 0):
-        expected = "5 (class cx cy w h) or a class and 3 or more x y points"
-        raise ValueError(f"{count} numbers, expected {expected}")
-    label = values[0]
-    if label != int(label):
-        raise ValueError(f"class {words[0]} is not an integer")
-    if not 0 <= label < nc:
-        raise ValueError(f"class {int(label)}, but data.yaml has {nc} classes (0..{nc - 1})")
-    if count == 5:
-        return values
-    xs, ys = values[1::2], values[2::2]
-    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
-    return [label, (left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
-
-
-def _clip_label(values: list[float]) -> tuple[tuple[float, ...], float]:
-    """Class, cx, cy, w, h clipped to 0..1 and how far, in image sides, the farthest edge was outside."""
-    label, cx, cy, w, h = values
-    edges = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
-    outside = max(max(-min(edges), max(edges) - 1), 0.0)
-    if outside > 0:
-        x1, y1, x2, y2 = (min(max(edge, 0.0), 1.0) for edge in edges)
-        cx, cy, w, h = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
-    return (label, cx, cy, w, h), outside
-
-
-class TextLabels:
-    """The reader of label files."""
-
-    def __init__(self, nc: int):
-        self.nc, self.key = nc, str(nc)
-
-    def file(self, image: Path) -> Path:
-        return label_path(image)
-
-    def read(self, image: Path, size: tuple[int, int]) -> ImageLabels:
-        boxes, warnings, errors = read_labels(self.file(image), self.nc)
-        return ImageLabels(boxes, np.zeros(len(boxes), bool), np.full(len(boxes), np.nan, np.float32), warnings, errors)
-
-
-class Truth(NamedTuple):
-    """What an image really shows: labels (n, 5) class, cx, cy, w, h in 0..1; crowd (n,) bool, labels that are not
-    judged; areas (n,) square pixels."""
-
-    labels: np.ndarray
-    crowd: np.ndarray
-    areas: np.ndarray
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What a data set holds, as arrays (a list of objects would be copied into every worker, page by page).
-
-    paths (N,) str; sizes (N, 2) int32 upright height, width; labels (M, 5) float32 class, cx, cy, w, h in 0..1,
-    those of image i in rows offsets[i] to offsets[i + 1]; offsets (N + 1,) int64; crowd (M,) bool and areas (M,)
-    float32 as in ImageLabels.
-    """
-
-    paths: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
-    offsets: np.ndarray
-    crowd: np.ndarray
-    areas: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def labels_of(self, i: int) -> np.ndarray:
-        """(n, 5) class, cx, cy, w, h in 0..1 of image `i`, without crowds."""
-        rows = slice(self.offsets[i], self.offsets[i + 1])
-        return self.labels[rows][~self.crowd[rows]]
-
-    def truth_of(self, i: int) -> Truth:
-        """All labels of image `i`."""
-        rows = slice(self.offsets[i], self.offsets[i + 1])
-        labels, areas = self.labels[rows], self.areas[rows]
-        h, w = self.sizes[i]
-        return Truth(labels, self.crowd[rows], np.where(np.isnan(areas), labels[:, 3] * w * labels[:, 4] * h, areas))
-
-    def subset(self, rows: np.ndarray) -> Scan:
-        """The images `rows` (k,) alone, in that order."""
-        own = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in rows]
-        offsets = np.cumsum([0, *(len(kept) for kept in own)], dtype=np.int64)
-        kept = np.concatenate([np.empty(0, dtype=np.int64), *own])
-        labels, crowd, areas = self.labels[kept], self.crowd[kept], self.areas[kept]
-        return Scan(self.paths[rows], self.sizes[rows], labels, offsets, crowd, areas)
-
-
-SCANNED = tuple(f.name for f in fields(Scan))
-
-
-class _Checked(NamedTuple):
-    """What one image and its label file gave; `bad` says why the image is left out."""
-
-    size: tuple[int, int]
-    labels: ImageLabels
-    bad: str
-
-
-def scan(images: Sequence[str | Path], nc: int, reader: LabelReader | None = None) -> Scan:
-    """Check every image and label file; the result is kept beside the labels while no file changes, see cache_file.
-
-    Unreadable images are left out with a warning each.
-
-    Args:
-        reader: where the labels are; None: label files with classes below `nc`.
-
-    Raises:
-        ValueError: labels with errors (the first ones and their number), or no readable image.
-    """
-    if not images:
-        raise ValueError("no images to scan")
-    reader = reader or TextLabels(nc)
-    first = reader.file(Path(images[0]))
-    where = first if first.suffix == ".json" else first.parent
-    cache, key = cache_file(images, reader), _fingerprint(images, reader)
-    held = _load_cache(cache, key)
-    if held is None:
-        held = _scan_files(images, reader)
-        _save_cache(cache, key, held)
-    result = Scan(**{name: held[name] for name in SCANNED})
-    for message in [*held["bad"], *held["warnings"][:SHOWN]]:
-        LOGGER.warning(str(message))
-    if len(held["warnings"]) > SHOWN:
-        LOGGER.warning(f"... and {len(held['warnings']) - SHOWN} more warnings about labels")
-    if not len(result):
-        raise ValueError(f"{Path(images[0]).parent}: none of {len(images)} images is readable")
-    background = int((np.diff(result.offsets) == 0).sum())
-    if background == len(result):
-        LOGGER.warning(f"no labels found, looked for files such as {reader.file(Path(result.paths[0]))}")
-    LOGGER.info(
-        f"{where}: {len(result)} images, {background} of them background, {len(result.labels)} boxes, "
-        f"{len(held['bad'])} bad images"
-    )
-    return result
-
-
-def cache_file(images: Sequence[str | Path], reader: LabelReader) -> Path:
-    """Where a scan of these images is kept: splits that share a labels folder have a file each."""
-    folder = reader.file(Path(images[0])).parent
-    names = hashlib.sha256("\n".join(str(image) for image in images).encode()).hexdigest()[:8]
-    return folder.with_name(f"{folder.name}.{names}.cache.npz")
-
-
-def _scan_files(images: Sequence[str | Path], reader: LabelReader) -> dict[str, np.ndarray]:
-    """The arrays of a `Scan`, and the messages as `bad` and `warnings`; raises ValueError for label errors."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        work = pool.map(lambda image: _check(image, reader), images)
-        found = list(tqdm(work, total=len(images), desc="scanning", leave=False, disable=None))
-    errors = [error for item in found for error in item.labels.errors]
-    if errors:
-        shown = "".join(f"\n  {error}" for error in errors[:SHOWN])
-        more = f"\n  ... and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
-        raise ValueError(f"{len(errors)} label error(s):{shown}{more}")
-    good = [i for i, item in enumerate(found) if not item.bad]
-    labels = [found[i].labels for i in good]
-    return {
-        "paths": np.array([str(images[i]) for i in good], dtype=np.str_),
-        "sizes": np.array([found[i].size for i in good], dtype=np.int32).reshape(-1, 2),
-        "labels": np.concatenate([ImageLabels().boxes, *(item.boxes for item in labels)]),
-        "offsets": np.cumsum([0, *(len(item.boxes) for item in labels)], dtype=np.int64),
-        "crowd": np.concatenate([ImageLabels().crowd, *(item.crowd for item in labels)]),
-        "areas": np.concatenate([ImageLabels().areas, *(item.areas for item in labels)]),
-        "bad": np.array([item.bad for item in found if item.bad], dtype=np.str_),
-        "warnings": np.array([w for item in found for w in item.labels.warnings], dtype=np.str_),
-    }
-
-
-def _check(image: str | Path, reader: LabelReader) -> _Checked:
-    """Decode one image, JPEGs at an eighth of their size, and read its labels."""
-    size, bad = (0, 0), ""
-    try:
-        with Image.open(image) as picture:
-            width, height = picture.size
-            sideways = picture.getexif().get(EXIF_ORIENTATION) in EXIF_SIDEWAYS
-            picture.draft("RGB", (1, 1))
-            picture.load()
-            size = (width, height) if sideways else (height, width)
-    except NOT_AN_IMAGE as error:
-        bad = f"{image}: left out, not a readable image: {error}"
-    labels = reader.read(Path(image), size) if not bad or isinstance(reader, TextLabels) else ImageLabels()
-    return _Checked(size, labels, bad or labels.absent)
-
-
-def _fingerprint(images: Sequence[str | Path], reader: LabelReader) -> str:
-    """A hash that changes with the files, the size or time of any of them, the classes and the cache's version."""
-    digest = hashlib.sha256(f"{CACHE_VERSION} {reader.key}".encode())
-    for image in images:
-        for file in (Path(image), reader.file(Path(image))):
-            try:
-                stat = file.stat()
-                state = f"{stat.st_size} {stat.st_mtime_ns}"
-            except OSError:
-                state = "missing"
-            digest.update(f"\n{file}\0{state}".encode())
-    return digest.hexdigest()
-
-
-def _load_cache(file: Path, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays saved under `key`; None if there are none, they are of another key, or the file is damaged."""
-    wanted = (*SCANNED, "bad", "warnings")
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
-            return {name: saved[name] for name in wanted} if str(saved["key"]) == key else None
-    except FileNotFoundError:
-        return None
-    except DAMAGED as error:
-        LOGGER.info(f"{file}: not a usable cache, scanning again ({error})")
-        return None
-
-
-def _save_cache(file: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays so that no reader ever sees half a file; a folder that cannot be written to means no cache."""
-    part = ""
-    try:
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as stream:
-            part = stream.name
-            np.savez(stream, key=np.array(key), **arrays)  # type: ignore[arg-type]
-        os.replace(part, file)
-    except OSError as error:
-        LOGGER.info(f"{file}: labels are not cached: {error}")
-        if part:
-            Path(part).unlink(missing_ok=True)
 
 
 class Sample(NamedTuple):
