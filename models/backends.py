@@ -74,7 +74,7 @@ def compile_model(model: nn.Module, device: torch.device) -> Callable[[Tensor], 
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
         raise ValueError(f"--compile needs a C++ compiler on the CPU, {compiler} was not found; leave it out")
-    LOGGER.info("--compile: the first picture of every size takes 40 to 70 seconds, the following ones are faster")
+    LOGGER.info("--compile: the first picture of every size takes a minute or more, the following ones are faster")
     return torch.compile(model, dynamic=False)
 
 
