@@ -266,6 +266,14 @@ def export(subject: Subject, name: str) -> Row:
         return row
     except ImportError as error:
         return Row(name, note=str(error), missing=True)
+    except (ValueError, RuntimeError, NotImplementedError) as error:  # of a converter or runtime: the others go on
+        LOGGER.debug("", exc_info=True)
+        kept = target.with_name(target.name + ".failed")
+        if (work / target.name).exists():
+            remove(kept)
+            os.replace(work / target.name, kept)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return Row(name, note=lines[0], failed=True)
     finally:
         remove(work)
 
