@@ -19,7 +19,7 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-export.txt $(VENV)/.installed
 	$(RUN) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

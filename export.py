@@ -14,8 +14,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ from models.yolo import DetectionModel
 from utils.config import REPO, flag, run_script
 from utils.dataset import list_images, read_data_yaml
 from utils.images import IMAGE_SUFFIXES, check_imgsz, imread, letterbox, to_input
-from utils.parity import LIMITS, Parity, compare
+from utils.parity import LIMITS, compare
+from utils.proof_table import Row, table
 from utils.web import write_page
 from val import ValConfig
 from val import main as validate
@@ -71,49 +73,6 @@ class ExportConfig:
     ort_web: str = flag("", "for web: folder of the package onnxruntime-web; empty: fetch it from the npm registry")
 
 
-@dataclass
-class Row:
-    """A line of the table. `note`: why there is no file, or what is wrong with it."""
-
-    format: str
-    path: Path | None = None
-    note: str = ""
-    megabytes: float = 0.0
-    ms: float = 0.0
-    ratio: float = 0.0
-    parity: Parity | None = None
-    maps: tuple[float, float] | None = None  # mAP50-95 of PyTorch and of the file
-    failed: bool = False
-    missing: bool = field(default=False, repr=False)  # a package is
-
-    def cells(self) -> list[str]:
-        name = self.path.name if self.path else "-"
-        if self.parity is None:
-            size = f"{self.megabytes:.2f}" if self.path else "-"
-            return [self.format, name, size, "-", "-", "-", "-", self.note or "not run here"]
-        p = self.parity
-        state = self.note if self.failed else "ok"
-        if self.maps:
-            state += f", mAP50-95 {self.maps[0]:.3f} -> {self.maps[1]:.3f}"
-        ms = f"{self.ms:.1f} ({self.ratio:.2f})"
-        return [
-            *(self.format, name, f"{self.megabytes:.2f}", ms),
-            *(f"{p.box_px:.2g}", f"{p.score:.2g}", f"{p.same}/{p.all}", state),
-        ]
-
-
-HEADER = ("format", "file", "size MB", "ms (of PyTorch)", "max box px", "max score", "same boxes", "ok")
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, columns aligned."""
-    cells = [list(HEADER), *(row.cells() for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines)
-
-
 @dataclass(frozen=True)
 class Subject:
     """The model, the pictures (n, 3, H, W) that prove its files, and those for calibration."""
@@ -131,7 +90,11 @@ class Subject:
 
     def job(self, name: str) -> Job:
         cfg = self.cfg
-        options = {"dynamic": cfg.dynamic, "form": "nms" if cfg.nms else "decoded", "precision": precision(cfg)}
+        options: dict[str, Any] = {
+            "dynamic": cfg.dynamic,
+            "form": "nms" if cfg.nms else "decoded",
+            "precision": precision(cfg),
+        }
         if name == "tflite" and cfg.int8 and cfg.int8_ops == "all":
             options["form"] = "raw"
         if cfg.nms:
@@ -303,6 +266,14 @@ def export(subject: Subject, name: str) -> Row:
         return row
     except ImportError as error:
         return Row(name, note=str(error), missing=True)
+    except (ValueError, RuntimeError, NotImplementedError) as error:  # of a converter or runtime: the others go on
+        LOGGER.debug("", exc_info=True)
+        kept = target.with_name(target.name + ".failed")
+        if (work / target.name).exists():
+            remove(kept)
+            os.replace(work / target.name, kept)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return Row(name, note=lines[0], failed=True)
     finally:
         remove(work)
 

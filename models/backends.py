@@ -74,11 +74,12 @@ def compile_model(model: nn.Module, device: torch.device) -> Callable[[Tensor], 
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
         raise ValueError(f"--compile needs a C++ compiler on the CPU, {compiler} was not found; leave it out")
-    LOGGER.info("--compile: the first picture of every size takes 40 to 70 seconds, the following ones are faster")
+    LOGGER.info("--compile: the first picture of every size takes a minute or more, the following ones are faster")
     return torch.compile(model, dynamic=False)
 
 
-LOADERS = {suffix: TorchBackend for suffix in SUFFIXES} | {
+LOADERS: dict[str, Callable[..., Backend]] = {
+    **{suffix: TorchBackend for suffix in SUFFIXES},
     ".torchscript": runtimes.TorchScriptBackend,
     ".pt2": runtimes.ExportedProgramBackend,
     ".onnx": runtimes.OnnxBackend,
@@ -86,9 +87,12 @@ LOADERS = {suffix: TorchBackend for suffix in SUFFIXES} | {
     ".param": runtimes.NcnnBackend,
     ".tflite": runtimes.LiteRtBackend,
     ".pte": runtimes.ExecuTorchBackend,
-    ".mlpackage": runtimes.CoreMlBackend,
+    ".mlpackage": runtimes.no_coreml,
 }
-FOLDERS = {"_openvino_model": runtimes.OpenVinoBackend, "_ncnn_model": runtimes.NcnnBackend}  # by how the name ends
+FOLDERS: dict[str, Callable[..., Backend]] = {
+    "_openvino_model": runtimes.OpenVinoBackend,
+    "_ncnn_model": runtimes.NcnnBackend,
+}  # by how the name ends
 
 
 def load_backend(
@@ -112,7 +116,7 @@ def load_backend(
         raise ValueError(f"{path}: weights with suffix '{path.suffix}', expected one of: {known}")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such weights file")
-    if loader is TorchBackend:
+    if path.suffix.lower() in SUFFIXES:
         return TorchBackend(path, device, half, threads, compiled)
     if compiled:
         raise ValueError(f"{path}: --compile is for .pt weights; an exported file is compiled already")

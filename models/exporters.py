@@ -92,8 +92,8 @@ def write_onnx(job: Job, path: Path) -> None:
     onnx = need("onnx")
     need("onnxscript")
     names = output_names(job.meta)
-    options = {"opset_version": job.opset, "external_data": False, "verbose": False, "dynamo": True}
-    torch.onnx.export(job.program, (), path, input_names=["images"], output_names=names, **options)  # type: ignore[call-overload]
+    options: dict[str, Any] = {"opset_version": job.opset, "external_data": False, "verbose": False, "dynamo": True}
+    torch.onnx.export(job.program, (), path, input_names=["images"], output_names=names, **options)
     graph = onnx.load(path)
     if job.simplify:
         graph = need("onnxslim").slim(graph)

@@ -98,17 +98,19 @@ def focus_as_convolution(focus: Focus) -> nn.Sequential:
     """
     inner: Conv = focus.conv
     old = inner.conv
-    c1, (kh, kw), (top, left) = old.in_channels // 4, old.kernel_size, old.padding
+    c1, kernel = old.in_channels // 4, (2 * old.kernel_size[0], 2 * old.kernel_size[1])
+    padding = tuple(2 * int(side) for side in old.padding)
     if old.groups != 1 or old.stride != (1, 1):
         raise ValueError(
             f"Focus with stride {old.stride} and {old.groups} groups cannot be exported, expected 1 of each"
         )
-    new = nn.Conv2d(c1, old.out_channels, (2 * kh, 2 * kw), 2, (2 * top, 2 * left))
+    new = nn.Conv2d(c1, old.out_channels, kernel, 2, padding)  # type: ignore[arg-type]
     weight = torch.zeros_like(new.weight)
     for corner in range(4):  # in the order in which Focus joins them
         column, row = divmod(corner, 2)
         weight[:, :, row::2, column::2] = old.weight[:, corner * c1 : (corner + 1) * c1]
     new.weight = nn.Parameter(weight, requires_grad=False)
+    assert old.bias is not None  # it is fused
     new.bias = nn.Parameter(old.bias.detach().clone(), requires_grad=False)
     return nn.Sequential(new, inner.act).eval()
 

@@ -8,7 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -252,11 +252,13 @@ class ExecuTorchBackend(ExportedBackend):
         return arrays(tuple(self.method.execute([torch.from_numpy(images)])))
 
 
-class CoreMlBackend:
-    """Core ML files run on Apple systems only; here they can be checked, not run."""
+def no_coreml(path: Path, device: torch.device, half: bool, threads: int) -> NoReturn:
+    """Core ML files can be checked here, not run.
 
-    def __init__(self, path: Path, device: torch.device, half: bool, threads: int):
-        raise ValueError(f"{path}: Core ML runs on Apple devices only (this is {sys.platform}); see docs/export.md")
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{path}: Core ML runs on Apple devices only (this is {sys.platform}); see docs/export.md")
 
 
 def arrays(output: Tensor | tuple[Tensor, ...]) -> list[np.ndarray]:

@@ -299,6 +299,19 @@ def test_a_file_that_differs_is_renamed_and_told(folder, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.torchscript.failed"]
 
 
+def test_what_a_converter_cannot_do_stops_no_other_format(folder, tmp_path, monkeypatch, caplog):
+    def refuse(job, path):
+        path.write_bytes(b"half a file")
+        raise RuntimeError("operator 'odd' is unknown\nand a long trace")
+
+    monkeypatch.setitem(FORMATS, "torchscript", replace(FORMATS["torchscript"], write=refuse))
+    cfg = replace(config(folder, "torchscript", out=str(tmp_path)), include=("torchscript", "torch_export"))
+    with caplog.at_level("INFO"), pytest.raises(ValueError, match=r"torchscript: operator 'odd' is unknown$"):
+        export.main(cfg)
+    assert "| torch_export | tiny.pt2 |" in caplog.text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.pt2", "tiny.torchscript.failed"]
+
+
 def test_missing_package_names_the_command(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ValueError, match=r"onnx is missing: pip install -r requirements-export.txt"):

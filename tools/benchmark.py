@@ -24,13 +24,14 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import export
-from export import CPU, ExportConfig, Row, mean_ap, quiet
+from export import CPU, ExportConfig, mean_ap, quiet
 from models.backends import Backend, load_backend
 from models.checkpoint import model_state, save_checkpoint
 from models.exporters import FORMATS
 from models.quantize import INT8_OPS
 from models.yolo import DetectionModel
 from utils.config import flag, run_script
+from utils.proof_table import Row
 from utils.runs import Run, write_atomic
 
 LOGGER = logging.getLogger(__name__)
