@@ -24,7 +24,7 @@ BOXES = [[20, 30, 80, 60], [100, 20, 120, 90]]
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setattr(hubconf, "load_model", lambda *_: BlobBackend())
+    monkeypatch.setattr(hubconf, "load_model", lambda *_, **__: BlobBackend())
     return hubconf.load("x.pt", device="cpu")
 
 

@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite_names_the_pictures(
         return preds[0].sum() * math.nan, train.LossParts(*[torch.zeros(())] * 3)
 
     monkeypatch.setattr(train.DetectionLoss, "__call__", broken)
-    with pytest.raises(FloatingPointError, match=r"epoch 1; pictures: .*\.png"):
+    with pytest.raises(FloatingPointError, match=r"epoch 1; pictures, or those mixed into them: .*\.png"):
         train.main(config(data, tmp_path))
 
 
