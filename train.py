@@ -593,6 +593,7 @@ def save(job: Job, metrics: Metrics, best: bool) -> None:
     about = {
         "epoch": epoch,
         "fitness": float(metrics.fitness),
+        "metrics": {k: v for k, v in metrics.as_dict().items() if k != "speed_ms"},  # which differ from run to run
         "hyp": job.hyp.as_dict(),
         "opt": asdict(replace(cfg, data=str(find(cfg.data, "data").resolve()))),
     }
