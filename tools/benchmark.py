@@ -223,7 +223,9 @@ def main(cfg: BenchmarkConfig) -> list[Entry]:
                 for entry in group:
                     if entry.map50_95 is not None or Path(entry.weights).suffix in ("", ".failed"):
                         continue
-                    entry.map50_95 = mean_ap(ExportConfig(weights=path, data=cfg.data), entry.weights, (imgsz, imgsz))
+                    entry.map50_95 = mean_ap(
+                        ExportConfig(weights=path, data=cfg.data, threads=cfg.threads[0]), entry.weights, (imgsz, imgsz)
+                    )
             entries += group
     rows = [entry.values(cfg.threads) for entry in entries]
     write_atomic(folder / "benchmark.md", markdown(rows) + "\n")
