@@ -342,6 +342,7 @@ def mean_ap(cfg: ExportConfig, weights: str, imgsz: tuple[int, int]) -> float:
                     device="cpu",
                     rect=False,
                     workers=0,
+                    threads=cfg.threads,
                     plots=False,
                     batch_size=8,
                     project=str(project),

@@ -219,12 +219,24 @@ def main(cfg: BenchmarkConfig) -> list[Entry]:
             for threads in cfg.threads:
                 time_all(group, imgsz, threads, cfg.rounds)
             if cfg.data:
-                LOGGER.info(f"{group[0].model} at {imgsz}: mAP of {len(group)} formats")
-                for entry in group:
-                    if entry.map50_95 is not None or Path(entry.weights).suffix in ("", ".failed"):
-                        continue
-                    entry.map50_95 = mean_ap(ExportConfig(weights=path, data=cfg.data), entry.weights, (imgsz, imgsz))
+                measure(group, cfg, path, imgsz)
             entries += group
+            report(entries, cfg, folder)  # after each: a run that is cut off keeps what it has
+    LOGGER.info("\n" + (folder / "benchmark.md").read_text(encoding="utf-8") + f"results in {folder}")
+    return entries
+
+
+def measure(entries: list[Entry], cfg: BenchmarkConfig, weights: str, imgsz: int) -> None:
+    """Fill the mAP of entries that run here and do not have it; `weights` are those all were made from."""
+    base = ExportConfig(weights=weights, data=cfg.data, threads=cfg.threads[0])
+    for entry in entries:
+        if entry.map50_95 is None and entry.weights and not entry.weights.endswith(".failed"):
+            LOGGER.info(f"{entry.model} at {imgsz}: mAP of {entry.format}")
+            entry.map50_95 = mean_ap(base, entry.weights, (imgsz, imgsz))
+
+
+def report(entries: list[Entry], cfg: BenchmarkConfig, folder: Path) -> None:
+    """Write benchmark.md, .csv and .png."""
     rows = [entry.values(cfg.threads) for entry in entries]
     write_atomic(folder / "benchmark.md", markdown(rows) + "\n")
     with (folder / "benchmark.csv").open("w", newline="", encoding="utf-8") as file:
@@ -232,8 +244,6 @@ def main(cfg: BenchmarkConfig) -> list[Entry]:
         writer.writeheader()
         writer.writerows(rows)
     plot(entries, cfg.threads[0], folder / "benchmark.png")
-    LOGGER.info("\n" + markdown(rows) + f"\nresults in {folder}")
-    return entries
 
 
 if __name__ == "__main__":
