@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -27,18 +26,19 @@ from tqdm import tqdm
 from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint
 from models.common import Attention, MobileViTBlock
 from models.pretrained import load_backbone
-from models.transfer import transfer
+from models.transfer import freeze, transfer
 from models.yolo import DetectionModel
 from utils.autoanchor import check_anchors, label_sizes
 from utils.charts import plot_batch, plot_labels, plot_results
 from utils.config import Hyp, find, flag, run_script
-from utils.dataloaders import build_loader
+from utils.dataloaders import build_loader, image_weights
 from utils.dataset import Data, DetectionDataset, list_images, read_data_yaml, scan_split
-from utils.images import check_imgsz, to_input
+from utils.images import check_imgsz, rescale, to_input
 from utils.loss import DetectionLoss, LossParts, loss_gains
 from utils.metrics import Metrics
 from utils.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer
 from utils.pixels import KINDS
+from utils.progress import epoch_line, result_row, show_progress
 from utils.recipe import Facts, choose_recipe
 from utils.report import write_report
 from utils.runs import EarlyStopping, Run, newest_checkpoint, write_atomic
@@ -50,14 +50,12 @@ from utils.torch_utils import (
     Dist,
     activation_bytes,
     amp_type,
+    explained,
     free_memory,
-    is_lost_peer,
-    is_out_of_memory,
-    peak_memory,
     seed_everything,
     setup_device,
 )
-from val import evaluate, rect_or_square
+from val import Judging, evaluate, rect_or_square
 
 LOGGER = logging.getLogger(__name__)
 SGD_DECAY = 0.005  # a greater weight decay than this is not meant for SGD
@@ -191,6 +189,11 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics:
         "exist_ok": True,
         "workers": cfg.workers,
     }
+    taken = {"resume", "epochs", "device", "workers", "project"}
+    ignored = [f.name for f in fields(cfg) if f.name not in taken and getattr(cfg, f.name) != f.default]
+    if ignored:
+        flags = " ".join(f"--{name.replace('_', '-')}" for name in ignored)
+        LOGGER.warning(f"--resume keeps the settings of the run, ignored: {flags}")
     cfg = replace(old, **changes, resume=str(path), device=cfg.device, epochs=cfg.epochs or old.epochs)
     done = saved["epoch"] + 1
     more = cfg.last > old.last
@@ -264,7 +267,7 @@ def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None = N
         return report(job) if dist.rank == 0 else UNMEASURED
     except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, FloatingPointError) as error:
         say_how_to_resume(job)
-        raise explained(error, job) from error
+        raise explained(error, job.cfg.batch_size, job.cfg.imgsz) from error
 
 
 def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None) -> Job:
@@ -351,26 +354,6 @@ def resumed_model(saved: Saved) -> DetectionModel:
     model = DetectionModel(saved["yaml"])
     model.names = dict(saved["names"])
     return model
-
-
-def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:
-    """Fix the first n layers (of a single number) or those listed; returns them, to be kept in eval mode as well.
-
-    Raises:
-        ValueError: no such layer.
-    """
-    chosen = range(numbers[0]) if len(numbers) == 1 else numbers
-    bad = [i for i in chosen if not 0 <= i < len(model.model)]
-    if bad:
-        raise ValueError(f"--freeze {bad[-1]}: no such layer, expected 0..{len(model.model) - 1}")
-    layers = [model.model[i] for i in chosen]
-    for layer in layers:
-        layer.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"--freeze {' '.join(str(n) for n in numbers)}: nothing is left to train")
-    if layers:
-        LOGGER.info(f"frozen: layers {', '.join(str(i) for i in chosen)}")
-    return layers
 
 
 def grad_scaler(cfg: TrainConfig, device: torch.device) -> torch.amp.GradScaler:
@@ -487,7 +470,7 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
     began, device, dtype = time.monotonic(), dist.device, amp_type(cfg.amp, dist.device)
     schedule, scaler, optimizer = state.schedule, state.scaler, state.optimizer
     schedule.elapsed = dist.agree(state.seconds / 3600 / cfg.time if cfg.time else 0.0)
-    loader.batch_sampler.set_epoch(epoch, image_weights(job) if cfg.image_weights else None)
+    loader.batch_sampler.set_epoch(epoch, drawing_odds(job))
     job.parallel.train()
     for layer in job.frozen:
         layer.eval()
@@ -523,7 +506,7 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
             plot_batch(batch.images, batch.targets, job.names, job.run.dir / f"train_batch{step}.jpg")
         if not bar.disable:
             mean = total * dist.world / (step - epoch * len(loader) + 1)
-            show_progress(bar, mean, batch.targets, images, images_seen / (time.monotonic() - began))
+            show_progress(bar, mean, len(batch.targets), images, images_seen / (time.monotonic() - began))
     return LossParts(*(dist.total(total) / len(loader)))
 
 
@@ -532,26 +515,12 @@ def quiet(dist: Dist) -> bool | None:
     return True if dist.rank else None
 
 
-def show_progress(bar: tqdm, mean: Tensor, targets: Tensor, images: Tensor, rate: float) -> None:
-    size, memory = "x".join(str(side) for side in images.shape[-2:]), f"{peak_memory():.1f}G"
-    bar.set_postfix(loss_text(mean), boxes=len(targets), size=size, img_s=f"{rate:.1f}", mem=memory, refresh=False)
-
-
-def rescale(images: Tensor, grid: int, rng: np.random.Generator) -> Tensor:
-    """(B, 3, H, W) resized by a factor of 0.5 to 1.5, both sides in multiples of `grid`."""
-    factor = rng.uniform(0.5, 1.5)
-    size = [max(round(side * factor / grid), 1) * grid for side in images.shape[-2:]]
-    return images if size == list(images.shape[-2:]) else F.interpolate(images, size, mode="bilinear")
-
-
-def image_weights(job: Job) -> np.ndarray:
-    """(N,) odds of the training pictures: more for pictures of rare classes and of classes that do badly."""
-    labels = job.scan.labels[:, 0].astype(int) if not job.cfg.single_cls else np.zeros(len(job.scan.labels), int)
-    nc, counts = len(job.names), np.bincount(labels, minlength=len(job.names))
-    maps = np.array(job.state.class_maps or [0.0] * nc)
-    odds = (1 - maps) ** 2 / np.maximum(counts, 1)
-    images = np.repeat(np.arange(len(job.scan)), np.diff(job.scan.offsets))
-    return np.bincount(images, weights=odds[labels], minlength=len(job.scan)) + 1e-12  # background is not ruled out
+def drawing_odds(job: Job) -> np.ndarray | None:
+    """With --image-weights the odds of each training picture, else None."""
+    if not job.cfg.image_weights:
+        return None
+    labels = job.scan.labels[:, 0].astype(int) * (not job.cfg.single_cls)
+    return image_weights(labels, job.scan.offsets, job.state.class_maps or [0.0] * len(job.names))
 
 
 def end_epoch(job: Job, losses: LossParts, began: float, keep: bool = True) -> Metrics:
@@ -568,7 +537,7 @@ def end_epoch(job: Job, losses: LossParts, began: float, keep: bool = True) -> M
     if state.finished or not cfg.noval:
         metrics = measure(job, job.state.ema.module, job.criterion.alone())
         state.class_maps = [c.map50_95 for c in metrics.per_class]
-    row = result_row(epoch, losses, metrics, state.schedule, seconds)
+    row = result_row(epoch, losses, metrics, state.schedule.rates(), seconds)
     job.run.log(row)
     if job.board is not None:
         job.board.scalars(row)
@@ -582,7 +551,7 @@ def end_epoch(job: Job, losses: LossParts, began: float, keep: bool = True) -> M
     state.epoch = epoch + 1
     state.seconds += time.monotonic() - began
     if keep and (state.finished or not cfg.nosave):
-        save(job, metrics, best or not (job.run.weights / "best.pt").exists())
+        save(job, metrics, best or not state.kept_best)
     return metrics
 
 
@@ -599,6 +568,7 @@ def save(job: Job, metrics: Metrics, best: bool) -> None:
     }
     if best:  # before last.pt: a run that is killed between the two writes it once more
         save_checkpoint(job.run.weights / "best.pt", model_state(state.ema.module) | about)
+        state.kept_best = True
     if cfg.save_period > 0 and (epoch + 1) % cfg.save_period == 0:
         save_checkpoint(job.run.weights / f"epoch{epoch}.pt", model_state(state.ema.module) | about)
     whole = {"ema": model_state(state.ema.module)["model"], "training": state.state_dict()}
@@ -609,9 +579,9 @@ def measure(
     job: Job, model: DetectionModel, criterion: DetectionLoss | None = None, plots: Path | None = None
 ) -> Metrics:
     """Metrics of `model` on the val split; `plots` is a folder for curves and pictures."""
-    single = job.cfg.single_cls
+    judging = Judging(single_cls=job.cfg.single_cls)
     return evaluate(
-        model, job.val_loader, job.names, job.dist.device, criterion=criterion, single_cls=single, plots=plots
+        model, job.val_loader, job.names, job.dist.device, judging=judging, criterion=criterion, plots=plots
     )
 
 
@@ -619,56 +589,11 @@ def say_how_to_resume(job: Job) -> None:
     """After an interruption: what is saved and the command that goes on."""
     last = job.run.dir / "weights" / "last.pt"
     if job.dist.rank == 0:
-        if last.exists():
+        if job.state.epoch and last.exists():
             epochs = load_checkpoint(last)["epoch"] + 1
             LOGGER.info(f"{epochs} epochs are saved; go on with: python train.py --resume {last}")
         else:
             LOGGER.info("no epoch was saved yet")
-
-
-def explained(error: BaseException, job: Job) -> BaseException:
-    """`error`, or one that says in one line what to do: about memory, a lost process, or a picture in a worker."""
-    if is_out_of_memory(error):
-        batch, imgsz = job.cfg.batch_size, job.cfg.imgsz
-        return ValueError(
-            f"out of memory with --batch-size {batch} --imgsz {imgsz}: try --batch-size {max(batch // 2, 1)}"
-        )
-    if is_lost_peer(error):
-        return ConnectionError(
-            f"another process of this run has ended, so this one ends too ({str(error).splitlines()[0]})"
-        )
-    if isinstance(error, ValueError | OSError) and "Original Traceback" in str(error):
-        return ValueError(str(error).strip().splitlines()[-1].partition(": ")[2])
-    return error
-
-
-def loss_text(parts: Iterable[Tensor]) -> dict[str, str]:
-    return {name: f"{float(value):.4f}" for name, value in zip(LossParts._fields, parts, strict=True)}
-
-
-def result_row(
-    epoch: int, losses: LossParts, metrics: Metrics, schedule: Schedule, seconds: float
-) -> dict[str, float | int]:
-    """One row of results.csv, under YOLOv5's column names."""
-    val = metrics.loss or LossParts(*[torch.tensor(math.nan)] * 3)
-    return (
-        {"epoch": epoch}
-        | {f"train/{k}_loss": float(v) for k, v in losses._asdict().items()}
-        | {"metrics/precision": metrics.precision, "metrics/recall": metrics.recall}
-        | {"metrics/mAP_0.5": metrics.map50, "metrics/mAP_0.5:0.95": metrics.map50_95}
-        | {f"val/{k}_loss": float(v) for k, v in val._asdict().items()}
-        | {f"x/lr{i}": rate for i, rate in enumerate(schedule.rates())}
-        | {"seconds": seconds}
-    )
-
-
-def epoch_line(epoch: int, epochs: int, losses: LossParts, metrics: Metrics, seconds: float) -> str:
-    """What a person reads about an epoch."""
-    text = " ".join(f"{k} {v}" for k, v in loss_text(losses).items())
-    return (
-        f"{epoch + 1:>4}/{epochs}  {text}  P {metrics.precision:.3f} R {metrics.recall:.3f} "
-        f"mAP50 {metrics.map50:.3f} mAP50-95 {metrics.map50_95:.3f}  {seconds:.1f} s, {peak_memory():.2f} GB"
-    )
 
 
 def report(job: Job) -> Metrics:

@@ -124,19 +124,35 @@ class Judged:
         return replace(self.metrics.compute(), speed_ms=self.speed_ms, loss=self.loss)
 
 
+@dataclass(frozen=True)
+class Judging:
+    """How detections are made and judged.
+
+    Attributes:
+        conf_thres, iou_thres, max_det: of NMS, in which a box counts for every class above `conf_thres`.
+        half: compute in half precision (GPU only): modules under autocast; other callables cast themselves.
+        single_cls: judge all classes as one.
+    """
+
+    conf_thres: float = 0.001
+    iou_thres: float = 0.6
+    max_det: int = 300
+    half: bool = False
+    single_cls: bool = False
+
+
+PLAIN = Judging()
+
+
 def evaluate(
     model: Callable[[Tensor], Any],
     loader: DataLoader,
     names: dict[int, str],
     device: torch.device,
     *,
-    conf_thres: float = 0.001,
-    iou_thres: float = 0.6,
-    max_det: int = 300,
-    half: bool = False,
+    judging: Judging = PLAIN,
     criterion: Criterion | None = None,
     desc: str = "val",
-    single_cls: bool = False,
     plots: Path | None = None,
 ) -> Metrics:
     """Metrics of `model` on the batches of `loader`, whose data set must not augment.
@@ -144,15 +160,11 @@ def evaluate(
     Args:
         model: float (B, 3, H, W) in 0..1 -> decoded (B, N, 5+nc), or (decoded, raw maps). A module is left in the
             training mode it was in, its parameters as they are.
-        names: class index -> name. single_cls: judge all of them as one class.
-        half: compute in half precision (GPU only): modules under autocast; other callables cast themselves.
+        names: class index -> name.
         criterion: (raw maps, targets) -> (loss, parts); `Metrics.loss` is the mean over the images.
-        conf_thres, iou_thres, max_det: of NMS, in which a box counts for every class above `conf_thres`.
         plots: a folder for curves, confusion_matrix.png and val_batch*_{labels,pred}.jpg; None: no pictures.
     """
-    judged = detect_all(
-        model, loader, names, device, conf_thres, iou_thres, max_det, half, criterion, desc, single_cls, plots
-    )
+    judged = detect_all(model, loader, names, device, judging, criterion, desc, plots)
     if plots:
         write_plots(judged.metrics, plots)
     return judged.compute()
@@ -164,21 +176,18 @@ def detect_all(
     loader: DataLoader,
     names: dict[int, str],
     device: torch.device,
-    conf_thres: float,
-    iou_thres: float,
-    max_det: int,
-    half: bool,
+    judging: Judging,
     criterion: Criterion | None,
     desc: str,
-    single_cls: bool,
     plots: Path | None,
 ) -> Judged:
     """Detections of `model` on the batches of `loader`; see evaluate."""
-    names = {0: "object"} if single_cls else names
-    metrics = DetectionMetrics(names, max_det)
+    single = judging.single_cls
+    names = {0: "object"} if single else names
+    metrics = DetectionMetrics(names, judging.max_det)
     watch, losses, rows = Stopwatch(device), [], list[int]()
     dataset: Any = loader.dataset
-    autocast = half and device.type == "cuda" and isinstance(model, nn.Module)
+    autocast = judging.half and device.type == "cuda" and isinstance(model, nn.Module)
     with eval_mode(model):
         for step, batch in enumerate(tqdm(loader, desc=desc, leave=False, disable=None)):
             with watch.stage("pre"):
@@ -191,9 +200,14 @@ def detect_all(
                 losses.append(torch.stack(list(parts)) * len(images))
             with watch.stage("nms"):
                 found = non_max_suppression(
-                    decoded, conf_thres, iou_thres, agnostic=single_cls, multi_label=not single_cls, max_det=max_det
+                    decoded,
+                    judging.conf_thres,
+                    judging.iou_thres,
+                    agnostic=single,
+                    multi_label=not single,
+                    max_det=judging.max_det,
                 )
-            add_batch(metrics, batch, found, dataset, single_cls)
+            add_batch(metrics, batch, found, dataset, single)
             rows += [dataset.row_of(i) for i in batch.indices]
             if plots and step < SHOWN_BATCHES:
                 draw_first_batch(batch, found, names, plots / f"val_batch{step}")
@@ -290,20 +304,8 @@ def measure(
     cfg: ValConfig, model: Backend, loader: DataLoader, names: dict[int, str], device: torch.device, plots: Path | None
 ) -> Judged:
     """detect_all with the thresholds of `cfg`."""
-    return detect_all(
-        model,
-        loader,
-        names,
-        device,
-        conf_thres=cfg.conf_thres,
-        iou_thres=cfg.iou_thres,
-        max_det=cfg.max_det,
-        half=cfg.half,
-        criterion=None,
-        desc=cfg.task,
-        single_cls=cfg.single_cls,
-        plots=plots,
-    )
+    judging = Judging(cfg.conf_thres, cfg.iou_thres, cfg.max_det, cfg.half, cfg.single_cls)
+    return detect_all(model, loader, names, device, judging, None, cfg.task, plots)
 
 
 def study(cfg: ValConfig) -> Metrics:

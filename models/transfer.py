@@ -1,16 +1,18 @@
-"""Weights of one model in another: what fits, what is left as it was."""
+"""Weights of one model in another: what fits, what is left as it was, what is to stay as it is."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.yolo import Detect, DetectionModel, parse_model, read_model_yaml
 
+LOGGER = logging.getLogger(__name__)
 MAX_LAYERS = 20_000  # yolov5x has 567 modules
 BUILD_FAULTS = (RuntimeError, OverflowError, TypeError, ZeroDivisionError, AssertionError)  # of torch, wrong arguments
 SHOWN = 8  # tensors named one by one in a report
@@ -66,6 +68,26 @@ def transfer(model: DetectionModel, state: Mapping[str, Tensor], skip: Iterable[
         parts[part_of(model, name)] = (copied + (name in fitting), count + 1)
     left = {name: reason(name, t, state, skip) for name, t in own.items() if name not in fitting}
     return Transfer(parts, left)
+
+
+def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:
+    """Fix the first n layers (of a single number) or those listed; returns them, to be kept in eval mode as well.
+
+    Raises:
+        ValueError: no such layer, or nothing is left to train.
+    """
+    chosen = range(numbers[0]) if len(numbers) == 1 else numbers
+    bad = [i for i in chosen if not 0 <= i < len(model.model)]
+    if bad:
+        raise ValueError(f"--freeze {bad[-1]}: no such layer, expected 0..{len(model.model) - 1}")
+    layers = [model.model[i] for i in chosen]
+    for layer in layers:
+        layer.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"--freeze {' '.join(str(n) for n in numbers)}: nothing is left to train")
+    if layers:
+        LOGGER.info(f"frozen: layers {', '.join(str(i) for i in chosen)}")
+    return layers
 
 
 def part_of(model: DetectionModel, name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -27,3 +28,14 @@ def oracle(name: str) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_text())
     return torch.load(path, weights_only=True)
+
+
+def randomise_norms(model: nn.Module) -> nn.Module:
+    """`model` with batch norms whose statistics and scales are not those of a fresh one, so that a mix-up shows."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model

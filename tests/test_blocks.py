@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from einops import rearrange
-from shared import oracle
+from shared import oracle, randomise_norms
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
@@ -334,16 +334,6 @@ def test_sppf_equals_spp_of_the_sizes_it_stands_for() -> None:
     sppf.load_state_dict(spp.state_dict(), strict=True)
     x = torch.randn(2, 8, 20, 17)
     assert torch.equal(sppf(x), spp(x))
-
-
-def randomise_norms(module: nn.Module) -> nn.Module:
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.uniform_(m.bias, -0.5, 0.5)
-            nn.init.uniform_(m.running_mean, -0.5, 0.5)
-            nn.init.uniform_(m.running_var, 0.5, 1.5)
-    return module
 
 
 @pytest.mark.parametrize("keywords", [{}, {"k": 3, "s": 2}, {"k": 3, "g": 4}, {"k": 3, "d": 2, "act": False}], ids=str)

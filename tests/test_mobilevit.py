@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from shared import ROOT, oracle
+from shared import ROOT, oracle, randomise_norms
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -135,12 +135,7 @@ def test_equals_timm(size: str) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: pip install timm to compare with its MobileViT")
     torch.manual_seed(0)
     theirs = timm.create_model(f"mobilevit_{size}", pretrained=False).eval()
-    for module in theirs.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    randomise_norms(theirs)
     nn.init.normal_(theirs.head.fc.weight, std=0.1)  # timm starts it so small that logits say little
 
     ours = MobileViT(size).eval()

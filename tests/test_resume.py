@@ -283,6 +283,26 @@ def test_evolve_searches_and_goes_on(data: Path, tmp_path: Path) -> None:
         train.main(config(data, tmp_path, evolve=3, **(base | {"imgsz": 128})))
 
 
+def test_an_earlier_run_in_the_folder_is_not_taken_for_this_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    train.main(config(data, tmp_path, name="run", epochs=1))
+    best = (tmp_path / "run/weights/best.pt").read_bytes()
+    again = config(data, tmp_path, name="run", epochs=2, exist_ok=True, nosave=True, seed=1)
+    with caplog.at_level(logging.INFO):
+        interrupted(again, 0, monkeypatch, KeyboardInterrupt())
+    assert "no epoch was saved yet" in caplog.text
+    assert (tmp_path / "run/weights/best.pt").read_bytes() == best  # nothing is lost before there is something new
+    train.main(again)
+    assert load_checkpoint(tmp_path / "run/weights/best.pt")["opt"]["seed"] == 1
+
+
+def test_resume_names_the_flags_that_it_ignores(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train.main(config(data, tmp_path, name="run", epochs=1))
+    train.main(train.TrainConfig(resume=str(tmp_path / "run"), imgsz=128, batch_size=2, device="cpu"))
+    assert "ignored: --batch-size --imgsz" in caplog.text
+
+
 def test_batch_size_is_chosen_from_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = train.DetectionModel("yolov5n.yaml", nc=1)
     sizes = []

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from shared import oracle, shared
+from shared import oracle, randomise_norms, shared
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.ops import box_iou
@@ -36,13 +36,7 @@ CPU = torch.device("cpu")
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Statistics and scales that are not those of a fresh model, so that a mix-up shows."""
     torch.manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return model
+    return randomise_norms(model)
 
 
 def write_as_yolov5(path: Path, model: DetectionModel, key: str = "model", **changes: Any) -> None:

@@ -152,7 +152,7 @@ def damaged_copy(data: bytes, seed: int, index: int) -> tuple[str, bytes]:
 
 
 def load_copies(data: bytes, seed: int, indices: range, path: Path, results: Connection) -> None:
-    """In the child: damage, load, send (outcome, detail) for each index."""
+    """In the child: damage, load, send (outcome, detail) for each index; anything but a ValueError ends the child."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     for index in indices:
@@ -162,8 +162,6 @@ def load_copies(data: bytes, seed: int, indices: range, path: Path, results: Con
             outcome = ("loaded", "")
         except ValueError as error:
             outcome = ("refused", "") if "\n" not in str(error) else ("other exception", f"error of lines: {error}")
-        except BaseException as error:  # whatever else it is, it is the finding
-            outcome = ("other exception", f"{type(error).__name__}: {error}")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
         results.send((*outcome, peak))
 
@@ -187,13 +185,15 @@ def main(cfg: FuzzConfig) -> Counter[str]:
         alive = True
         while alive and index < cfg.count:
             began = time.perf_counter()
-            outcome, detail, memory = "hang", "", 0.0
+            outcome, detail, memory, alive = "hang", "", 0.0, False
             if receiver.poll(HANG):
                 try:
                     outcome, detail, memory = receiver.recv()
+                    alive = True
                 except EOFError:
-                    outcome, detail = "crash", f"exit code {child.exitcode}"
-            alive = outcome not in ("hang", "crash")
+                    child.join()  # Python ends with 1 after an exception, and has printed it
+                    outcome = "other exception" if child.exitcode == 1 else "crash"
+                    detail = f"exit code {child.exitcode}"
             slowest, peak = max(slowest, time.perf_counter() - began), max(peak, memory)
             kind = list(DAMAGE)[index % len(DAMAGE)]
             counts[outcome] += 1

@@ -84,6 +84,19 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(epoch, index) for index in np.array_split(batch, self.world)[self.rank].tolist()]
 
 
+def image_weights(labels: np.ndarray, offsets: np.ndarray, class_maps: Sequence[float]) -> np.ndarray:
+    """(N,) odds of the images: more for images of rare classes and of classes that do badly.
+
+    Args:
+        labels: (M,) int class of each label, those of image i in offsets[i] to offsets[i + 1].
+        class_maps: mAP of each class.
+    """
+    counts = np.bincount(labels, minlength=len(class_maps))
+    odds = (1 - np.asarray(class_maps)) ** 2 / np.maximum(counts, 1)
+    images = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    return np.bincount(images, weights=odds[labels], minlength=len(offsets) - 1) + 1e-12  # background is not ruled out
+
+
 def build_loader(
     dataset: DetectionDataset,
     batch_size: int,

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LOGGER = logging.getLogger(__name__)
@@ -127,3 +128,10 @@ def to_input(images: Tensor, device: torch.device, half: bool = False) -> Tensor
     """uint8 (B, 3, H, W) -> float in 0..1 on `device`."""
     images = images.to(device, non_blocking=True)
     return (images.half() if half else images.float()) / 255
+
+
+def rescale(images: Tensor, grid: int, rng: np.random.Generator) -> Tensor:
+    """(B, 3, H, W) resized by a factor of 0.5 to 1.5, both sides in multiples of `grid`."""
+    factor = rng.uniform(0.5, 1.5)
+    size = [max(round(side * factor / grid), 1) * grid for side in images.shape[-2:]]
+    return images if size == list(images.shape[-2:]) else F.interpolate(images, size, mode="bilinear")

@@ -27,10 +27,9 @@ AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96
 
 
 @dataclass(frozen=True)
-class ClassMetrics:
-    """One class: images that show it, its labels, and fractions 0..1 (all 0 where it has no labels)."""
+class Scores:
+    """How many images and labels were judged, and fractions 0..1 (all 0 where there are no labels)."""
 
-    name: str
     images: int
     instances: int
     precision: float
@@ -40,22 +39,22 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class ClassMetrics(Scores):
+    """One class; `images` counts those that show it."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Metrics(Scores):
     """Means over the classes that have labels, fractions 0..1; `per_class` holds every class, in the order of names.
 
     Attributes:
-        images, instances: how many were judged.
         speed_ms: milliseconds an image of each stage. loss: validation loss, where one was computed.
         coco: COCO's figures: AP, AP50, AP75; APs, APm, APl of small, medium and large labels (see AREAS); AR1, AR10 and
             AR of at most 1, 10 and max_det detections of a class in an image; ARs, ARm, ARl. -1: no such labels.
     """
 
-    images: int
-    instances: int
-    precision: float
-    recall: float
-    map50: float
-    map50_95: float
     per_class: list[ClassMetrics]
     speed_ms: dict[str, float] = field(default_factory=dict)
     loss: LossParts | None = None
@@ -68,7 +67,7 @@ class Metrics:
 
     def table(self) -> str:
         """A header, the row 'all', and a row for every class with instances."""
-        rows: list[tuple[str, Metrics | ClassMetrics]] = [("all", self)]
+        rows: list[tuple[str, Scores]] = [("all", self)]
         rows += [(c.name, c) for c in self.per_class if c.instances]
         width = max(len("Class"), *(len(name) for name, _ in rows))
         lines = [f"{'Class':>{width}}" + "".join(f"{column:>11}" for column in COLUMNS)]
@@ -148,7 +147,7 @@ class DetectionMetrics:
         for k, (c, name) in enumerate(self.names.items()):
             shown = sum(bool((rows == c).any()) for rows in judged_labels)
             scores = (float(values[k]) for values in (precision, recall, ap50, ap))
-            per_class.append(ClassMetrics(name, shown, int((classes == c).sum()), *scores))
+            per_class.append(ClassMetrics(shown, int((classes == c).sum()), *scores, name=name))
         judged = [c for c in per_class if c.instances]
 
         def mean(key: str) -> float:

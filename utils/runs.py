@@ -14,8 +14,11 @@ import yaml
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, so that a reader sees the old one or the new one, never half of it."""
-    partial = path.with_name(path.name + ".part")
+    """Write a file, text as UTF-8, so that a reader sees the old one or the new one, never half of it.
+
+    Several processes may write the same file: the last one wins.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -59,10 +62,9 @@ class Run:
         return folder
 
     def clear(self) -> None:
-        """Remove what an earlier run in this folder left and a later one could take for its own."""
+        """Remove an earlier run's mark that it was finished; its weights stay until new ones replace them."""
         if self.rank == 0:
-            for name in ("weights/best.pt", "weights/last.pt", "metrics.json", "results.csv"):
-                (self.dir / name).unlink(missing_ok=True)
+            (self.dir / "metrics.json").unlink(missing_ok=True)
 
     def dump(self, name: str, values: Mapping[str, Any]) -> None:
         """Write `values` as YAML."""

@@ -18,7 +18,8 @@ class TrainState:
     """A training run between two epochs.
 
     Attributes:
-        epoch: the next one, from 0. seconds: spent in training so far. finished: no epoch follows.
+        epoch: the next one, from 0. seconds: spent so far. finished: no epoch follows.
+        kept_best: best.pt is this run's.
         class_maps: mAP50-95 of each class at the last validation; empty before the first.
     """
 
@@ -31,9 +32,10 @@ class TrainState:
     epoch: int = 0
     seconds: float = 0.0
     finished: bool = False
+    kept_best: bool = False
     class_maps: list[float] = field(default_factory=list)
 
-    PLAIN = ("epoch", "seconds", "finished", "class_maps")
+    PLAIN = ("epoch", "seconds", "finished", "kept_best", "class_maps")
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, and the random states, as CPU tensors and plain data; the weights are saved apart."""

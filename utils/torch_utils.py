@@ -270,3 +270,16 @@ def is_lost_peer(error: BaseException) -> bool:
     """Whether an exception says that another process of the run has gone."""
     signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "remote process")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def explained(error: BaseException, batch_size: int, imgsz: int) -> BaseException:
+    """`error`, or one that says in one line what to do: about memory, a lost process, or a file that a worker read."""
+    if is_out_of_memory(error):
+        smaller = max(batch_size // 2, 1)
+        return ValueError(f"out of memory with --batch-size {batch_size} --imgsz {imgsz}: try --batch-size {smaller}")
+    if is_lost_peer(error):
+        reason = str(error).splitlines()[0]
+        return ConnectionError(f"another process of this run has ended, so this one ends too ({reason})")
+    if isinstance(error, ValueError | OSError) and "Original Traceback" in str(error):
+        return ValueError(str(error).strip().splitlines()[-1].partition(": ")[2])
+    return error
