@@ -26,7 +26,7 @@ from tqdm import tqdm
 from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint
 from models.common import Attention, MobileViTBlock
 from models.pretrained import load_backbone
-from models.transfer import freeze, transfer
+from models.transfer import Transfer, fine_tune, freeze
 from models.yolo import DetectionModel
 from utils.autoanchor import check_anchors, label_sizes
 from utils.charts import plot_batch, plot_labels, plot_results
@@ -275,18 +275,20 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None) -
     seed_everything(cfg.seed, dist.device)
     data = read_data_yaml(find(cfg.data, "data"))
     names = {0: "item"} if cfg.single_cls else data.names
-    model = (start_model(cfg, names) if saved is None else resumed_model(saved)).to(dist.device)
+    model, taken = start_model(cfg, names) if saved is None else (resumed_model(saved), None)
+    model = model.to(dist.device)
     imgsz = check_imgsz(cfg.imgsz, model.grid)
     scaler = grad_scaler(cfg, dist.device)
     if cfg.batch_size == -1:
         cfg = replace(cfg, batch_size=dist.agree(choose_batch(model, 1.5 * imgsz if cfg.multi_scale else imgsz, dist)))
     train_scan = training_pictures(cfg, data)
-    cfg, hyp = fit_recipe(cfg, hyp, train_scan, model)
+    cfg, hyp = fit_recipe(cfg, hyp, train_scan, model, taken)
     loader, val_loader = build_loaders(cfg, hyp, data, train_scan, model, imgsz, dist)
 
     if saved is None and not cfg.noautoanchor:
         wh = label_sizes(train_scan, imgsz)
-        anchors, line = check_anchors(wh, model.head.anchors, model.stride, hyp.anchor_t, cfg.seed)
+        learned = taken is not None and taken.boxes
+        anchors, line = check_anchors(wh, model.head.anchors, model.stride, hyp.anchor_t, cfg.seed, learned)
         model.head.anchors.copy_(anchors)
         LOGGER.info(line)
 
@@ -323,8 +325,8 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None) -
     )
 
 
-def start_model(cfg: TrainConfig, names: dict[int, str]) -> DetectionModel:
-    """A new model, or that of --weights with its head fitted to `names`; says how many tensors were taken over.
+def start_model(cfg: TrainConfig, names: dict[int, str]) -> tuple[DetectionModel, Transfer | None]:
+    """A new model, or that of --weights with its head fitted to `names`; and what was taken over, which is also said.
 
     Anchors are those of --cfg where it is given, else those of the weights.
     """
@@ -337,16 +339,17 @@ def start_model(cfg: TrainConfig, names: dict[int, str]) -> DetectionModel:
         source = checkpoint["yaml"]
     model = DetectionModel(source, nc=len(names))
     model.names = names
+    done = None
     if checkpoint is not None:
         anchors = f"model.{len(model.model) - 1}.anchors"
-        done = transfer(model, build_model(checkpoint).state_dict(), skip=[anchors] if cfg.cfg else [])
+        done = fine_tune(model, build_model(checkpoint), skip=[anchors] if cfg.cfg else [])
         LOGGER.info(done.report(cfg.weights))
     elif cfg.backbone_weights:
         done = load_backbone(model, cfg.backbone_weights, cfg.partial)
         LOGGER.info(done.report(cfg.backbone_weights))
-    if not (cfg.weights or cfg.backbone_weights) or done.share("backbone") < 0.5:
+    if done is None or done.share("backbone") < 0.5:
         warn_of_random_start(model, cfg)
-    return model
+    return model, done
 
 
 def resumed_model(saved: Saved) -> DetectionModel:
@@ -392,11 +395,15 @@ def warn_of_random_start(model: DetectionModel, cfg: TrainConfig) -> None:
     )
 
 
-def fit_recipe(cfg: TrainConfig, hyp: Hyp | None, pictures: Scan, model: DetectionModel) -> tuple[TrainConfig, Hyp]:
+def fit_recipe(
+    cfg: TrainConfig, hyp: Hyp | None, pictures: Scan, model: DetectionModel, taken: Transfer | None
+) -> tuple[TrainConfig, Hyp]:
     """Fill in what is left to the rule; a hyp file, or an optimizer unlike the rule's, means YOLOv5's defaults."""
     if hyp is None:
         attention = any(isinstance(module, Attention) for module in model.modules())
-        facts = Facts(len(pictures), len(pictures.labels), cfg.last, cfg.batch_size, bool(cfg.weights), attention)
+        known = len(taken.classes) / model.nc if taken else 0.0
+        fine_tuning = taken is not None and taken.share("neck") > 0.5
+        facts = Facts(len(pictures), len(pictures.labels), cfg.last, cfg.batch_size, fine_tuning, known, attention)
         recipe = choose_recipe(facts)
         if cfg.optimizer in ("", recipe.optimizer):
             LOGGER.info(f"recipe: {recipe.why}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,10 +24,13 @@ class Transfer:
 
     Attributes:
         parts: part -> (copied, all). left: name of a tensor that stayed as it was -> reason.
+        boxes: the head predicts boxes as it did. classes: names of those that it knows already.
     """
 
     parts: dict[str, tuple[int, int]]
     left: dict[str, str]
+    boxes: bool = False
+    classes: tuple[str, ...] = ()
 
     @property
     def copied(self) -> int:
@@ -47,6 +50,9 @@ class Transfer:
             named = [f"{name} ({why})" for name, why in list(self.left.items())[:SHOWN]]
             more = [f"and {len(self.left) - SHOWN} more"] if len(self.left) > SHOWN else []
             lines.append(f"left as they were: {', '.join([*named, *more])}")
+        if self.boxes and self.share("head") < 1:
+            known = f" and the classes {', '.join(self.classes)}" if self.classes else ", all classes are new"
+            lines.append(f"of the head's rows, those of boxes and objectness were taken{known}")
         return "\n".join(lines)
 
 
@@ -68,6 +74,28 @@ def transfer(model: DetectionModel, state: Mapping[str, Tensor], skip: Iterable[
         parts[part_of(model, name)] = (copied + (name in fitting), count + 1)
     left = {name: reason(name, t, state, skip) for name, t in own.items() if name not in fitting}
     return Transfer(parts, left)
+
+
+def fine_tune(model: DetectionModel, source: DetectionModel, skip: Iterable[str] = ()) -> Transfer:
+    """`transfer`, and where heads differ by their classes alone, the rows that they share.
+
+    These are the rows of boxes and objectness, and those of classes with the same name: what an object looks like and
+    where its edges are need not be learned again.
+    """
+    done = transfer(model, source.state_dict(), skip)
+    own, other = model.head, source.head
+    alike = done.share("neck") == 1 and torch.equal(own.anchors, other.anchors)
+    if not alike or any(a.in_channels != b.in_channels for a, b in zip(own.m, other.m, strict=True)):
+        return done
+    index = {name: i for i, name in source.names.items()}
+    shared = [(i, index[name]) for i, name in model.names.items() if name in index]
+    if done.share("head") < 1:
+        rows = [*range(5), *(5 + i for i, _ in shared)], [*range(5), *(5 + j for _, j in shared)]
+        for a, b in zip(own.m, other.m, strict=True):
+            with torch.no_grad():
+                a.weight.view(own.na, own.no, -1)[:, rows[0]] = b.weight.view(own.na, other.no, -1)[:, rows[1]]
+                a.bias.view(own.na, own.no)[:, rows[0]] = b.bias.view(own.na, other.no)[:, rows[1]]
+    return replace(done, boxes=True, classes=tuple(model.names[i] for i, _ in shared))
 
 
 def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:

@@ -63,6 +63,14 @@ def test_other_sizes_get_better_anchors_sorted_over_the_levels(low: float, high:
     assert torch.equal(coarse_first, anchors.flip(0))
 
 
+def test_anchors_of_a_trained_head_stay_unless_they_are_far_off() -> None:
+    most = np.concatenate([boxes(190, 15, 250), boxes(10, 1800, 2500)])  # 95 % can match
+    assert "used instead" in check_anchors(most, COCO, STRIDES)[1]
+    anchors, line = check_anchors(most, COCO, STRIDES, learned=True)
+    assert anchors is COCO and line.endswith("kept, for the head was trained with them")
+    assert "used instead" in check_anchors(boxes(200, 1800, 2500), COCO, STRIDES, learned=True)[1]
+
+
 def test_clusters_that_are_there_are_found() -> None:
     centres = np.array([[5, 5], [20, 60], [70, 30], [200, 180], [500, 90], [12, 30]], dtype=float)
     noise = np.random.default_rng(0).normal(1, 0.02, (50, 6, 2))

@@ -24,7 +24,7 @@ from models.backends import load_backend
 from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint, save_safetensors
 from models.mobilevit import SIZES, MobileViT, from_checkpoint, from_published, to_published
 from models.pretrained import load_backbone, read_published
-from models.transfer import transfer
+from models.transfer import fine_tune, transfer
 from models.yolo import Detect, DetectionModel
 from tools import classify, convert
 from utils.images import imread, letterbox, to_input
@@ -302,6 +302,30 @@ def test_transfer_into_other_rows_counts_by_part() -> None:
     assert re.search(r", and \d+ more$", done.report("a.pt"))
 
 
+def test_a_head_with_other_classes_takes_boxes_objectness_and_the_classes_of_the_same_name() -> None:
+    source, target = DetectionModel("yolov5n.yaml", nc=4), DetectionModel("yolov5n.yaml", nc=2)
+    source.names, target.names = {0: "cat", 1: "dog", 2: "bus", 3: "car"}, {0: "bus", 1: "tree"}
+    before = deepcopy(target)
+    done = fine_tune(target, source)
+    assert done.boxes and done.classes == ("bus",) and "and the classes bus" in done.report("a.pt")
+    x = torch.rand(1, 3, 64, 64)
+    expected = source.eval()(x)[0][..., [0, 1, 2, 3, 4, 7]]
+    assert torch.allclose(target.eval()(x)[0][..., :6], expected, atol=1e-5)
+    for own, old in zip(target.head.m, before.head.m, strict=True):  # "tree" is new
+        assert torch.equal(own.weight.view(3, 7, -1)[:, 6], old.weight.view(3, 7, -1)[:, 6])
+    same = DetectionModel("yolov5n.yaml", nc=4)
+    same.names = dict(source.names)
+    assert fine_tune(same, source).classes == ("cat", "dog", "bus", "car")
+    assert torch.equal(same.eval()(x)[0], source(x)[0])
+
+
+def test_a_head_with_other_anchors_or_inputs_starts_anew() -> None:
+    source = DetectionModel("yolov5n.yaml", nc=4)
+    other = yaml_with_anchors([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16], [17, 18, 19, 20, 21, 22]])
+    assert not fine_tune(DetectionModel(other, nc=2), source, skip=["model.24.anchors"]).boxes
+    assert not fine_tune(DetectionModel("yolov5-mobilevit.yaml", nc=2), source).boxes
+
+
 @pytest.fixture
 def tiny_data(tmp_path: Path) -> str:
     for folder in ("images", "labels"):
@@ -319,14 +343,14 @@ def test_fine_tuning_a_yolov5_checkpoint(tiny_data: str, tmp_path: Path, caplog:
     write_as_yolov5(tmp_path / "w.pt", model)
     names = {0: "red", 1: "blue"}
     with caplog.at_level(logging.INFO):
-        tuned = train.start_model(train.TrainConfig(weights=str(tmp_path / "w.pt"), data=tiny_data), names)
+        tuned, _ = train.start_model(train.TrainConfig(weights=str(tmp_path / "w.pt"), data=tiny_data), names)
     assert "transferred 343/349 tensors (backbone 198/198, neck 144/144, head 1/7)" in caplog.text
     assert tuned.names == names and tuned.nc == 2
     assert tuned.head.anchors.flatten(1).tolist() == other["anchors"]
     assert torch.equal(tuned.model[0].conv.weight, half_rounded(model).model[0].conv.weight)
     with_cfg = train.TrainConfig(cfg="yolov5n.yaml", weights=str(tmp_path / "w.pt"), data=tiny_data)
     with caplog.at_level(logging.INFO):
-        assert train.start_model(with_cfg, names).head.anchors.flatten(1).tolist()[0] == [10, 13, 16, 30, 33, 23]
+        assert train.start_model(with_cfg, names)[0].head.anchors.flatten(1).tolist()[0] == [10, 13, 16, 30, 33, 23]
     assert "transferred 342/349" in caplog.text and "model.24.anchors (kept)" in caplog.text
 
 
@@ -498,7 +522,7 @@ def test_train_takes_backbone_weights_and_warns_of_random_ones(
     names = {0: "red", 1: "blue"}
     cfg = {"cfg": "yolov5-mobilevit-xxs.yaml", "data": tiny_data}
     with caplog.at_level(logging.INFO):
-        model = train.start_model(train.TrainConfig(**cfg, backbone_weights=str(weights)), names)
+        model, _ = train.start_model(train.TrainConfig(**cfg, backbone_weights=str(weights)), names)
     assert re.search(r"transferred 303/\d+ tensors \(backbone 303/303, neck 0/\d+, head 0/7\) from ", caplog.text)
     assert torch.equal(model.model[0].conv.weight, published["conv_1.block.conv.weight"].flip(1))
     assert "random weights" not in caplog.text

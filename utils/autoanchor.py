@@ -14,6 +14,7 @@ from torch import Tensor
 from utils.scan import Scan
 
 ENOUGH = 0.98  # from this recall on the anchors stay, as in YOLOv5
+ENOUGH_LEARNED = 0.9  # for anchors of a head that is trained: with other ones it would place every box wrongly
 SMALLEST = 2.0  # pixels; a box whose longer side is shorter can hardly be seen and has no say
 SAMPLE = 10_000  # boxes that are fitted to, at most; recall is always that of all
 ROUNDS, STEPS, SPREAD = 100, 1000, 0.1  # of k-means; of the refinement and the size of its steps, in logarithms
@@ -113,7 +114,7 @@ def refine(boxes: np.ndarray, anchors: np.ndarray, limit: float, rng: np.random.
 
 
 def check_anchors(
-    wh: np.ndarray, anchors: Tensor, strides: Tensor, anchor_t: float = 4.0, seed: int = 0
+    wh: np.ndarray, anchors: Tensor, strides: Tensor, anchor_t: float = 4.0, seed: int = 0, learned: bool = False
 ) -> tuple[Tensor, str]:
     """The anchors to train with, and a line that says why: the given ones where they do, else ones fitted to `wh`.
 
@@ -123,6 +124,7 @@ def check_anchors(
     Args:
         wh: (M, 2) width, height of the labels in pixels at the training size (`label_sizes`); M may be 0.
         anchors: (levels, A, 2) width, height in pixels; not modified. strides: (levels,) pixels.
+        learned: the head was trained with these anchors.
 
     Returns:
         (levels, A, 2) like `anchors`, larger ones where the stride is larger; the line.
@@ -134,8 +136,8 @@ def check_anchors(
     given = anchors.detach().cpu().double().numpy().reshape(-1, 2)
     recall = best_possible_recall(boxes, given, anchor_t)
     line = f"AutoAnchor: {recall:.2%} of {len(boxes)} boxes can match the model's anchors{ignored}"
-    if recall >= ENOUGH:
-        return anchors, f"{line}; kept"
+    if recall >= (ENOUGH_LEARNED if learned else ENOUGH):
+        return anchors, f"{line}; kept{', for the head was trained with them' if recall < ENOUGH else ''}"
     reason = unfit(boxes, len(given))
     if reason:
         return anchors, f"{line}; kept all the same: {reason}"

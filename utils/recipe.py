@@ -22,7 +22,8 @@ class Facts:
 
     Attributes:
         images, boxes: of the train split. epochs: of the run. batch_size: over all processes.
-        fine_tuning: starts from a detector's weights. attention: the backbone has some.
+        fine_tuning: starts from a detector's weights. known: share of the classes that these know, 0..1.
+        attention: the backbone has some.
     """
 
     images: int
@@ -30,6 +31,7 @@ class Facts:
     epochs: int
     batch_size: int
     fine_tuning: bool = False
+    known: float = 0.0
     attention: bool = False
 
     @property
@@ -67,6 +69,7 @@ def choose_recipe(facts: Facts) -> Recipe:
     nominal = 64 if facts.default_updates >= LONG else max(facts.batch_size, NOISY)
     updates = facts.batches * min(facts.batch_size / nominal, 1.0)
     rate = 0.001 if facts.default_updates >= LONG else 0.002
+    window = max(EMA_SHARE * updates, 2.0)
     hyp = replace(
         Hyp(),
         lr0=rate,
@@ -76,7 +79,8 @@ def choose_recipe(facts: Facts) -> Recipe:
         warmup_min_steps=0,
         warmup_momentum=0.9,
         warmup_bias_lr=0.0,  # 0.1 is a step for SGD; Adam would move every bias by 0.1 at each step
-        ema_ramp=min(2000.0, max(EMA_SHARE * updates, 20.0)),
+        ema_decay=min(1 - 1 / window, 0.9999),
+        ema_ramp=min(window, 2000.0),
         nominal_batch=nominal,
     )
     close = min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST)
@@ -84,6 +88,6 @@ def choose_recipe(facts: Facts) -> Recipe:
     why = (
         f"{known}, {kind}{', attention' if facts.attention else ''}: AdamW at {rate:g}, decay 0.01, "
         f"an update for every {nominal} pictures, warm-up {hyp.warmup_epochs:g} epochs, "
-        f"average over about {hyp.ema_ramp:.0f} updates, last {close} epochs without mosaic"
+        f"average over about {window:.0f} updates, last {close} epochs without mosaic"
     )
     return Recipe(hyp, "AdamW", close, why)
