@@ -25,6 +25,12 @@ def test_a_small_set_gets_an_update_from_every_batch() -> None:
     assert all(word in recipe.why for word in ("205 pictures", "2500 boxes", "390 batches", "AdamW", "from scratch"))
 
 
+def test_fine_tuning_takes_smaller_steps_the_more_the_weights_know() -> None:
+    rates = [choose_recipe(replace(SMALL, fine_tuning=True, known=known)).hyp.lr0 for known in (0, 0.5, 1)]
+    assert choose_recipe(SMALL).hyp.lr0 > rates[0] > rates[1] > rates[2] == pytest.approx(1e-4)
+    assert "50% of the classes known" in choose_recipe(replace(SMALL, fine_tuning=True, known=0.5)).why
+
+
 def test_a_long_run_of_a_convolutional_network_is_yolov5s_own() -> None:
     recipe = choose_recipe(LARGE)
     assert recipe.hyp == Hyp() and recipe.optimizer == "SGD"
@@ -33,17 +39,21 @@ def test_a_long_run_of_a_convolutional_network_is_yolov5s_own() -> None:
 
 
 @pytest.mark.parametrize("attention", [False, True])
-@pytest.mark.parametrize("fine_tuning", [False, True])
+@pytest.mark.parametrize(("fine_tuning", "known"), [(False, 0.0), (True, 0.0), (True, 1.0)])
 @pytest.mark.parametrize("batch", [1, 2, 8, 16, 64, 256])
 @pytest.mark.parametrize("epochs", [1, 3, 10, 100, 1000])
 @pytest.mark.parametrize("images", [1, 10, 300, 5_000, 200_000])
 def test_every_run_gets_a_sound_recipe(
-    images: int, epochs: int, batch: int, fine_tuning: bool, attention: bool
+    images: int, epochs: int, batch: int, fine_tuning: bool, known: float, attention: bool
 ) -> None:
-    facts = Facts(images, 5 * images, epochs, batch, fine_tuning, attention)
+    facts = Facts(images, 5 * images, epochs, batch, fine_tuning, known, attention)
     recipe = choose_recipe(facts)
     assert 0 <= recipe.close_mosaic < max(epochs, 2) and recipe.close_mosaic <= 0.5 * epochs
-    assert recipe.hyp.warmup_epochs <= max(0.1 * epochs, 3.0) and 0 < recipe.hyp.ema_ramp <= 2000
+    assert (
+        recipe.hyp.warmup_epochs <= max(0.1 * epochs, 3.0)
+        and 0 < recipe.hyp.ema_ramp <= 2000
+        and 0 < recipe.hyp.ema_decay < 1
+    )
     assert 1 <= recipe.hyp.nominal_batch <= max(batch, 64)
     assert recipe == choose_recipe(facts)  # pure
     assert "\n" not in recipe.why

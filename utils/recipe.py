@@ -14,6 +14,8 @@ WARMUP_SHARE = 0.1  # of a short run, at most
 NOISY = 4  # images; batches below this are accumulated, for their gradients are mostly noise
 CLOSING_SHARE, CLOSING_MOST = 0.2, 15  # epochs at the end on whole pictures, as in validation
 EMA_SHARE = 0.1  # of the updates of a run: the average's length at its end
+RATE, LONG_RATE = 0.004, 0.001  # of AdamW from scratch, in short runs and long ones
+NEW_CLASSES_RATE, KNOWN_CLASSES_RATE = 0.002, 0.0001  # in fine-tuning: larger steps lose what the weights know
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def choose_recipe(facts: Facts) -> Recipe:
         return Recipe(Hyp(), "SGD", min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST), why)
     nominal = 64 if facts.default_updates >= LONG else max(facts.batch_size, NOISY)
     updates = facts.batches * min(facts.batch_size / nominal, 1.0)
-    rate = 0.001 if facts.default_updates >= LONG else 0.002
+    rate = LONG_RATE if facts.default_updates >= LONG else RATE
+    if facts.fine_tuning:
+        rate = min(rate, KNOWN_CLASSES_RATE + (1 - facts.known) * (NEW_CLASSES_RATE - KNOWN_CLASSES_RATE))
     window = max(EMA_SHARE * updates, 2.0)
     hyp = replace(
         Hyp(),
@@ -84,7 +88,7 @@ def choose_recipe(facts: Facts) -> Recipe:
         nominal_batch=nominal,
     )
     close = min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST)
-    kind = "fine-tuned" if facts.fine_tuning else "from scratch"
+    kind = f"fine-tuned, {facts.known:.0%} of the classes known" if facts.fine_tuning else "from scratch"
     why = (
         f"{known}, {kind}{', attention' if facts.attention else ''}: AdamW at {rate:g}, decay 0.01, "
         f"an update for every {nominal} pictures, warm-up {hyp.warmup_epochs:g} epochs, "
