@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -71,7 +72,7 @@ def made(folder):
 
 def config(folder: Path, name: str, **flags) -> ExportConfig:
     base = ExportConfig(
-        weights=str(folder / "tiny.pt"), include=(name,), imgsz=(128,), images=str(folder / "images"), threads=1
+        weights=str(folder / "tiny.pt"), include=(name,), imgsz=(128,), images=(str(folder / "images"),), threads=1
     )
     return replace(base, **flags)
 
@@ -242,6 +243,9 @@ def test_metadata_round_trips(tmp_path):
     meta = Metadata.of(tiny_model(), (64, 96), 2, form="raw")
     assert Metadata.from_json(meta.to_json(), "x") == meta
     assert Metadata.from_strings(meta.to_strings() | {"other": "{"}, "x") == meta
+    for change in ({"batch": 0}, {"grid": "x"}, {"imgsz": [64]}, {"form": "odd"}, {"strides": [8]}, {"extra": 1}):
+        with pytest.raises(ValueError, match="x: no metadata of this project"):
+            Metadata.from_json(json.dumps(json.loads(meta.to_json()) | change), "x")
     path = tmp_path / "x.bin"
     path.write_bytes(b"TFL3 and more")
     append_metadata(path, meta)
@@ -273,11 +277,18 @@ def test_exported_files_refuse_half(made):
         ({"imgsz": (1, 2, 3)}, "expected one number, or height and width"),
         ({"batch_size": 0}, "must be at least 1"),
         ({"iou_thres": 2.0}, "--iou-thres 2.0: expected 0..1"),
-        ({"images": "nowhere"}, "nowhere: no such file or folder"),
+        ({"images": ("nowhere",)}, "nowhere: no such file or folder"),
         ({"opset": 17}, "--opset 17"),
         ({"include": ("torchscript",), "nms": True}, "no --nms for torchscript, only for onnx, coreml"),
         ({"include": ("torch_export",), "half": True}, "no --half for torch_export"),
         ({"include": ("ncnn",), "batch_size": 2}, "ncnn takes one picture at a time"),
+        ({"include": ("coreml",), "batch_size": 2}, "coreml takes one picture at a time"),
+        ({"include": ("web",), "batch_size": 2}, "web takes one picture at a time"),
+        ({"include": ("web",), "nms": True}, "no --nms for web, only for onnx, coreml"),
+        ({"include": ("web",), "dynamic": "size"}, "no --dynamic size for web"),
+        ({"include": ("engine",)}, "engine: not made here: TensorRT builds it"),
+        ({"include": ("edgetpu",)}, "edgetpu: not made here"),
+        ({"int8": True, "data": "x.yaml", "imgsz": (64, 128)}, "--int8 at 64x128"),
     ],
 )
 def test_one_line_errors(folder, tmp_path, flags, words):

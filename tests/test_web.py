@@ -65,7 +65,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     write_tiny(folder)
     base = export.ExportConfig(
-        weights=str(folder / "tiny.pt"), include=("onnx",), imgsz=(128,), images=str(folder / "images"), threads=1
+        weights=str(folder / "tiny.pt"), include=("onnx",), imgsz=(128,), images=(str(folder / "images"),), threads=1
     )
     export.main(base)
     return folder
