@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM, NEEDS, ORT_WEB, Visit, browse
+from shared import shared
 from tiny import NAMES, write_tiny
 
 import export
@@ -24,37 +25,7 @@ from utils.predictor import Predictor
 from utils.web import RUNTIME, copy_runtime, write_page
 
 CPU = torch.device("cpu")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-ORT_WEB = next((p for p in (REPO / "node_modules" / "onnxruntime-web",) if p.is_dir()), None)
-DRIVER = """<!doctype html><iframe id="page" src="index.html" width="390" height="844"></iframe><script type="module">
-const frame = document.getElementById("page");
-const until = async (ready) => { while (!ready()) await new Promise((go) => setTimeout(go, 50)); };
-const send = (what) => fetch("result", { method: "POST", body: JSON.stringify(what) });
-try {
-  await until(() => frame.contentDocument?.body?.dataset.ready);
-  const page = frame.contentDocument, of = (id) => page.getElementById(id);
-  const found = () => [...page.querySelectorAll("#found li")].map((li) => li.dataset.box.split(" ").map(Number));
-  const results = {};
-  for (const name of PICTURES) {
-    const blob = await (await fetch(name)).blob();
-    const files = new DataTransfer();
-    files.items.add(new File([blob], name));
-    const before = of("picture").getAttribute("aria-label");
-    of("picture").setAttribute("aria-label", "waiting");
-    of("file").files = files.files;
-    of("file").dispatchEvent(new Event("change"));
-    await until(() => of("picture").getAttribute("aria-label") !== "waiting");
-    results[name] = found();
-  }
-  const all = found().length;
-  of("confidence").value = 0.95;
-  of("confidence").dispatchEvent(new Event("input"));
-  const controls = [...page.querySelectorAll("input, button")];
-  const unlabelled = controls.filter((e) => !e.labels?.length && !e.textContent.trim());
-  send({ results, all, sure: found().length, status: of("status").textContent, unlabelled: unlabelled.length,
-         wide: page.documentElement.scrollWidth });
-} catch (error) { send({ error: String(error) }); }
-</script>"""
+SHOTS = os.environ.get("SHOTS", "")  # a folder: the screenshots stay there to be looked at
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +42,21 @@ def site(tmp_path_factory):
     return folder
 
 
-def boxes_of_detect(folder: Path, picture: Path) -> np.ndarray:
-    backend = load_backend(folder / "tiny.onnx", CPU, threads=1)
-    return Predictor(backend, CPU, 128)([imread(picture)])[0].boxes
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """(a real checkpoint, its ONNX file, two photographs)."""
+    pytest.importorskip("onnxscript")
+    weights, places = shared("weights/yolov5n.pt"), [shared(f"datasets/images/{n}.jpg") for n in ("bus", "zidane")]
+    out = tmp_path_factory.mktemp("real")
+    images = tuple(map(str, places))
+    export.main(export.ExportConfig(str(weights), include=("onnx",), images=images, threads=1, out=str(out)))
+    return weights, out / "yolov5n.onnx", places
+
+
+def boxes_of_pytorch(weights: Path, picture: Path, imgsz: int) -> np.ndarray:
+    """(n, 6) as detect.py finds them on a square canvas, which exported files have."""
+    backend = load_backend(weights, CPU, threads=1)
+    return Predictor(backend, CPU, imgsz, rect=False)([imread(picture)])[0].boxes
 
 
 def test_one_file_detector_finds_the_same_boxes(site, tmp_path):
@@ -82,7 +65,7 @@ def test_one_file_detector_finds_the_same_boxes(site, tmp_path):
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     for picture in sorted((site / "images").iterdir()):
-        wanted = boxes_of_detect(site, picture)
+        wanted = boxes_of_pytorch(site / "tiny.pt", picture, 128)
         start = next(i for i, line in enumerate(lines) if line.startswith(f"images/{picture.name}:"))
         assert f"{len(wanted)} boxes" in lines[start]
         for line, box in zip(lines[start + 1 :], wanted, strict=False):
@@ -146,50 +129,58 @@ def test_letterbox_in_javascript_gives_the_same_pixels(tmp_path):
         assert off.max() <= (wanted.shape[1:] == (96, 160)) and (off > 0).mean() < 0.01  # enlarging rounds otherwise
 
 
-class Handler(SimpleHTTPRequestHandler):
-    """Serves the page; what the page posts goes to `server.posted`."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(204)
-        self.end_headers()
-        self.server.posted = json.loads(body)
-        self.server.done.set()
-
-    def log_message(self, *_: object) -> None:
-        pass
+needs_browser = pytest.mark.skipif(CHROMIUM is None or ORT_WEB is None, reason=NEEDS)
 
 
-def test_page_in_chromium_finds_what_detect_finds(site, tmp_path):
-    """`npm install onnxruntime-web` in the repository, and Chromium, are what it needs."""
-    if CHROMIUM is None or ORT_WEB is None:
-        pytest.skip("needs Chromium and node_modules/onnxruntime-web (npm install onnxruntime-web)")
-    meta = load_backend(site / "tiny.onnx", CPU).meta
-    page = tmp_path / "page"
-    write_page(page, site / "tiny.onnx", meta.to_json(), str(ORT_WEB))
+def page_of(folder: Path, onnx: Path, pictures: list[Path]) -> Path:
+    """A page with the ONNX file, and pictures for its tests beside it."""
+    write_page(folder, onnx, load_backend(onnx, CPU).meta.to_json(), str(ORT_WEB))
+    for path in pictures:
+        shutil.copy(path, folder / path.name)
+    return folder
+
+
+def assert_same(got: list, wanted: np.ndarray) -> None:
+    """Boxes of the page against (n, 6) of PyTorch, the best first."""
+    found = np.array(got)
+    assert len(found) == len(wanted) > 0
+    assert np.abs(found[:, :4] - wanted[:, :4]).max() < 2 and np.abs(found[:, 4] - wanted[:, 4]).max() < 0.01
+    assert np.array_equal(found[:, 5], wanted[:, 5])
+
+
+@needs_browser
+def test_page_in_chromium_finds_what_pytorch_finds(site, tmp_path):
     images = sorted((site / "images").iterdir())
+    page = page_of(tmp_path / "page", site / "tiny.onnx", images)
+    visit = Visit([path.name for path in images], camera=True)
+    answer = browse(page, visit, tmp_path / "phone.png", tmp_path / "profile")
+    assert "error" not in answer, answer
     for path in images:
-        shutil.copy(path, page / path.name)
-    (page / "driver.html").write_text(DRIVER.replace("PICTURES", json.dumps([p.name for p in images])))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(page)))
-    server.done = threading.Event()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    url = f"http://127.0.0.1:{server.server_address[1]}/driver.html"
-    quiet = subprocess.DEVNULL
-    browser = subprocess.Popen([CHROMIUM, *flags, "--remote-debugging-port=0", url], stdout=quiet, stderr=quiet)
-    try:
-        assert server.done.wait(90), "the page did not answer"
-    finally:
-        browser.terminate()
-        browser.wait()
-        server.shutdown()
-    posted = server.posted
-    assert "error" not in posted, posted
-    for path in images:
-        wanted = boxes_of_detect(site, path)
-        got = np.array(posted["results"][path.name])
-        assert len(got) == len(wanted) > 0
-        assert np.abs(got[:, :4] - wanted[:, :4]).max() < 2 and np.array_equal(got[:, 5], wanted[:, 5])
-    assert posted["sure"] < posted["all"]
-    assert "ms network" in posted["status"] and posted["unlabelled"] == 0 and posted["wide"] <= 390
+        wanted = boxes_of_pytorch(site / "tiny.pt", path, 128)
+        assert_same(answer["results"][path.name], wanted)
+        assert_same(answer["dropped"][path.name], wanted)
+    sure, of_all = answer["sure"]
+    assert sure < of_all
+    assert "ms network" in answer["status"] and answer["unlabelled"] == answer["small"] == 0 and answer["wide"] <= 390
+    assert answer["camera"]["pressed"] == "true" and answer["camera"]["after"] == "false"
+    assert min(answer["camera"]["size"]) > 100
+    assert cv2.imread(str(tmp_path / "phone.png")).shape == (844, 390, 3)
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_page_with_real_pictures(real, tmp_path, dark):
+    """yolov5n.pt at desktop and phone size. With $SHOTS the screenshots stay."""
+    weights, onnx, pictures = real
+    for name, visit in {
+        "desktop": Visit([pictures[1].name], 1280, 800, dark),
+        "phone": Visit([pictures[0].name], 390, 844, dark, scale=2),
+    }.items():
+        page = page_of(tmp_path / name, onnx, pictures)
+        shot = Path(SHOTS or tmp_path) / f"page-{name}-{'dark' if dark else 'light'}.png"
+        answer = browse(page, visit, shot, tmp_path / f"profile-{name}")
+        assert "error" not in answer, answer
+        for picture, boxes in answer["results"].items():
+            assert_same(boxes, boxes_of_pytorch(weights, pictures[0].parent / picture, 640))
+        corner = cv2.imread(str(shot))[4, -4]
+        assert (corner.max() < 60) if dark else (corner.min() > 200)
