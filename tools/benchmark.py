@@ -140,6 +140,13 @@ def variants(cfg: BenchmarkConfig) -> list[tuple[str, dict[str, object]]]:
     return found
 
 
+def measurable(name: str, flags: dict[str, object]) -> bool:
+    """Whether the variant is one of the format's own; Core ML only stores weights in int8, whatever `int8_ops` says."""
+    if name == "coreml" and flags.get("int8_ops", "weights") != "weights":
+        return False
+    return not flags or bool(FORMATS[name].takes & flags.keys())
+
+
 def export_all(cfg: BenchmarkConfig, model: str, weights: str, imgsz: int, folder: Path) -> list[Entry]:
     """Every format and variant of one model at one size, PyTorch first; what cannot be made has a note."""
     entries = [Entry(model, imgsz, "pytorch", weights, Path(weights).stat().st_size / 1e6)]
@@ -157,7 +164,7 @@ def export_all(cfg: BenchmarkConfig, model: str, weights: str, imgsz: int, folde
         )
         subject = export.prepare(replace(config, **flags))  # type: ignore[arg-type]
         for name in names:
-            if flags and not FORMATS[name].takes & {"half" if cfg.half and "half" in flags else "int8"}:
+            if not measurable(name, flags):
                 continue
             row = export.export(subject, name)
             made = str(row.path) if row.path and row.parity else ""
