@@ -82,6 +82,23 @@ def test_one_file_detector_needs_no_more_than_it_says():
     assert imported - set(sys.stdlib_module_names) == {"cv2", "numpy", "onnxruntime"}
 
 
+@pytest.mark.parametrize(
+    ("weights", "words"), [("none.onnx", "none.onnx"), ("tiny.pt", "tiny.pt"), ("x.onnx", "no metadata")]
+)
+def test_one_file_detector_says_in_one_line_what_is_wrong(site, weights, words):
+    onnx = pytest.importorskip("onnx")
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Identity", ["images"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [value("images", 1, [1])], [value("y", 1, [1])])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), site / "x.onnx"
+    )
+    command = [sys.executable, str(REPO / "examples" / "onnx_detect.py"), weights, "images"]
+    result = subprocess.run(command, cwd=site, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.startswith("error: ") and words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def fake_package(folder: Path) -> Path:
     (folder / "dist").mkdir(parents=True)
     for name in RUNTIME:
