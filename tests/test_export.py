@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from tiny import NAMES, tiny_model, write_tiny
 
 import detect
@@ -25,6 +26,7 @@ from models.exporters import FORMATS
 from models.graph import NmsSettings, export_form, focus_as_convolution, rows_of_final
 from models.inspection import faults, steps
 from models.metadata import VERSION, Metadata, append_metadata, appended_metadata
+from models.yolo import DetectionModel
 from utils.config import REPO, parse_cli
 from utils.nms import non_max_suppression
 from utils.parity import LIMITS, compare
@@ -104,14 +106,32 @@ def test_file_equals_pytorch_for_any_batch(made, reference, name):
     assert backend(pictures(0, 3, 128, 128)).shape == (0, *reference(pictures(1, 3, 128, 128)).shape[1:])
 
 
-@pytest.mark.parametrize("name", ["onnx", "coreml", "tflite", "ncnn"])
+MOBILE = ("onnx", "coreml", "tflite", "ncnn", "executorch")
+
+
+@pytest.mark.parametrize("name", MOBILE)
 def test_mobile_graphs_keep_to_rank_4_and_own_no_operators(made, name):
     seen = steps(made(name))
     ranks = [rank for _, rank in seen]
-    assert len(seen) > 50
+    assert len(seen) > 50 or name == "executorch"  # whose delegate takes many operators at once
     assert max(ranks) == (0 if name == "ncnn" else 4)
-    assert any("conv" in operator.lower() for operator, _ in seen)
+    assert any(("xnnpack" if name == "executorch" else "conv") in operator.lower() for operator, _ in seen)
     assert faults(made(name)) == ""
+
+
+@pytest.mark.parametrize(
+    ("yaml", "fused"), [("yolov5n.yaml", True), ("yolov5-mobilevit.yaml", True), ("yolov5-mobilevit-xxs.yaml", False)]
+)
+def test_models_are_captured_without_a_tensor_above_rank_4(yaml, fused):
+    """What all converters begin with; also what ExecuTorch's delegate hides."""
+    module = export_form(DetectionModel(yaml, nc=3).eval(), fused_attention=fused)
+    graph = torch.export.export(module, (torch.zeros(1, 3, 64, 64),)).graph
+    values = [
+        v for node in graph.nodes for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)
+    ]
+    assert len(values) > 100 and max(v.ndim for v in values) == 4
+    targets = {str(node.target).split(".")[0] for node in graph.nodes if node.op == "call_function"}
+    assert targets <= {"aten", "<built-in function getitem>"}
 
 
 def test_a_fault_is_named(tmp_path):
