@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from tiny import NAMES, write_tiny
 
 import export
 from models.backends import load_backend
+from models.exporters import FORMATS
 from utils.config import REPO
 from utils.images import imread, letterbox
 from utils.predictor import Predictor
@@ -123,6 +125,28 @@ def test_package_without_the_runtime_is_named(tmp_path):
     (package / "dist" / RUNTIME[0]).unlink()
     with pytest.raises(FileNotFoundError, match="expected the package onnxruntime-web"):
         copy_runtime(package, tmp_path / "ort")
+
+
+def test_page_is_proved_and_takes_the_place_of_one_that_failed(site, tmp_path, monkeypatch):
+    onnx = replace(FORMATS["onnx"], write=lambda job, path: shutil.copy(site / "tiny.onnx", path))
+    monkeypatch.setitem(FORMATS, "onnx", onnx)  # written once is enough
+    package = fake_package(tmp_path / "package")
+    cfg = export.ExportConfig(
+        weights=str(site / "tiny.pt"),
+        include=("web",),
+        imgsz=(128,),
+        images=(str(site / "images"),),
+        threads=1,
+        out=str(tmp_path / "out"),
+        ort_web=str(tmp_path / "nowhere"),
+    )
+    with pytest.raises(ValueError, match=r"web: .*nowhere.*expected the package onnxruntime-web"):
+        export.main(cfg)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["tiny_web.failed"]
+    row = export.main(replace(cfg, ort_web=str(package)))[0]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["tiny_web"]
+    assert row.parity.same == row.parity.all > 0 and not row.failed
+    assert json.loads((row.path / "model.json").read_text())["names"]["1"] == NAMES[1]
 
 
 def test_letterbox_in_javascript_gives_the_same_pixels(tmp_path):
