@@ -20,21 +20,22 @@ def markdown(rows: list[Cells]) -> str:
 
 
 def plot(rows: list[Cells], threads: int, path: Path) -> None:
-    """Milliseconds against mAP, or against megabytes where none was measured; a mark for each row."""
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    time = f"ms, {threads} thr"
-    height = "mAP50-95" if any(row["mAP50-95"] != "-" for row in rows) else "size MB"
-    shown = [row for row in rows if row[time] != "-" and row[height] != "-"]
+    """A line for each row that was measured: its bars are time, megabytes and, where it is known, mAP."""
+    time = f"of PyTorch, {threads} thr"  # milliseconds of several environments do not compare
+    shown = [row for row in rows if row[time] != "-"][::-1]  # the first on top
+    columns = [time, "size MB"] + ["mAP50-95"] * any(row["mAP50-95"] != "-" for row in shown)
     groups = list(dict.fromkeys((row["model"], row["imgsz"]) for row in shown))
-    for index, (model, imgsz) in enumerate(groups):
-        own = [row for row in shown if (row["model"], row["imgsz"]) == (model, imgsz)]
-        places = [(float(row[time]), float(row[height])) for row in own]
-        axes.scatter(*zip(*places, strict=True), color=f"C{index}", label=f"{model} at {imgsz}")
-        for row, place in zip(own, places, strict=True):
-            axes.annotate(row["format"], place, (4, 3), textcoords="offset points", fontsize=8)
-    axes.set(xlabel=f"ms a picture, median, {threads} thread(s)", ylabel=height)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    colours = [f"C{groups.index((row['model'], row['imgsz']))}" for row in shown]
+    size = (4 * len(columns) + 2, 0.24 * len(shown) + 1)
+    figure, panels = plt.subplots(1, len(columns), figsize=size, sharey=True, layout="constrained")
+    for axes, column in zip(panels, columns, strict=True):
+        values = [0.0 if row[column] == "-" else float(row[column]) for row in shown]
+        bars = axes.barh(range(len(shown)), values, color=colours)
+        axes.bar_label(bars, [row[column] for row in shown], padding=2, fontsize=7)
+        axes.margins(x=0.15, y=0.01)
+        axes.set_title(column, fontsize=9)
+    names = [f"{row['model']} {row['imgsz']}  {row['format']}" for row in shown]
+    panels[0].set_yticks(range(len(shown)), names, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     plt.close(figure)
