@@ -367,6 +367,12 @@ def test_compare_counts_and_measures():
     fewer = compare(rows, rows[:, :1], limits)
     assert (fewer.same, fewer.all) == (1, 2) and not fewer.within(limits)
     assert not compare(rows, rows * float("nan"), limits).within(limits)
+    places = torch.rand(60, 2, generator=torch.Generator().manual_seed(0)) * 600 + 20
+    sizes = torch.tensor([1e-6, 1e-6, 9.0]).repeat(20)[:, None].expand(-1, 2)  # too small for single precision there
+    scores = torch.tensor([[1, 0.9, 0.1]]).expand(60, -1)
+    flat = torch.cat([places, sizes, scores], dim=1)[None]  # models with random weights find such
+    parity = compare(flat, flat, limits)
+    assert parity.same == parity.all > 40
 
 
 def commands() -> list[str]:
