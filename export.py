@@ -5,20 +5,13 @@ python export.py --weights runs/train/exp/weights/best.pt --include onnx openvin
 
 from __future__ import annotations
 
-import io
 import logging
-import os
-import shutil
-import statistics
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+import tempfile
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,10 +23,12 @@ from models.inspection import faults
 from models.metadata import Metadata
 from models.quantize import INT8_OPS
 from models.yolo import DetectionModel
-from utils.config import REPO, flag, run_script
+from utils.config import flag, run_script
 from utils.dataset import list_images, read_data_yaml
-from utils.images import IMAGE_SUFFIXES, check_imgsz, imread, letterbox, to_input
+from utils.files import move, remove, size_of
+from utils.images import check_imgsz
 from utils.parity import LIMITS, compare
+from utils.proof import evenly, interleaved, medians, proof_pictures, quiet, read_pictures
 from utils.proof_table import Row, table
 from utils.web import write_page
 from val import ValConfig
@@ -41,10 +36,17 @@ from val import main as validate
 
 LOGGER = logging.getLogger(__name__)
 NAMES = (*FORMATS, "web")
-PROOFS = 8  # pictures compared
+ELSEWHERE = {
+    "engine": "TensorRT builds it on the GPU that is to run it: export onnx, then trtexec --onnx=best.onnx",
+    "saved_model": "it needs TensorFlow: export onnx, then onnx2tf -i best.onnx; or take tflite",
+    "pb": "it needs TensorFlow: export onnx, then onnx2tf -i best.onnx; or take tflite",
+    "edgetpu": "Google's compiler makes it: tflite --int8 --int8-ops all, then edgetpu_compiler",
+    "tfjs": "it needs TensorFlow: take web, which runs the ONNX file in the browser",
+    "paddle": "it needs PaddlePaddle: export onnx, then x2paddle --framework=onnx --model=best.onnx",
+}  # YOLOv5's other formats: what would help, none of it tried here
 CALIBRATION = 64  # pictures for int8
-ROUNDS = 11  # of timing, file and PyTorch in turns
 INT8_LOSS = 0.010  # mAP50-95 that an int8 file may lose
+ONE_AT_A_TIME = ("ncnn", "coreml", "web")
 CPU = torch.device("cpu")
 
 
@@ -67,7 +69,7 @@ class ExportConfig:
     iou_thres: float = flag(0.45, "with --nms: boxes of a class that overlap more are merged")
     max_det: int = flag(300, "with --nms: rows that come out")
     data: str = flag("", "data YAML: its training pictures calibrate int8, its val pictures prove every format")
-    images: str = flag("data/images", "without --data: a picture or folder that proves every format")
+    images: tuple[str, ...] = flag(("data/images",), "without --data: pictures and folders that prove every format")
     threads: int = flag(0, "of the CPU while timing; 0: as the runtime likes")
     out: str = flag("", "folder for the files; empty: beside the weights")
     ort_web: str = flag("", "for web: folder of the package onnxruntime-web; empty: fetch it from the npm registry")
@@ -82,74 +84,62 @@ class Subject:
     imgsz: tuple[int, int]
     pictures: Tensor
     calibration: Tensor | None
+    jobs: list[Job] = field(default_factory=list)
 
-    @property
-    def reference(self) -> Callable[[Tensor], Tensor]:
+    def reference(self, images: Tensor) -> Tensor:
         """The model as PyTorch runs it: decoded rows."""
-        return lambda images: self.model(images)[0]
+        return self.model(images)[0]
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """PyTorch's rows of the pictures."""
+        return self.reference(self.pictures)
+
+    @cached_property
+    def map50_95(self) -> float:
+        """PyTorch's mAP on the val split of --data."""
+        return mean_ap(self.cfg, self.cfg.weights, self.imgsz[0])
 
     def job(self, name: str) -> Job:
+        """What to write; formats that want the same share one, so that the network is captured once for them."""
         cfg = self.cfg
         options: dict[str, Any] = {
             "dynamic": cfg.dynamic,
             "form": "nms" if cfg.nms else "decoded",
-            "precision": precision(cfg),
+            "precision": precision(cfg, name),
         }
         if name == "tflite" and cfg.int8 and cfg.int8_ops == "all":
             options["form"] = "raw"
         if cfg.nms:
             options["conf_thres"] = cfg.conf_thres
         meta = Metadata.of(self.model, self.imgsz, cfg.batch_size, **options)
-        return Job(
-            self.model,
-            meta,
-            self.pictures[:1].repeat(cfg.batch_size, 1, 1, 1),
-            NmsSettings(cfg.conf_thres, cfg.iou_thres, cfg.max_det),
-            cfg.half,
-            cfg.opset,
-            cfg.simplify,
-            self.calibration,
-            cfg.int8_ops if cfg.int8 else "",
-        )
+        shared = next((job for job in self.jobs if job.meta == meta), None)
+        if shared is None:
+            shared = Job(
+                self.model,
+                meta,
+                self.pictures[:1].repeat(cfg.batch_size, 1, 1, 1),
+                NmsSettings(cfg.conf_thres, cfg.iou_thres, cfg.max_det),
+                cfg.half,
+                cfg.opset,
+                cfg.simplify,
+                self.calibration,
+                cfg.int8_ops if cfg.int8 else "",
+            )
+            self.jobs.append(shared)
+        return shared
 
 
-def precision(cfg: ExportConfig) -> str:
-    return f"int8 {cfg.int8_ops}" if cfg.int8 else "float16" if cfg.half else "float32"
+def precision(cfg: ExportConfig, name: str) -> str:
+    """Of the file: "float32", "float16", or "int8 " and what is computed in it; Core ML only stores it."""
+    if cfg.int8:
+        return "int8 weights" if name == "coreml" else f"int8 {cfg.int8_ops}"
+    return "float16" if cfg.half else "float32"
 
 
 def tag(cfg: ExportConfig) -> str:
     """What follows the stem of a file's name, so that variants lie side by side."""
     return ("-int8" if cfg.int8 else "-fp16" if cfg.half else "") + ("-nms" if cfg.nms else "")
-
-
-def read_pictures(paths: Sequence[str | Path], imgsz: tuple[int, int]) -> Tensor:
-    """(n, 3, H, W) in 0..1, letterboxed."""
-    canvases = [letterbox(imread(path), imgsz)[0] for path in paths]
-    return to_input(torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2).contiguous(), CPU)
-
-
-def proof_paths(cfg: ExportConfig) -> list[str | Path]:
-    """The pictures that prove: evenly from the val split of --data, else from --images.
-
-    Raises:
-        FileNotFoundError, ValueError: there are none.
-    """
-    if cfg.data:
-        found: list[str | Path] = list(list_images(read_data_yaml(cfg.data).split("val")))
-    else:
-        place = next((p for p in (Path(cfg.images), REPO / cfg.images) if p.exists()), None)
-        if place is None:
-            raise FileNotFoundError(f"--images {cfg.images}: no such file or folder")
-        found = sorted(place.iterdir()) if place.is_dir() else [place]
-        found = [path for path in found if Path(path).suffix.lower() in IMAGE_SUFFIXES]
-    if not found:
-        raise ValueError(f"{cfg.data or cfg.images}: no pictures in it, expected some to compare the files on")
-    return evenly(found, PROOFS)
-
-
-def evenly(items: list, most: int) -> list:
-    """At most `most` of `items`, equally far apart."""
-    return [items[i * len(items) // min(most, len(items))] for i in range(min(most, len(items)))]
 
 
 def prepare(cfg: ExportConfig) -> Subject:
@@ -160,17 +150,19 @@ def prepare(cfg: ExportConfig) -> Subject:
     imgsz = check_imgsz(sides[0], model.grid), check_imgsz(sides[1], model.grid)
     calibration = None
     if cfg.int8:
+        if imgsz[0] != imgsz[1]:
+            raise ValueError(f"--int8 at {imgsz[0]}x{imgsz[1]}: its mAP is judged on squares, expected one --imgsz")
         data = read_data_yaml(cfg.data)
         if data.nc != model.nc:
             raise ValueError(f"{cfg.weights} has {model.nc} classes, but {cfg.data} has {data.nc}; expected as many")
         if cfg.int8_ops != "weights":
             calibration = read_pictures(evenly(list(list_images(data.split("train"))), CALIBRATION), imgsz)
-    return Subject(cfg, model, imgsz, read_pictures(proof_paths(cfg), imgsz), calibration)
+    return Subject(cfg, model, imgsz, read_pictures(proof_pictures(cfg.data, cfg.images), imgsz), calibration)
 
 
 def check_config(cfg: ExportConfig) -> None:
     """Raise a ValueError for flags that do not go together."""
-    unknown = [name for name in cfg.include if name not in (*NAMES, "all")]
+    unknown = [name for name in cfg.include if name not in (*NAMES, *ELSEWHERE, "all")]
     if unknown:
         raise ValueError(f"--include {unknown[0]}: expected all, or some of {', '.join(NAMES)}")
     if not cfg.weights:
@@ -190,120 +182,88 @@ def check_config(cfg: ExportConfig) -> None:
             raise ValueError(f"{option} {value}: expected 0..1")
 
 
+def formats(cfg: ExportConfig) -> dict[str, Format]:
+    """Every format; the page's is known here only: it is an ONNX file and what shows it."""
+
+    def write_web(job: Job, path: Path) -> None:
+        onnx = path.with_name("model.onnx")
+        FORMATS["onnx"].write(job, onnx)
+        write_page(path, onnx, job.meta.to_json(), cfg.ort_web)
+
+    return {**FORMATS, "web": Format("_web", write_web, frozenset({"int8"}))}
+
+
 def refusal(cfg: ExportConfig, name: str, form: Format) -> str:
     """Why the format cannot be made with these options; empty if it can."""
     asked = {"half": cfg.half, "int8": cfg.int8, "nms": cfg.nms, cfg.dynamic: cfg.dynamic != "none"}
     for option in (o for o, on in asked.items() if on and o not in form.takes):
         flag_name = f"--dynamic {option}" if option in ("batch", "size") else f"--{option}"
-        able = ", ".join(n for n, f in FORMATS.items() if option in f.takes)
+        able = ", ".join(n for n, f in formats(cfg).items() if option in f.takes)
         return f"no {flag_name} for {name}, only for {able}"
-    if name == "ncnn" and cfg.batch_size > 1:
-        return "ncnn takes one picture at a time: leave --batch-size out"
+    if name in ONE_AT_A_TIME and cfg.batch_size > 1:
+        return f"{name} takes one picture at a time: leave --batch-size out"
     return ""
-
-
-def export_web(subject: Subject) -> Row:
-    """The demo page, with an ONNX file that was proved first."""
-    cfg = subject.cfg
-    folder = Path(cfg.out or Path(cfg.weights).parent)
-    target = folder / f"{Path(cfg.weights).stem}{tag(cfg)}_web"
-    work = folder / f".{target.name}.part"
-    remove(work)
-    work.mkdir(parents=True)
-    try:
-        LOGGER.info(
-            f"web: writing {target}" + ("" if cfg.ort_web else ", fetching onnxruntime-web from the npm registry")
-        )
-        job = subject.job("onnx")
-        with quiet():
-            FORMATS["onnx"].write(job, work / "model.onnx")
-        row = replace(prove(subject, "onnx", work / "model.onnx"), format="web")
-        if not row.failed:
-            write_page(work / "page", work / "model.onnx", job.meta.to_json(), cfg.ort_web)
-            remove(target)
-            os.replace(work / "page", target)
-            row.path, row.megabytes = target, size_of(target) / 1e6
-        return row
-    finally:
-        remove(work)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the converters' own chatter: warnings about their inner life, progress lines."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(level)
 
 
 def export(subject: Subject, name: str) -> Row:
     """Write one format and prove it; the file is renamed to *.failed where the proof fails."""
-    cfg, form = subject.cfg, FORMATS[name]
+    cfg = subject.cfg
+    if name in ELSEWHERE:
+        return Row(name, note=f"not made here: {ELSEWHERE[name]}", missing=True)
+    form = formats(cfg)[name]
     why = refusal(cfg, name, form)
     if why:
         return Row(name, note=why, missing=True)
     folder = Path(cfg.out or Path(cfg.weights).parent)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / (Path(cfg.weights).stem + tag(cfg) + form.ending)
-    work = folder / f".{target.name}.part"
+    failed, work = target.with_name(target.name + ".failed"), folder / f".{target.name}.part"
     remove(work)
     work.mkdir()
+    made = work / target.name
     try:
         LOGGER.info(f"{name}: writing {target}")
-        job = subject.job(name)
+        if name == "web" and not cfg.ort_web:
+            LOGGER.info("web: fetching onnxruntime-web from the npm registry")
         with quiet():
-            form.write(job, work / target.name)
-        row = prove(subject, name, work / target.name)
-        final = target.with_name(target.name + ".failed") if row.failed else target
-        remove(final)
-        os.replace(work / target.name, final)
-        row.path = final
+            form.write(subject.job(name), made)
+        row = prove(subject, name, made)
+        row.path = failed if row.failed else target
+        remove(failed)
+        move(made, row.path)
         return row
     except ImportError as error:
         return Row(name, note=str(error), missing=True)
-    except (ValueError, RuntimeError, NotImplementedError) as error:  # of a converter or runtime: the others go on
+    except (ValueError, RuntimeError, FileNotFoundError) as error:  # of a converter or runtime: the others go on
         LOGGER.debug("", exc_info=True)
-        kept = target.with_name(target.name + ".failed")
-        if (work / target.name).exists():
-            remove(kept)
-            os.replace(work / target.name, kept)
+        if made.exists():
+            move(made, failed)
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return Row(name, note=lines[0], failed=True)
     finally:
         remove(work)
 
 
-def remove(path: Path) -> None:
-    """Delete a file or folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def prove(subject: Subject, name: str, path: Path) -> Row:
     """Load the file in its runtime and compare it with PyTorch; what cannot run here is checked for its operators."""
     cfg = subject.cfg
     row = Row(name, path, megabytes=size_of(path) / 1e6)
-    row.note = faults(path)
+    graph = path / "model.onnx" if name == "web" else path
+    row.note = faults(graph)
     row.failed = bool(row.note)
     if name == "coreml" or row.failed:
         row.note = row.note or "operators and ranks checked; runs on Apple devices only"
         return row
     with quiet():
-        backend = load_backend(path, CPU, threads=cfg.threads)
-    limits = LIMITS["float32" if not (cfg.half or cfg.int8) else "float16"]
-    expected, got = subject.reference(subject.pictures), backend(subject.pictures)
-    row.parity = compare(expected, got, limits, cfg.conf_thres, cfg.iou_thres, cfg.max_det)
-    row.ms, base = interleaved([backend, subject.reference], subject.pictures[: cfg.batch_size])
+        backend = load_backend(graph, CPU, threads=cfg.threads)
+    limits = LIMITS["float16" if cfg.half or cfg.int8 else "float32"]
+    got = backend(subject.pictures)
+    row.parity = compare(subject.expected, got, limits, cfg.conf_thres, cfg.iou_thres, cfg.max_det)
+    times = interleaved([backend, subject.reference], subject.job(name).example)
+    row.ms, base = medians(times)
     row.ratio = row.ms / base
     if cfg.int8:
-        row.maps = mean_ap(cfg, cfg.weights, subject.imgsz), mean_ap(cfg, str(path), subject.imgsz)
+        row.maps = subject.map50_95, mean_ap(cfg, str(graph), subject.imgsz[0])
         if row.maps[0] - row.maps[1] > INT8_LOSS:
             row.failed, row.note = True, f"lost more than {INT8_LOSS} mAP50-95"
     elif not row.parity.within(limits):
@@ -313,44 +273,12 @@ def prove(subject: Subject, name: str, path: Path) -> Row:
     return row
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file or of all in a folder."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-
-
-def interleaved(models: Sequence[Callable[[Tensor], Tensor]], images: Tensor) -> list[float]:
-    """Median milliseconds of each on the same input, measured in turns so that a busy machine is busy for all."""
-    times: list[list[float]] = [[] for _ in models]
-    for _ in range(ROUNDS):
-        for model, spent in zip(models, times, strict=True):
-            start = time.perf_counter()
-            model(images)
-            spent.append(1000 * (time.perf_counter() - start))
-    return [statistics.median(spent[1:]) for spent in times]  # the first one warms up
-
-
-def mean_ap(cfg: ExportConfig, weights: str, imgsz: tuple[int, int]) -> float:
+def mean_ap(cfg: ExportConfig, weights: str, imgsz: int) -> float:
     """mAP50-95 on the val split of --data, on square canvases."""
-    project = Path(cfg.out or Path(cfg.weights).parent) / ".val"
-    try:
-        with quiet():
-            metrics = validate(
-                ValConfig(
-                    data=cfg.data,
-                    weights=weights,
-                    imgsz=max(imgsz),
-                    device="cpu",
-                    rect=False,
-                    workers=0,
-                    threads=cfg.threads,
-                    plots=False,
-                    batch_size=8,
-                    project=str(project),
-                )
-            )
-    finally:
-        remove(project)
-    return metrics.map50_95
+    options: dict[str, Any] = {"device": "cpu", "rect": False, "workers": 0, "plots": False, "batch_size": 8}
+    with quiet(), tempfile.TemporaryDirectory() as project:
+        options |= {"imgsz": imgsz, "threads": cfg.threads, "project": project}
+        return validate(ValConfig(weights=weights, data=cfg.data, **options)).map50_95
 
 
 @torch.inference_mode()
@@ -363,10 +291,8 @@ def main(cfg: ExportConfig) -> list[Row]:
     subject = prepare(cfg)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    names = [name for name in FORMATS if name in cfg.include or "all" in cfg.include]
-    rows = [export(subject, name) for name in names]
-    if "web" in cfg.include:
-        rows.append(export_web(subject))
+    names = [name for name in NAMES if name in cfg.include or ("all" in cfg.include and name != "web")]
+    rows = [export(subject, name) for name in (*names, *(name for name in ELSEWHERE if name in cfg.include))]
     LOGGER.info("\n" + table(rows))
     wrong = [row for row in rows if row.failed or (row.missing and row.format in cfg.include)]
     if wrong:

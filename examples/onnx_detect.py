@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidProtobuf, NoSuchFile
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -44,14 +45,12 @@ class Detector:
             found = found[found[:, 4] > self.conf_thres]
         else:
             found = suppress(outputs[0][0], self.conf_thres, self.iou_thres)
-        h, w = image.shape[:2]
-        found[:, :4] = ((found[:, :4] - shift) / scale).clip(0, [w, h, w, h])
+        found[:, :4] = ((found[:, :4] - shift) / scale).clip(0, [*image.shape[1::-1]] * 2)
         return found[(found[:, 2:4] > found[:, :2]).all(axis=1)]
 
     def letterbox(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(canvas, scale, shift): a point p of the picture lies at p * scale + shift; both are x, y, x, y."""
-        h, w = image.shape[:2]
-        height, width = self.imgsz
+        (h, w), (height, width) = image.shape[:2], self.imgsz
         if self.free_size:  # the smallest canvas that holds the picture and that the network can divide
             ratio = max(self.imgsz) / max(h, w)
             height, width = (max(-(-round(side * ratio) // self.grid), 1) * self.grid for side in (h, w))
@@ -66,10 +65,8 @@ class Detector:
 def suppress(rows: np.ndarray, conf_thres: float, iou_thres: float) -> np.ndarray:
     """(N, 5+nc) cx, cy, w, h, objectness, class probabilities -> (n, 6) after NMS within each class."""
     rows = rows[rows[:, 4] > conf_thres]
-    scores = rows[:, 5:] * rows[:, 4:5]
-    classes, scores = scores.argmax(axis=1), scores.max(axis=1, initial=0)
-    order = np.argsort(-scores, kind="stable")
-    order = order[scores[order] > conf_thres]
+    classes, scores = rows[:, 5:].argmax(axis=1), (rows[:, 5:] * rows[:, 4:5]).max(axis=1, initial=0)
+    order = np.argsort(-scores, kind="stable")[: (scores > conf_thres).sum()]
     rows, scores, classes = rows[order], scores[order], classes[order]
     corners = np.hstack([rows[:, :2] - rows[:, 2:4] / 2, rows[:, :2] + rows[:, 2:4] / 2])
     areas, kept, left = rows[:, 2] * rows[:, 3], [], np.arange(len(rows))
@@ -104,7 +101,7 @@ def main() -> None:
         for path in sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES) if place.is_dir() else [place]:
             image = cv2.imread(str(path))
             if image is None:
-                sys.exit(f"error: {path}: not a readable picture")
+                raise ValueError(f"{path}: not a readable picture")
             start = time.perf_counter()
             found = detector(image)
             print(f"{path}: {len(found)} boxes, {1000 * (time.perf_counter() - start):.1f} ms")
@@ -116,4 +113,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError, Fail, InvalidProtobuf, NoSuchFile) as error:
+        sys.exit(f"error: {error}")

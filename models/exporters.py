@@ -106,7 +106,10 @@ def write_onnx(job: Job, path: Path) -> None:
         graph = quantize.quantize_onnx(graph, job.int8_ops, job.calibration)
     name_axes(graph, job.meta)
     onnx.helper.set_model_props(graph, job.meta.to_strings())
-    onnx.checker.check_model(graph)
+    try:
+        onnx.checker.check_model(graph)
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"{path.name}: not a valid graph ({str(error).splitlines()[0]})") from error
     onnx.save(graph, path)
 
 

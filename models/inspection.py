@@ -50,7 +50,32 @@ def ncnn_steps(path: Path) -> Iterator[Step]:
         yield f"custom {name}" if "." in name or "::" in name else name, 0
 
 
-READERS = {".onnx": onnx_steps, ".tflite": litert_steps, ".mlpackage": coreml_steps, "_ncnn_model": ncnn_steps}
+def executorch_steps(path: Path) -> Iterator[Step]:
+    """Calls of kernels and of delegates with the ranks of what they are given; a delegate's inside is its own."""
+    reader = need("executorch.exir._serialize._program", "requirements-executorch.txt")
+    read = reader.deserialize_pte_binary(path.read_bytes())
+    plan = getattr(read, "program", read).execution_plan[0]
+    ranks = [len(getattr(value.val, "sizes", ())) for value in plan.values]
+    for step in (instruction.instr_args for chain in plan.chains for instruction in chain.instructions):
+        kernel, delegate = getattr(step, "op_index", None), getattr(step, "delegate_index", None)
+        if kernel is not None:
+            name = plan.operators[kernel].name
+            name = name if name.split("::")[0] in EXECUTORCH_OWN else f"custom {name}"
+        elif delegate is not None:
+            name = plan.delegates[delegate].id
+        else:
+            continue  # moves and jumps compute nothing
+        yield name, max((ranks[i] for i in step.args), default=0)
+
+
+EXECUTORCH_OWN = ("aten", "dim_order_ops", "executorch_prim")
+READERS = {
+    ".onnx": onnx_steps,
+    ".tflite": litert_steps,
+    ".mlpackage": coreml_steps,
+    ".pte": executorch_steps,
+    "_ncnn_model": ncnn_steps,
+}
 
 
 def steps(path: Path) -> list[Step]:

@@ -54,6 +54,24 @@ class Metadata:
         anchors = model.head.anchors.tolist()
         return cls(dict(model.names), max(strides), model.grid, imgsz, batch, anchors, strides, **more)
 
+    def checked(self) -> Metadata:
+        """Itself.
+
+        Raises:
+            ValueError: a number that cannot be, a word that is unknown.
+        """
+        for name in ("stride", "grid", "batch"):
+            if not positive(getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)!r}, expected a number above 0")
+        if len(self.imgsz) != 2 or not all(map(positive, self.imgsz)):
+            raise ValueError(f"imgsz {self.imgsz!r}, expected height and width")
+        if len(self.anchors) != len(self.strides):
+            raise ValueError(f"{len(self.anchors)} levels of anchors, {len(self.strides)} strides")
+        for name, known in (("form", FORMS), ("dynamic", DYNAMIC)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        return self
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
 
@@ -72,7 +90,7 @@ class Metadata:
             values = json.loads(text)
             values["names"] = {int(k): str(v) for k, v in values["names"].items()}
             values["imgsz"] = tuple(values["imgsz"])
-            return cls(**values)
+            return cls(**values).checked()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{where}: no metadata of this project in it ({error}), expected a file of export.py"
@@ -93,6 +111,10 @@ class Metadata:
         except ValueError as error:
             raise ValueError(f"{where}: metadata that is not JSON ({error}), expected a file of export.py") from None
         return cls.from_json(json.dumps(values), where)
+
+
+def positive(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def append_metadata(path: Path, meta: Metadata) -> None:

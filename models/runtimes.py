@@ -149,19 +149,22 @@ class OnnxBackend(ExportedBackend):
             ["CUDAExecutionProvider", "CPUExecutionProvider"] if device.type == "cuda" else ["CPUExecutionProvider"]
         )
         providers = [name for name in wanted if name in ort.get_available_providers()]
+        kinds = vars(need("onnxruntime.capi.onnxruntime_pybind11_state")).values()  # its exceptions share no base
+        self.errors = tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception))
         try:
             self.session = ort.InferenceSession(str(path), options, providers=providers)
-        except ort.capi.onnxruntime_pybind11_state.Fail as error:
+        except self.errors as error:
             raise ValueError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
-        except ort.capi.onnxruntime_pybind11_state.InvalidProtobuf as error:
-            raise ValueError(f"{path}: not an ONNX file") from error
         super().__init__(path, Metadata.from_strings(self.session.get_modelmeta().custom_metadata_map, path), half)
         if len(providers) < len(wanted):
             LOGGER.warning("this onnxruntime has no CUDA; the file runs on the CPU (pip install onnxruntime-gpu)")
         self.input = self.session.get_inputs()[0].name
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        return self.session.run(None, {self.input: images})
+        try:
+            return self.session.run(None, {self.input: images})
+        except self.errors as error:
+            raise ValueError(f"{self.path}: ONNX Runtime stopped ({str(error).splitlines()[0]})") from error
 
 
 class OpenVinoBackend(ExportedBackend):
@@ -212,7 +215,7 @@ class NcnnBackend(ExportedBackend):
             extractor.input(self.net.input_names()[0], self.ncnn.Mat(images[0]).clone())
             outputs = [extractor.extract(name) for name in self.net.output_names()]
             if any(code for code, _ in outputs):
-                raise RuntimeError(f"{self.path}: ncnn stopped with {[code for code, _ in outputs]}")
+                raise ValueError(f"{self.path}: ncnn stopped with {[code for code, _ in outputs]}")
             return [np.array(mat)[None] for _, mat in outputs]
 
 

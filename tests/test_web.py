@@ -3,58 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM, NEEDS, ORT_WEB, Visit, browse
+from shared import shared
 from tiny import NAMES, write_tiny
 
 import export
 from models.backends import load_backend
+from models.exporters import FORMATS
 from utils.config import REPO
 from utils.images import imread, letterbox
 from utils.predictor import Predictor
 from utils.web import RUNTIME, copy_runtime, write_page
 
 CPU = torch.device("cpu")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-ORT_WEB = next((p for p in (REPO / "node_modules" / "onnxruntime-web",) if p.is_dir()), None)
-DRIVER = """<!doctype html><iframe id="page" src="index.html" width="390" height="844"></iframe><script type="module">
-const frame = document.getElementById("page");
-const until = async (ready) => { while (!ready()) await new Promise((go) => setTimeout(go, 50)); };
-const send = (what) => fetch("result", { method: "POST", body: JSON.stringify(what) });
-try {
-  await until(() => frame.contentDocument?.body?.dataset.ready);
-  const page = frame.contentDocument, of = (id) => page.getElementById(id);
-  const found = () => [...page.querySelectorAll("#found li")].map((li) => li.dataset.box.split(" ").map(Number));
-  const results = {};
-  for (const name of PICTURES) {
-    const blob = await (await fetch(name)).blob();
-    const files = new DataTransfer();
-    files.items.add(new File([blob], name));
-    const before = of("picture").getAttribute("aria-label");
-    of("picture").setAttribute("aria-label", "waiting");
-    of("file").files = files.files;
-    of("file").dispatchEvent(new Event("change"));
-    await until(() => of("picture").getAttribute("aria-label") !== "waiting");
-    results[name] = found();
-  }
-  const all = found().length;
-  of("confidence").value = 0.95;
-  of("confidence").dispatchEvent(new Event("input"));
-  const controls = [...page.querySelectorAll("input, button")];
-  const unlabelled = controls.filter((e) => !e.labels?.length && !e.textContent.trim());
-  send({ results, all, sure: found().length, status: of("status").textContent, unlabelled: unlabelled.length,
-         wide: page.documentElement.scrollWidth });
-} catch (error) { send({ error: String(error) }); }
-</script>"""
+SHOTS = os.environ.get("SHOTS", "")  # a folder: the screenshots stay there to be looked at
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +38,27 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     write_tiny(folder)
     base = export.ExportConfig(
-        weights=str(folder / "tiny.pt"), include=("onnx",), imgsz=(128,), images=str(folder / "images"), threads=1
+        weights=str(folder / "tiny.pt"), include=("onnx",), imgsz=(128,), images=(str(folder / "images"),), threads=1
     )
     export.main(base)
     return folder
 
 
-def boxes_of_detect(folder: Path, picture: Path) -> np.ndarray:
-    backend = load_backend(folder / "tiny.onnx", CPU, threads=1)
-    return Predictor(backend, CPU, 128)([imread(picture)])[0].boxes
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """(a real checkpoint, its ONNX file, two photographs)."""
+    pytest.importorskip("onnxscript")
+    weights, places = shared("weights/yolov5n.pt"), [shared(f"datasets/images/{n}.jpg") for n in ("bus", "zidane")]
+    out = tmp_path_factory.mktemp("real")
+    images = tuple(map(str, places))
+    export.main(export.ExportConfig(str(weights), include=("onnx",), images=images, threads=1, out=str(out)))
+    return weights, out / "yolov5n.onnx", places
+
+
+def boxes_of_pytorch(weights: Path, picture: Path, imgsz: int) -> np.ndarray:
+    """(n, 6) as detect.py finds them on a square canvas, which exported files have."""
+    backend = load_backend(weights, CPU, threads=1)
+    return Predictor(backend, CPU, imgsz, rect=False)([imread(picture)])[0].boxes
 
 
 def test_one_file_detector_finds_the_same_boxes(site, tmp_path):
@@ -82,7 +67,7 @@ def test_one_file_detector_finds_the_same_boxes(site, tmp_path):
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     for picture in sorted((site / "images").iterdir()):
-        wanted = boxes_of_detect(site, picture)
+        wanted = boxes_of_pytorch(site / "tiny.pt", picture, 128)
         start = next(i for i, line in enumerate(lines) if line.startswith(f"images/{picture.name}:"))
         assert f"{len(wanted)} boxes" in lines[start]
         for line, box in zip(lines[start + 1 :], wanted, strict=False):
@@ -97,6 +82,23 @@ def test_one_file_detector_needs_no_more_than_it_says():
     assert len(code.splitlines()) < 120
     imported = {line.split()[1].split(".")[0] for line in code.splitlines() if line.startswith(("import ", "from "))}
     assert imported - set(sys.stdlib_module_names) == {"cv2", "numpy", "onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"), [("none.onnx", "none.onnx"), ("tiny.pt", "tiny.pt"), ("x.onnx", "no metadata")]
+)
+def test_one_file_detector_says_in_one_line_what_is_wrong(site, weights, words):
+    onnx = pytest.importorskip("onnx")
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Identity", ["images"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [value("images", 1, [1])], [value("y", 1, [1])])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), site / "x.onnx"
+    )
+    command = [sys.executable, str(REPO / "examples" / "onnx_detect.py"), weights, "images"]
+    result = subprocess.run(command, cwd=site, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.startswith("error: ") and words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def fake_package(folder: Path) -> Path:
@@ -125,6 +127,28 @@ def test_package_without_the_runtime_is_named(tmp_path):
         copy_runtime(package, tmp_path / "ort")
 
 
+def test_page_is_proved_and_takes_the_place_of_one_that_failed(site, tmp_path, monkeypatch):
+    onnx = replace(FORMATS["onnx"], write=lambda job, path: shutil.copy(site / "tiny.onnx", path))
+    monkeypatch.setitem(FORMATS, "onnx", onnx)  # written once is enough
+    package = fake_package(tmp_path / "package")
+    cfg = export.ExportConfig(
+        weights=str(site / "tiny.pt"),
+        include=("web",),
+        imgsz=(128,),
+        images=(str(site / "images"),),
+        threads=1,
+        out=str(tmp_path / "out"),
+        ort_web=str(tmp_path / "nowhere"),
+    )
+    with pytest.raises(ValueError, match=r"web: .*nowhere.*expected the package onnxruntime-web"):
+        export.main(cfg)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["tiny_web.failed"]
+    row = export.main(replace(cfg, ort_web=str(package)))[0]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["tiny_web"]
+    assert row.parity.same == row.parity.all > 0 and not row.failed
+    assert json.loads((row.path / "model.json").read_text())["names"]["1"] == NAMES[1]
+
+
 def test_letterbox_in_javascript_gives_the_same_pixels(tmp_path):
     node = shutil.which("node")
     if node is None:
@@ -146,50 +170,58 @@ def test_letterbox_in_javascript_gives_the_same_pixels(tmp_path):
         assert off.max() <= (wanted.shape[1:] == (96, 160)) and (off > 0).mean() < 0.01  # enlarging rounds otherwise
 
 
-class Handler(SimpleHTTPRequestHandler):
-    """Serves the page; what the page posts goes to `server.posted`."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(204)
-        self.end_headers()
-        self.server.posted = json.loads(body)
-        self.server.done.set()
-
-    def log_message(self, *_: object) -> None:
-        pass
+needs_browser = pytest.mark.skipif(CHROMIUM is None or ORT_WEB is None, reason=NEEDS)
 
 
-def test_page_in_chromium_finds_what_detect_finds(site, tmp_path):
-    """`npm install onnxruntime-web` in the repository, and Chromium, are what it needs."""
-    if CHROMIUM is None or ORT_WEB is None:
-        pytest.skip("needs Chromium and node_modules/onnxruntime-web (npm install onnxruntime-web)")
-    meta = load_backend(site / "tiny.onnx", CPU).meta
-    page = tmp_path / "page"
-    write_page(page, site / "tiny.onnx", meta.to_json(), str(ORT_WEB))
+def page_of(folder: Path, onnx: Path, pictures: list[Path]) -> Path:
+    """A page with the ONNX file, and pictures for its tests beside it."""
+    write_page(folder, onnx, load_backend(onnx, CPU).meta.to_json(), str(ORT_WEB))
+    for path in pictures:
+        shutil.copy(path, folder / path.name)
+    return folder
+
+
+def assert_same(got: list, wanted: np.ndarray) -> None:
+    """Boxes of the page against (n, 6) of PyTorch, the best first."""
+    found = np.array(got)
+    assert len(found) == len(wanted) > 0
+    assert np.abs(found[:, :4] - wanted[:, :4]).max() < 2 and np.abs(found[:, 4] - wanted[:, 4]).max() < 0.01
+    assert np.array_equal(found[:, 5], wanted[:, 5])
+
+
+@needs_browser
+def test_page_in_chromium_finds_what_pytorch_finds(site, tmp_path):
     images = sorted((site / "images").iterdir())
+    page = page_of(tmp_path / "page", site / "tiny.onnx", images)
+    visit = Visit([path.name for path in images], camera=True)
+    answer = browse(page, visit, tmp_path / "phone.png", tmp_path / "profile")
+    assert "error" not in answer, answer
     for path in images:
-        shutil.copy(path, page / path.name)
-    (page / "driver.html").write_text(DRIVER.replace("PICTURES", json.dumps([p.name for p in images])))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(page)))
-    server.done = threading.Event()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    url = f"http://127.0.0.1:{server.server_address[1]}/driver.html"
-    quiet = subprocess.DEVNULL
-    browser = subprocess.Popen([CHROMIUM, *flags, "--remote-debugging-port=0", url], stdout=quiet, stderr=quiet)
-    try:
-        assert server.done.wait(90), "the page did not answer"
-    finally:
-        browser.terminate()
-        browser.wait()
-        server.shutdown()
-    posted = server.posted
-    assert "error" not in posted, posted
-    for path in images:
-        wanted = boxes_of_detect(site, path)
-        got = np.array(posted["results"][path.name])
-        assert len(got) == len(wanted) > 0
-        assert np.abs(got[:, :4] - wanted[:, :4]).max() < 2 and np.array_equal(got[:, 5], wanted[:, 5])
-    assert posted["sure"] < posted["all"]
-    assert "ms network" in posted["status"] and posted["unlabelled"] == 0 and posted["wide"] <= 390
+        wanted = boxes_of_pytorch(site / "tiny.pt", path, 128)
+        assert_same(answer["results"][path.name], wanted)
+        assert_same(answer["dropped"][path.name], wanted)
+    sure, of_all = answer["sure"]
+    assert sure < of_all
+    assert "ms network" in answer["status"] and answer["unlabelled"] == answer["small"] == 0 and answer["wide"] <= 390
+    assert answer["camera"]["pressed"] == "true" and answer["camera"]["after"] == "false"
+    assert min(answer["camera"]["size"]) > 100
+    assert cv2.imread(str(tmp_path / "phone.png")).shape == (844, 390, 3)
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_page_with_real_pictures(real, tmp_path, dark):
+    """yolov5n.pt at desktop and phone size. With $SHOTS the screenshots stay."""
+    weights, onnx, pictures = real
+    for name, visit in {
+        "desktop": Visit([pictures[1].name], 1280, 800, dark),
+        "phone": Visit([pictures[0].name], 390, 844, dark, scale=2),
+    }.items():
+        page = page_of(tmp_path / name, onnx, pictures)
+        shot = Path(SHOTS or tmp_path) / f"page-{name}-{'dark' if dark else 'light'}.png"
+        answer = browse(page, visit, shot, tmp_path / f"profile-{name}")
+        assert "error" not in answer, answer
+        for picture, boxes in answer["results"].items():
+            assert_same(boxes, boxes_of_pytorch(weights, pictures[0].parent / picture, 640))
+        corner = cv2.imread(str(shot))[4, -4]
+        assert (corner.max() < 60) if dark else (corner.min() > 200)

@@ -72,7 +72,9 @@ def row_errors(expected: Tensor, got: Tensor) -> tuple[float, float]:
 def match(a: Tensor, b: Tensor, limits: Limits, conf_thres: float) -> Parity:
     """Final detections (n, 6) of one picture paired by class and overlap, the best overlap first."""
     sure_a, sure_b = (d[:, 4] > conf_thres + limits.score for d in (a, b))
-    iou = box_iou(a[:, :4], b[:, :4]) * (a[:, None, 5] == b[None, :, 5])
+    near = (a[:, None, :4] - b[None, :, :4]).abs().amax(dim=2) <= limits.box_px  # boxes without area overlap nothing
+    near = near * (1 - (a[:, None, 4] - b[None, :, 4]).abs())
+    iou = (box_iou(a[:, :4], b[:, :4]).nan_to_num(0.0) + near) * (a[:, None, 5] == b[None, :, 5])
     box = score = 0.0
     same, left_a, left_b = 0, set(range(len(a))), set(range(len(b)))
     order = iou.flatten().argsort(descending=True)[: len(a) * len(b)].tolist() if iou.numel() else []

@@ -12,20 +12,25 @@ const SPOKEN_EVERY = 2000; // ms between announcements of what the camera sees
 let detector;
 let last = null; // {source, result}: what is shown, to draw again when a slider moves
 let stream = null;
+let turn = 0; // counts what was asked for, so that a late answer does not cover a newer one
 
 function say(text, wrong = false) {
   $("status").textContent = text;
   $("status").classList.toggle("wrong", wrong);
 }
 
-const colour = (label, alpha = 1) => `hsl(${(label * 137.5) % 360} 85% 45% / ${alpha})`;
+const hue = (label) => (label * 137.5) % 360;
+const colour = (label) => `hsl(${hue(label)} 85% 45%)`;
+const ink = (label) => (hue(label) > 35 && hue(label) < 200 ? "black" : "white"); // yellow to cyan are bright
 
-/** Runs the network on an image, video or bitmap and shows what it finds. */
+/** Runs the network on a video or bitmap and shows what it finds, unless something newer was asked for meanwhile. */
 async function detect(source, width, height) {
+  const mine = ++turn;
   canvas.width = width;
   canvas.height = height;
   context.drawImage(source, 0, 0, width, height);
   const result = await detector.run(context.getImageData(0, 0, width, height));
+  if (mine !== turn) return;
   last = { source, result };
   show();
 }
@@ -37,12 +42,12 @@ function show() {
   const boxes = detector.boxes(result, Number($("confidence").value), Number($("overlap").value));
   const spent = performance.now() - start;
   context.drawImage(source, 0, 0, canvas.width, canvas.height);
-  boxes.forEach(draw);
+  [...boxes].reverse().forEach(draw); // the best on top
   $("stage").classList.add("filled");
   fillList(boxes);
   const { letterbox, network } = result.times;
   canvas.setAttribute("aria-label", boxes.length ? `Picture with ${summary(boxes)}` : "Picture, nothing found");
-  const times = `${network.toFixed(0)} ms network, ${(letterbox + spent).toFixed(0)} ms around it`;
+  const times = `${network.toFixed(0)} ms network, ${(letterbox + spent).toFixed(0)} ms before and after`;
   announce(`${summary(boxes) || "nothing found"} · ${times}`);
 }
 
@@ -60,19 +65,19 @@ function summary(boxes) {
 }
 
 function draw({ x1, y1, x2, y2, score, label, name }) {
-  const unit = Math.max(canvas.width, canvas.height) / 640; // drawn sizes are for a picture of 640 pixels
-  context.lineWidth = 3 * unit;
+  const unit = canvas.width / (canvas.clientWidth || canvas.width); // a pixel of the page, whatever the picture's size
+  context.lineWidth = 2.5 * unit;
   context.strokeStyle = colour(label);
   context.strokeRect(x1, y1, x2 - x1, y2 - y1);
   const text = `${name} ${score.toFixed(2)}`;
-  context.font = `600 ${15 * unit}px system-ui, sans-serif`;
+  context.font = `600 ${13 * unit}px system-ui, sans-serif`;
   const width = context.measureText(text).width + 8 * unit;
-  const top = Math.max(y1 - 20 * unit, 0);
-  const left = Math.max(Math.min(x1 - 1.5 * unit, canvas.width - width), 0);
+  const top = Math.max(y1 - 18 * unit, 0);
+  const left = Math.max(Math.min(x1 - 1.25 * unit, canvas.width - width), 0);
   context.fillStyle = colour(label);
-  context.fillRect(left, top, width, 20 * unit);
-  context.fillStyle = "white";
-  context.fillText(text, left + 4 * unit, top + 15 * unit);
+  context.fillRect(left, top, width, 18 * unit);
+  context.fillStyle = ink(label);
+  context.fillText(text, left + 4 * unit, top + 13.5 * unit);
 }
 
 function fillList(boxes) {
@@ -103,12 +108,18 @@ async function openPicture(blob, name) {
     return;
   }
   say("Looking …");
-  await detect(bitmap, bitmap.width, bitmap.height);
+  try {
+    await detect(bitmap, bitmap.width, bitmap.height);
+  } catch (error) {
+    say(`${name} could not be searched: ${error.message}`, true);
+  }
 }
 
 function stopCamera() {
   stream?.getTracks().forEach((track) => track.stop());
   stream = null;
+  video.srcObject = null;
+  turn++;
   $("camera").setAttribute("aria-pressed", "false");
 }
 
@@ -117,18 +128,22 @@ async function startCamera() {
     say("The camera needs https, or localhost", true);
     return;
   }
+  $("camera").disabled = true; // until the browser has asked
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    video.srcObject = stream = opened;
+    $("camera").disabled = false;
+    $("camera").setAttribute("aria-pressed", "true");
+    await video.play();
+    while (stream === opened) {
+      await detect(video, video.videoWidth, video.videoHeight);
+      await new Promise(requestAnimationFrame);
+    }
   } catch (error) {
-    say(`No camera: ${error.message}`, true);
-    return;
-  }
-  $("camera").setAttribute("aria-pressed", "true");
-  video.srcObject = stream;
-  await video.play();
-  while (stream) {
-    await detect(video, video.videoWidth, video.videoHeight);
-    await new Promise(requestAnimationFrame);
+    if (stream || $("camera").disabled) say(`No camera: ${error.message}`, true); // else it was stopped meanwhile
+    stopCamera();
+  } finally {
+    $("camera").disabled = false;
   }
 }
 
@@ -144,6 +159,9 @@ function listen() {
       if (last && !stream) show();
     });
   }
+  window.addEventListener("resize", () => {
+    if (last && !stream) show();
+  });
   const stage = $("stage");
   for (const kind of ["dragenter", "dragover"]) {
     document.addEventListener(kind, (event) => {

@@ -114,10 +114,17 @@ export class Detector {
     this.meta = meta;
     this.session = session;
     this.classes = Object.keys(meta.names).length;
+    this.before = Promise.resolve(); // the run before: a session takes one at a time
   }
 
   /** Runs the network on RGBA pixels. The result can be asked for boxes again and again. */
-  async run(picture) {
+  run(picture) {
+    const result = this.before.then(() => this.infer(picture));
+    this.before = result.catch(() => {});
+    return result;
+  }
+
+  async infer(picture) {
     const [height, width] = this.meta.imgsz;
     const start = performance.now();
     const { tensor, place } = letterbox(picture, height, width);
