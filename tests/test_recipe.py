@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 import train
 from models.yolo import DetectionModel
-from utils.config import Hyp
+from utils.config import REPO, Hyp, read_yaml
 from utils.recipe import LONG, Facts, choose_recipe
 from utils.scan import Scan
 
@@ -29,6 +29,28 @@ def test_fine_tuning_takes_smaller_steps_the_more_the_weights_know() -> None:
     rates = [choose_recipe(replace(SMALL, fine_tuning=True, known=known)).hyp.lr0 for known in (0, 0.5, 1)]
     assert choose_recipe(SMALL).hyp.lr0 > rates[0] > rates[1] > rates[2] == pytest.approx(1e-4)
     assert "50% of the classes known" in choose_recipe(replace(SMALL, fine_tuning=True, known=0.5)).why
+
+
+def test_short_fine_tuning_has_no_mosaic() -> None:
+    tuning = replace(SMALL, epochs=10, fine_tuning=True)
+    assert choose_recipe(tuning).hyp.mosaic == 0 and choose_recipe(tuning).why.endswith("no mosaic")
+    assert (
+        choose_recipe(replace(tuning, epochs=100)).hyp.mosaic
+        == 1
+        == choose_recipe(replace(SMALL, epochs=10)).hyp.mosaic
+    )
+
+
+def test_the_study_varies_what_the_rule_chooses() -> None:
+    arms = read_yaml(REPO / "tools" / "recipes.yaml")
+    recipe = choose_recipe(replace(SMALL, boxes=2804))
+    small = {key: value for key, value in arms["small"].items() if key != "flags"}
+    assert (Hyp().as_dict() | small) == pytest.approx(recipe.hyp.as_dict())
+    assert arms["small"]["flags"] == {"optimizer": recipe.optimizer, "close_mosaic": recipe.close_mosaic}
+    for name, arm in arms.items():
+        if not arm.get("rule"):
+            Hyp(**(Hyp().as_dict() | {key: value for key, value in arm.items() if key != "flags"}))
+            assert set(arm.get("flags", {})) <= {field.name for field in fields(train.TrainConfig)}, name
 
 
 def test_a_long_run_of_a_convolutional_network_is_yolov5s_own() -> None:

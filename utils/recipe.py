@@ -15,6 +15,7 @@ NOISY = 4  # images; batches below this are accumulated, for their gradients are
 CLOSING_SHARE, CLOSING_MOST = 0.2, 15  # epochs at the end on whole pictures, as in validation
 EMA_SHARE = 0.1  # of the updates of a run: the average's length at its end
 RATE, LONG_RATE = 0.004, 0.001  # of AdamW from scratch, in short runs and long ones
+PLAIN_TUNING = 30  # epochs; a fine-tuning run up to there ends before it over-fits, and mosaics only hold it up
 NEW_CLASSES_RATE, KNOWN_CLASSES_RATE = 0.002, 0.0001  # in fine-tuning: larger steps lose what the weights know
 
 
@@ -86,12 +87,14 @@ def choose_recipe(facts: Facts) -> Recipe:
         ema_decay=min(1 - 1 / window, 0.9999),
         ema_ramp=min(window, 2000.0),
         nominal_batch=nominal,
+        mosaic=0.0 if facts.fine_tuning and facts.epochs <= PLAIN_TUNING else 1.0,
     )
-    close = min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST)
+    close = min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST) if hyp.mosaic else 0
+    mosaic = f"last {close} epochs without mosaic" if hyp.mosaic else "no mosaic"
     kind = f"fine-tuned, {facts.known:.0%} of the classes known" if facts.fine_tuning else "from scratch"
     why = (
         f"{known}, {kind}{', attention' if facts.attention else ''}: AdamW at {rate:g}, decay 0.01, "
         f"an update for every {nominal} pictures, warm-up {hyp.warmup_epochs:g} epochs, "
-        f"average over about {window:.0f} updates, last {close} epochs without mosaic"
+        f"average over about {window:.0f} updates, {mosaic}"
     )
     return Recipe(hyp, "AdamW", close, why)
