@@ -25,12 +25,14 @@ class Transfer:
     Attributes:
         parts: part -> (copied, all). left: name of a tensor that stayed as it was -> reason.
         boxes: the head predicts boxes as it did. classes: names of those that it knows already.
+        by_rows: the head has other classes, so that only rows of it were copied.
     """
 
     parts: dict[str, tuple[int, int]]
     left: dict[str, str]
     boxes: bool = False
     classes: tuple[str, ...] = ()
+    by_rows: bool = False
 
     @property
     def copied(self) -> int:
@@ -50,7 +52,7 @@ class Transfer:
             named = [f"{name} ({why})" for name, why in list(self.left.items())[:SHOWN]]
             more = [f"and {len(self.left) - SHOWN} more"] if len(self.left) > SHOWN else []
             lines.append(f"left as they were: {', '.join([*named, *more])}")
-        if self.boxes and self.share("head") < 1:
+        if self.by_rows:
             known = f" and the classes {', '.join(self.classes)}" if self.classes else ", all classes are new"
             lines.append(f"of the head's rows, those of boxes and objectness were taken{known}")
         return "\n".join(lines)
@@ -89,13 +91,14 @@ def fine_tune(model: DetectionModel, source: DetectionModel, skip: Iterable[str]
         return done
     index = {name: i for i, name in source.names.items()}
     shared = [(i, index[name]) for i, name in model.names.items() if name in index]
-    if done.share("head") < 1:
+    by_rows = own.nc != other.nc
+    if by_rows:
         rows = [*range(5), *(5 + i for i, _ in shared)], [*range(5), *(5 + j for _, j in shared)]
         for a, b in zip(own.m, other.m, strict=True):
             with torch.no_grad():
                 a.weight.view(own.na, own.no, -1)[:, rows[0]] = b.weight.view(own.na, other.no, -1)[:, rows[1]]
                 a.bias.view(own.na, own.no)[:, rows[0]] = b.bias.view(own.na, other.no)[:, rows[1]]
-    return replace(done, boxes=True, classes=tuple(model.names[i] for i, _ in shared))
+    return replace(done, boxes=True, classes=tuple(model.names[i] for i, _ in shared), by_rows=by_rows)
 
 
 def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:

@@ -317,6 +317,10 @@ def test_a_head_with_other_classes_takes_boxes_objectness_and_the_classes_of_the
     same.names = dict(source.names)
     assert fine_tune(same, source).classes == ("cat", "dog", "bus", "car")
     assert torch.equal(same.eval()(x)[0], source(x)[0])
+    renamed = DetectionModel("yolov5n.yaml", nc=4)
+    done = fine_tune(renamed, source, skip=["model.24.anchors"])
+    assert done.boxes and not done.classes and "rows" not in done.report("a.pt")  # all rows came along, by number
+    assert torch.equal(renamed.eval()(x)[0], source(x)[0])
 
 
 def test_a_head_with_other_anchors_or_inputs_starts_anew() -> None:
