@@ -36,7 +36,7 @@ from utils.dataset import Data, DetectionDataset, list_images, read_data_yaml, s
 from utils.images import check_imgsz, rescale, to_input
 from utils.loss import DetectionLoss, LossParts, loss_gains
 from utils.metrics import Metrics
-from utils.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer
+from utils.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
 from utils.pixels import KINDS
 from utils.progress import epoch_line, result_row, show_progress
 from utils.recipe import Facts, choose_recipe
@@ -283,6 +283,7 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, saved: Saved | None) -
         cfg = replace(cfg, batch_size=dist.agree(choose_batch(model, 1.5 * imgsz if cfg.multi_scale else imgsz, dist)))
     train_scan = training_pictures(cfg, data)
     cfg, hyp = fit_recipe(cfg, hyp, train_scan, model, taken)
+    set_norm_momentum(model, hyp.norm_momentum)
     loader, val_loader = build_loaders(cfg, hyp, data, train_scan, model, imgsz, dist)
 
     if saved is None and not cfg.noautoanchor:

@@ -126,6 +126,7 @@ class Hyp:
     ema_decay: float = 0.9999  # of the averaged weights at every update, once it has risen
     ema_ramp: float = 2000.0  # updates in which it rises to 63 % of that
     nominal_batch: int = 64  # gradients are accumulated up to about this many images
+    norm_momentum: float = 0.03  # share of each batch in the running statistics of batch norms
     box: float = 0.05  # box loss gain, for 3 levels
     cls: float = 0.5  # class loss gain, for 80 classes and 3 levels
     cls_pw: float = 1.0  # weight of positives in the class loss

@@ -35,6 +35,13 @@ def build_optimizer(model: nn.Module, name: str, hyp: Hyp, weight_decay: float) 
     raise ValueError(f"--optimizer {name}: expected one of {', '.join(OPTIMIZERS)}")
 
 
+def set_norm_momentum(model: nn.Module, momentum: float) -> None:
+    """Let every batch norm take this share (0..1) of each batch into its running statistics."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = momentum
+
+
 class Schedule:
     """Learning rate, momentum and accumulation as functions of the step; its only state is the step last updated at.
 

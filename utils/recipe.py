@@ -14,6 +14,7 @@ WARMUP_SHARE = 0.1  # of a short run, at most
 NOISY = 4  # images; batches below this are accumulated, for their gradients are mostly noise
 CLOSING_SHARE, CLOSING_MOST = 0.2, 15  # epochs at the end on whole pictures, as in validation
 EMA_SHARE = 0.1  # of the updates of a run: the average's length at its end
+NORM_MOMENTUM = 0.1  # statistics over 33 batches, YOLOv5's, lag behind weights that change as fast as in short runs
 RATE, LONG_RATE = 0.004, 0.001  # of AdamW from scratch, in short runs and long ones
 PLAIN_TUNING = 30  # epochs; a fine-tuning run up to there ends before it over-fits, and mosaics only hold it up
 NEW_CLASSES_RATE, KNOWN_CLASSES_RATE = 0.002, 0.0001  # in fine-tuning: larger steps lose what the weights know
@@ -87,6 +88,7 @@ def choose_recipe(facts: Facts) -> Recipe:
         ema_decay=min(1 - 1 / window, 0.9999),
         ema_ramp=min(window, 2000.0),
         nominal_batch=nominal,
+        norm_momentum=NORM_MOMENTUM if facts.default_updates < LONG else Hyp.norm_momentum,
         mosaic=0.0 if facts.fine_tuning and facts.epochs <= PLAIN_TUNING else 1.0,
     )
     close = min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST) if hyp.mosaic else 0
