@@ -12,7 +12,7 @@ import torch
 
 from utils.config import REPO, Hyp, read_yaml
 from utils.dataset import DetectionDataset, list_images
-from utils.optim import build_optimizer
+from utils.optim import build_optimizer, set_norm_momentum
 from utils.scan import scan
 
 FOLDER = REPO / "data" / "hyps"
@@ -65,3 +65,14 @@ def test_mobilevit_decays_weights_alone() -> None:
     decayed = [p for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]]
     assert len(decayed) == 1 and decayed[0] is model[0].weight
     assert optimizer.param_groups[2]["weight_decay"] == 0.01
+
+
+def test_running_statistics_take_the_share_that_the_recipe_says() -> None:
+    """Against the definition: (1 - m) * what was there + m * the batch's, whose variance is the unbiased one."""
+    norm = torch.nn.BatchNorm2d(2)
+    set_norm_momentum(torch.nn.Sequential(norm), 0.25)
+    batch = torch.randn(3, 2, 4, 4)
+    norm(batch)
+    values = batch.transpose(0, 1).flatten(1)
+    assert torch.allclose(norm.running_mean, 0.25 * values.mean(1))
+    assert torch.allclose(norm.running_var, 0.75 + 0.25 * values.var(1))
