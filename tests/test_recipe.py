@@ -32,14 +32,16 @@ def test_fine_tuning_takes_smaller_steps_the_more_the_weights_know() -> None:
     assert "50% of the classes known" in choose_recipe(replace(SMALL, fine_tuning=True, known=0.5)).why
 
 
-def test_short_fine_tuning_has_no_mosaic() -> None:
-    tuning = replace(SMALL, epochs=10, fine_tuning=True)
-    assert choose_recipe(tuning).hyp.mosaic == 0 and choose_recipe(tuning).why.endswith("no mosaic")
-    assert (
-        choose_recipe(replace(tuning, epochs=100)).hyp.mosaic
-        == 1
-        == choose_recipe(replace(SMALL, epochs=10)).hyp.mosaic
-    )
+def test_mosaics_are_for_pictures_with_few_boxes_and_for_runs_that_see_them_often() -> None:
+    def share(boxes: int, epochs: int, fine_tuning: bool = False) -> float:
+        return choose_recipe(Facts(200, boxes, epochs, 16, fine_tuning)).hyp.mosaic
+
+    assert share(200, 30) == share(800, 30) == 1 > share(1600, 30) == 0.5 > share(3200, 30) == 0.25
+    assert share(1600, 10) == 0.5 < share(1600, 65) == 0.75 < share(1600, 100) == share(1600, 300) == 1
+    assert share(200, 30, fine_tuning=True) == 0 < share(200, 65, fine_tuning=True) == 0.5
+    assert share(200, 100, fine_tuning=True) == choose_recipe(replace(LARGE, boxes=10**8)).hyp.mosaic == 1
+    plain = choose_recipe(Facts(200, 800, 10, 16, fine_tuning=True))
+    assert plain.why.endswith("no mosaic") and plain.close_mosaic == 0
 
 
 def test_the_study_varies_what_the_rule_chooses() -> None:

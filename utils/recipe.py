@@ -16,7 +16,8 @@ CLOSING_SHARE, CLOSING_MOST = 0.2, 15  # epochs at the end on whole pictures, as
 EMA_SHARE = 0.1  # of the updates of a run: the average's length at its end
 NORM_MOMENTUM = 0.1  # statistics over 33 batches, YOLOv5's, lag behind weights that change as fast as in short runs
 RATE, LONG_RATE = 0.004, 0.001  # of AdamW from scratch, in short runs and long ones
-PLAIN_TUNING = 30  # epochs; a fine-tuning run up to there ends before it over-fits, and mosaics only hold it up
+MOSAIC = 4  # boxes; a picture with more of them is as crowded as a mosaic of pictures with one, and needs none
+SHORT, GROWN = 30, 100  # epochs; crowded pictures become mosaics the more often, the more often they are seen
 NEW_CLASSES_RATE, KNOWN_CLASSES_RATE = 0.002, 0.0001  # in fine-tuning: larger steps lose what the weights know
 
 
@@ -89,10 +90,10 @@ def choose_recipe(facts: Facts) -> Recipe:
         ema_ramp=min(window, 2000.0),
         nominal_batch=nominal,
         norm_momentum=NORM_MOMENTUM if facts.default_updates < LONG else Hyp.norm_momentum,
-        mosaic=0.0 if facts.fine_tuning and facts.epochs <= PLAIN_TUNING else 1.0,
+        mosaic=1.0 if facts.default_updates >= LONG else mosaic_share(facts),
     )
     close = min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST) if hyp.mosaic else 0
-    mosaic = f"last {close} epochs without mosaic" if hyp.mosaic else "no mosaic"
+    mosaic = f"mosaic {hyp.mosaic:.0%}, not in the last {close} epochs" if hyp.mosaic else "no mosaic"
     kind = f"fine-tuned, {facts.known:.0%} of the classes known" if facts.fine_tuning else "from scratch"
     why = (
         f"{known}, {kind}{', attention' if facts.attention else ''}: AdamW at {rate:g}, decay 0.01, "
@@ -100,3 +101,14 @@ def choose_recipe(facts: Facts) -> Recipe:
         f"average over about {window:.0f} updates, {mosaic}"
     )
     return Recipe(hyp, "AdamW", close, why)
+
+
+def mosaic_share(facts: Facts) -> float:
+    """The share of mosaics, 0..1, in a short run.
+
+    Pictures with few boxes need them from the start: with one box a picture little was learned without. Crowded ones
+    lose more at the seams than they gain until they have been seen often, and so do weights that are fine-tuned.
+    """
+    start = 0.0 if facts.fine_tuning else min(MOSAIC * facts.images / max(facts.boxes, 1), 1.0)
+    grown = min(max((facts.epochs - SHORT) / (GROWN - SHORT), 0.0), 1.0)
+    return round(start + (1 - start) * grown, 2)
