@@ -22,7 +22,8 @@ def test_a_small_set_gets_an_update_from_every_batch() -> None:
     assert recipe.optimizer == "AdamW" and recipe.hyp.nominal_batch == 16
     assert recipe.hyp.warmup_min_steps == 0 and recipe.hyp.warmup_epochs <= 0.1 * SMALL.epochs
     assert 1 / (1 - recipe.hyp.ema_decay) == pytest.approx(39)  # updates that the average covers at the end, of 390
-    assert recipe.hyp.norm_momentum == 0.1 > choose_recipe(LARGE).hyp.norm_momentum
+    middle = choose_recipe(replace(SMALL, epochs=60))
+    assert recipe.hyp.norm_momentum == 0.1 > middle.hyp.norm_momentum > choose_recipe(LARGE).hyp.norm_momentum == 0.03
     assert all(word in recipe.why for word in ("205 pictures", "2500 boxes", "390 batches", "AdamW", "from scratch"))
 
 

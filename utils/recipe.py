@@ -14,7 +14,7 @@ WARMUP_SHARE = 0.1  # of a short run, at most
 NOISY = 4  # images; batches below this are accumulated, for their gradients are mostly noise
 CLOSING_SHARE, CLOSING_MOST = 0.2, 15  # epochs at the end on whole pictures, as in validation
 EMA_SHARE = 0.1  # of the updates of a run: the average's length at its end
-NORM_MOMENTUM = 0.1  # statistics over 33 batches, YOLOv5's, lag behind weights that change as fast as in short runs
+NORM_SHARE, NORM_LEAST = 0.025, 10  # of the batches: what running statistics cover; less than 10 are too noisy
 RATE, LONG_RATE = 0.004, 0.001  # of AdamW from scratch, in short runs and long ones
 MOSAIC = 4  # boxes; a picture with more of them is as crowded as a mosaic of pictures with one, and needs none
 SHORT, GROWN = 30, 100  # epochs; crowded pictures become mosaics the more often, the more often they are seen
@@ -89,7 +89,7 @@ def choose_recipe(facts: Facts) -> Recipe:
         ema_decay=min(1 - 1 / window, 0.9999),
         ema_ramp=min(window, 2000.0),
         nominal_batch=nominal,
-        norm_momentum=NORM_MOMENTUM if facts.default_updates < LONG else Hyp.norm_momentum,
+        norm_momentum=max(round(1 / max(NORM_SHARE * facts.batches, NORM_LEAST), 3), Hyp.norm_momentum),
         mosaic=1.0 if facts.default_updates >= LONG else mosaic_share(facts),
     )
     close = min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST) if hyp.mosaic else 0
