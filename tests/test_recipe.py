@@ -24,7 +24,10 @@ def test_a_small_set_gets_an_update_from_every_batch() -> None:
     assert 1 / (1 - recipe.hyp.ema_decay) == pytest.approx(39)  # updates that the average covers at the end, of 390
     middle = choose_recipe(replace(SMALL, epochs=60))
     assert recipe.hyp.norm_momentum == 0.1 > middle.hyp.norm_momentum > choose_recipe(LARGE).hyp.norm_momentum == 0.03
-    assert all(word in recipe.why for word in ("205 pictures", "2500 boxes", "390 batches", "AdamW", "from scratch"))
+    assert all(
+        word in recipe.why
+        for word in ("205 pictures", "2500 boxes", "390 batches", "AdamW", "from scratch", "over 10 batches")
+    )
 
 
 def test_fine_tuning_takes_smaller_steps_the_more_the_weights_know() -> None:

@@ -14,7 +14,7 @@ WARMUP_SHARE = 0.1  # of a short run, at most
 NOISY = 4  # images; batches below this are accumulated, for their gradients are mostly noise
 CLOSING_SHARE, CLOSING_MOST = 0.2, 15  # epochs at the end on whole pictures, as in validation
 EMA_SHARE = 0.1  # of the updates of a run: the average's length at its end
-NORM_SHARE, NORM_LEAST = 0.025, 10  # of the batches: what running statistics cover; less than 10 are too noisy
+NORM_SHARE, NORM_LEAST = 0.025, 10  # of the batches: what running statistics cover; fewer than 10 would be noisy
 RATE, LONG_RATE = 0.004, 0.001  # of AdamW from scratch, in short runs and long ones
 MOSAIC = 4  # boxes; a picture with more of them is as crowded as a mosaic of pictures with one, and needs none
 SHORT, GROWN = 30, 100  # epochs; crowded pictures become mosaics the more often, the more often they are seen
@@ -98,7 +98,8 @@ def choose_recipe(facts: Facts) -> Recipe:
     why = (
         f"{known}, {kind}{', attention' if facts.attention else ''}: AdamW at {rate:g}, decay 0.01, "
         f"an update for every {nominal} pictures, warm-up {hyp.warmup_epochs:g} epochs, "
-        f"average over about {window:.0f} updates, {mosaic}"
+        f"average over about {window:.0f} updates, "
+        f"statistics of batch norms over {1 / hyp.norm_momentum:.0f} batches, {mosaic}"
     )
     return Recipe(hyp, "AdamW", close, why)
 
