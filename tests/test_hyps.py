@@ -76,3 +76,35 @@ def test_running_statistics_take_the_share_that_the_recipe_says() -> None:
     values = batch.transpose(0, 1).flatten(1)
     assert torch.allclose(norm.running_mean, 0.25 * values.mean(1))
     assert torch.allclose(norm.running_var, 0.75 + 0.25 * values.var(1))
+
+
+def test_adam_averages_gradients_as_the_recipe_says() -> None:
+    """Against the definition of Adam, three steps from 1 on."""
+    hyp = Hyp(lr0=0.1, momentum=0.6, beta2=0.7)
+    layer = torch.nn.Conv2d(1, 1, 1, bias=False, dtype=torch.float64)
+    torch.nn.init.ones_(layer.weight)
+    optimizer = build_optimizer(layer, "Adam", hyp, 0.0)
+    value, mean, square = 1.0, 0.0, 0.0
+    for step, gradient in enumerate((2.0, -0.5, 0.01), start=1):
+        layer.weight.grad = torch.full_like(layer.weight, gradient)
+        optimizer.step()
+        mean, square = 0.6 * mean + 0.4 * gradient, 0.7 * square + 0.3 * gradient**2
+        value -= 0.1 * (mean / (1 - 0.6**step)) / ((square / (1 - 0.7**step)) ** 0.5 + 1e-8)
+        assert layer.weight.item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("lr0: -0.1", "lr0 is -0.1, expected 0 or more"),
+        ("lr0: .nan", "lr0 is nan, expected 0 or more"),
+        ("box: .inf", "box is inf, expected 0 or more"),
+        ("mosaic: 1.5", "mosaic is 1.5, expected 0 to 1"),
+        ("nominal_batch: 0", "nominal_batch is 0, expected more than 0"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_file(tmp_path: Path, line: str, expected: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(line)
+    with pytest.raises(ValueError, match=f"mine.yaml: {expected}"):
+        Hyp.from_yaml(path)

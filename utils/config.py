@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 import types
 import typing
@@ -111,6 +112,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
+SHARES = {"momentum", "beta2", "warmup_momentum", "ema_decay", "norm_momentum", "hsv_h", "hsv_s", "hsv_v", "translate"}
+SHARES |= {"scale", "flipud", "fliplr", "mosaic", "mixup", "copy_paste"}
+DIVISORS = {"ema_ramp", "nominal_batch", "anchor_t"}
+
+
 @dataclass(frozen=True)
 class Hyp:
     """Hyperparameters under YOLOv5's names; the defaults are those of `hyp.scratch-low.yaml`."""
@@ -118,6 +124,7 @@ class Hyp:
     lr0: float = 0.01  # learning rate after warm-up (SGD 1e-2, Adam 1e-3)
     lrf: float = 0.01  # the last learning rate is lr0 * lrf
     momentum: float = 0.937  # SGD momentum, Adam beta1
+    beta2: float = 0.999  # of Adam: share of the squared gradients' average that an update keeps
     weight_decay: float = 0.0005
     warmup_epochs: float = 3.0
     warmup_min_steps: int = 100  # warm-up lasts at least this many batches
@@ -149,6 +156,15 @@ class Hyp:
     mixup: float = 0.0  # probability, of mosaics
     copy_paste: float = 0.0  # probability that a box is pasted once more, mirrored
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of range."""
+        for key, value in asdict(self).items():
+            high = 1 if key in SHARES else math.inf
+            above = key in DIVISORS
+            if not (math.isfinite(value) and 0 <= value <= high) or above and not value:
+                expected = "0 to 1" if high == 1 else "more than 0" if above else "0 or more"
+                raise ValueError(f"{key} is {value}, expected {expected}")
+
     @classmethod
     def from_yaml(cls, path: str | Path) -> Hyp:
         """Read a hyp YAML; keys left out keep their defaults.
@@ -163,7 +179,10 @@ class Hyp:
         for key, value in values.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{path}: {key} is {value!r}, expected a number")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
