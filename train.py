@@ -39,7 +39,7 @@ from utils.metrics import Metrics
 from utils.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
 from utils.pixels import KINDS
 from utils.progress import epoch_line, result_row, show_progress
-from utils.recipe import Facts, choose_recipe
+from utils.recipe import CLIP, Facts, choose_recipe
 from utils.report import write_report
 from utils.runs import EarlyStopping, Run, newest_checkpoint, write_atomic
 from utils.scan import Scan
@@ -102,7 +102,7 @@ class TrainConfig:
     optimizer: str = flag("", "optimizer; empty: fitted to the data, or with --hyp SGD", choices=("", *OPTIMIZERS))
     cos_lr: bool = flag(False, "cosine schedule instead of linear")
     label_smoothing: float = flag(0.0, "label smoothing, 0..1")
-    clip_grad: float = flag(10.0, "largest norm of the gradient; 0: not clipped")
+    clip_grad: float = flag(-1.0, "largest norm of the gradient; 0: any; -1: fitted to the run, or with --hyp 10")
     freeze: tuple[int, ...] = flag((0,), "layers to keep as they are: a number of them from the front, or a list")
     patience: int = flag(100, "epochs without a better fitness before the run stops; 0: never")
     save_period: int = flag(-1, "also keep a checkpoint every so many epochs; below 1: no")
@@ -153,7 +153,7 @@ def check_config(cfg: TrainConfig) -> None:
         ("patience", 0),
         ("time", 0),
         ("close_mosaic", -1),
-        ("clip_grad", 0),
+        ("clip_grad", -1),
     ):
         if getattr(cfg, name) < low:
             flag_name = {"last": "epochs"}.get(name, name.replace("_", "-"))
@@ -411,10 +411,13 @@ def fit_recipe(
         if cfg.optimizer in ("", recipe.optimizer):
             LOGGER.info(f"recipe: {recipe.why}")
             close = recipe.close_mosaic if cfg.close_mosaic < 0 else cfg.close_mosaic
-            return replace(cfg, optimizer=recipe.optimizer, close_mosaic=close), recipe.hyp
+            clip = recipe.clip_grad if cfg.clip_grad < 0 else cfg.clip_grad
+            return replace(cfg, optimizer=recipe.optimizer, close_mosaic=close, clip_grad=clip), recipe.hyp
     if hyp is not None and hyp.weight_decay > SGD_DECAY and not cfg.optimizer:
         LOGGER.warning(f"{cfg.hyp}: weight_decay {hyp.weight_decay} is one for AdamW; without --optimizer SGD is used")
-    return replace(cfg, optimizer=cfg.optimizer or "SGD", close_mosaic=max(cfg.close_mosaic, 0)), hyp or Hyp()
+    clip = CLIP if cfg.clip_grad < 0 else cfg.clip_grad
+    close = max(cfg.close_mosaic, 0)
+    return replace(cfg, optimizer=cfg.optimizer or "SGD", close_mosaic=close, clip_grad=clip), hyp or Hyp()
 
 
 def training_pictures(cfg: TrainConfig, data: Data) -> Scan:

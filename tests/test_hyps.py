@@ -78,21 +78,6 @@ def test_running_statistics_take_the_share_that_the_recipe_says() -> None:
     assert torch.allclose(norm.running_var, 0.75 + 0.25 * values.var(1))
 
 
-def test_adam_averages_gradients_as_the_recipe_says() -> None:
-    """Against the definition of Adam, three steps from 1 on."""
-    hyp = Hyp(lr0=0.1, momentum=0.6, beta2=0.7)
-    layer = torch.nn.Conv2d(1, 1, 1, bias=False, dtype=torch.float64)
-    torch.nn.init.ones_(layer.weight)
-    optimizer = build_optimizer(layer, "Adam", hyp, 0.0)
-    value, mean, square = 1.0, 0.0, 0.0
-    for step, gradient in enumerate((2.0, -0.5, 0.01), start=1):
-        layer.weight.grad = torch.full_like(layer.weight, gradient)
-        optimizer.step()
-        mean, square = 0.6 * mean + 0.4 * gradient, 0.7 * square + 0.3 * gradient**2
-        value -= 0.1 * (mean / (1 - 0.6**step)) / ((square / (1 - 0.7**step)) ** 0.5 + 1e-8)
-        assert layer.weight.item() == pytest.approx(value)
-
-
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

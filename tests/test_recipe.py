@@ -53,7 +53,7 @@ def test_the_study_varies_what_the_rule_chooses() -> None:
     recipe = choose_recipe(replace(SMALL, boxes=2804))
     small = {key: value for key, value in arms["small"].items() if key != "flags"}
     assert (Hyp().as_dict() | small) == pytest.approx(recipe.hyp.as_dict())
-    assert arms["small"]["flags"] == {"optimizer": recipe.optimizer, "close_mosaic": recipe.close_mosaic}
+    assert arms["small"]["flags"] == {key: getattr(recipe, key) for key in ("optimizer", "close_mosaic", "clip_grad")}
     for name, arm in arms.items():
         if not arm.get("rule"):
             Hyp(**(Hyp().as_dict() | {key: value for key, value in arm.items() if key != "flags"}))
@@ -62,7 +62,7 @@ def test_the_study_varies_what_the_rule_chooses() -> None:
 
 def test_a_long_run_of_a_convolutional_network_is_yolov5s_own() -> None:
     recipe = choose_recipe(LARGE)
-    assert recipe.hyp == Hyp() and recipe.optimizer == "SGD"
+    assert recipe.hyp == Hyp() and recipe.optimizer == "SGD" and recipe.clip_grad == 10
     attentive = choose_recipe(replace(LARGE, attention=True))
     assert attentive.optimizer == "AdamW" and attentive.hyp.nominal_batch == 64
 
@@ -105,12 +105,13 @@ def applied(**flags: object) -> tuple[train.TrainConfig, Hyp]:
 
 def test_a_hyp_file_is_followed_to_the_letter() -> None:
     cfg, hyp = applied(file=Hyp(lr0=0.5))
-    assert hyp == Hyp(lr0=0.5) and cfg.optimizer == "SGD" and cfg.close_mosaic == 0
+    assert hyp == Hyp(lr0=0.5) and cfg.optimizer == "SGD" and cfg.close_mosaic == 0 and cfg.clip_grad == 10
 
 
 def test_what_the_user_says_counts() -> None:
     assert applied()[1] == choose_recipe(SMALL).hyp
-    assert applied(close_mosaic=7)[0].close_mosaic == 7
+    assert applied()[0].clip_grad == choose_recipe(SMALL).clip_grad == 1
+    assert applied(close_mosaic=7)[0].close_mosaic == 7 and applied(clip_grad=0.0)[0].clip_grad == 0
     assert applied(optimizer="AdamW")[1] == choose_recipe(SMALL).hyp
     cfg, hyp = applied(optimizer="SGD")
     assert hyp == Hyp() and cfg.optimizer == "SGD" and cfg.close_mosaic == 0

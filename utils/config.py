@@ -112,7 +112,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
-SHARES = {"momentum", "beta2", "warmup_momentum", "ema_decay", "norm_momentum", "hsv_h", "hsv_s", "hsv_v", "translate"}
+SHARES = {"momentum", "warmup_momentum", "ema_decay", "norm_momentum", "hsv_h", "hsv_s", "hsv_v", "translate"}
 SHARES |= {"scale", "flipud", "fliplr", "mosaic", "mixup", "copy_paste"}
 DIVISORS = {"ema_ramp", "nominal_batch", "anchor_t"}
 
@@ -124,7 +124,6 @@ class Hyp:
     lr0: float = 0.01  # learning rate after warm-up (SGD 1e-2, Adam 1e-3)
     lrf: float = 0.01  # the last learning rate is lr0 * lrf
     momentum: float = 0.937  # SGD momentum, Adam beta1
-    beta2: float = 0.999  # of Adam: share of the squared gradients' average that an update keeps
     weight_decay: float = 0.0005
     warmup_epochs: float = 3.0
     warmup_min_steps: int = 100  # warm-up lasts at least this many batches
@@ -161,7 +160,7 @@ class Hyp:
         for key, value in asdict(self).items():
             high = 1 if key in SHARES else math.inf
             above = key in DIVISORS
-            if not (math.isfinite(value) and 0 <= value <= high) or above and not value:
+            if not (math.isfinite(value) and 0 <= value <= high) or (above and not value):
                 expected = "0 to 1" if high == 1 else "more than 0" if above else "0 or more"
                 raise ValueError(f"{key} is {value}, expected {expected}")
 

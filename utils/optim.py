@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, name: str, hyp: Hyp, weight_decay: float) 
         return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=True)
     if name in OPTIMIZERS:
         kind = torch.optim.Adam if name == "Adam" else torch.optim.AdamW
-        return kind(groups, lr=hyp.lr0, betas=(hyp.momentum, hyp.beta2), weight_decay=0.0)
+        return kind(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), weight_decay=0.0)
     raise ValueError(f"--optimizer {name}: expected one of {', '.join(OPTIMIZERS)}")
 
 

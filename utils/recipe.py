@@ -16,6 +16,7 @@ CLOSING_SHARE, CLOSING_MOST = 0.2, 15  # epochs at the end on whole pictures, as
 EMA_SHARE = 0.1  # of the updates of a run: the average's length at its end
 NORM_SHARE, NORM_LEAST = 0.025, 10  # of the batches: what running statistics cover; fewer than 10 would be noisy
 RATE, LONG_RATE = 0.004, 0.001  # of AdamW from scratch, in short runs and long ones
+CLIP, ADAM_CLIP = 10.0, 1.0  # largest norm of the gradient: YOLOv5's, and one that lets no batch outweigh the others
 MOSAIC = 4  # boxes; a picture with more of them is as crowded as a mosaic of pictures with one, and needs none
 SHORT, GROWN = 30, 100  # epochs; crowded pictures become mosaics the more often, the more often they are seen
 NEW_CLASSES_RATE, KNOWN_CLASSES_RATE = 0.002, 0.0001  # in fine-tuning: larger steps lose what the weights know
@@ -52,11 +53,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters, the optimizer, the last epochs without mosaic, and a line that says why."""
+    """Hyperparameters, the optimizer, the last epochs without mosaic, the gradient's largest norm, and a line why."""
 
     hyp: Hyp
     optimizer: str
     close_mosaic: int
+    clip_grad: float
     why: str
 
 
@@ -70,7 +72,7 @@ def choose_recipe(facts: Facts) -> Recipe:
     known = f"{facts.images} pictures, {facts.boxes} boxes, {facts.batches} batches in {facts.epochs} epochs"
     if facts.default_updates >= LONG and not facts.attention:
         why = f"{known}: long enough for YOLOv5's own recipe (SGD, nominal batch 64)"
-        return Recipe(Hyp(), "SGD", min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST), why)
+        return Recipe(Hyp(), "SGD", min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST), CLIP, why)
     nominal = 64 if facts.default_updates >= LONG else max(facts.batch_size, NOISY)
     updates = facts.batches * min(facts.batch_size / nominal, 1.0)
     rate = LONG_RATE if facts.default_updates >= LONG else RATE
@@ -97,11 +99,12 @@ def choose_recipe(facts: Facts) -> Recipe:
     kind = f"fine-tuned, {facts.known:.0%} of the classes known" if facts.fine_tuning else "from scratch"
     why = (
         f"{known}, {kind}{', attention' if facts.attention else ''}: AdamW at {rate:g}, decay 0.01, "
+        f"gradients of norm {ADAM_CLIP:g} at most, "
         f"an update for every {nominal} pictures, warm-up {hyp.warmup_epochs:g} epochs, "
         f"average over about {window:.0f} updates, "
         f"statistics of batch norms over {1 / hyp.norm_momentum:.0f} batches, {mosaic}"
     )
-    return Recipe(hyp, "AdamW", close, why)
+    return Recipe(hyp, "AdamW", close, ADAM_CLIP, why)
 
 
 def mosaic_share(facts: Facts) -> float:
