@@ -14,7 +14,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from models.yolo import DetectionModel
 from utils.autoanchor import check_anchors, label_sizes
 from utils.charts import plot_batch, plot_labels, plot_results
 from utils.config import Hyp, find, flag, run_script
-from utils.dataloaders import build_loader, image_weights
+from utils.dataloaders import EpochBatches, build_loader, image_weights
 from utils.dataset import Data, DetectionDataset, list_images, read_data_yaml, scan_split
 from utils.images import check_imgsz, rescale, to_input
 from utils.loss import DetectionLoss, LossParts, loss_gains
@@ -483,7 +483,7 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
     began, device, dtype = time.monotonic(), dist.device, amp_type(cfg.amp, dist.device)
     schedule, scaler, optimizer = state.schedule, state.scaler, state.optimizer
     schedule.elapsed = dist.agree(state.seconds / 3600 / cfg.time if cfg.time else 0.0)
-    loader.batch_sampler.set_epoch(epoch, drawing_odds(job))
+    cast(EpochBatches, loader.batch_sampler).set_epoch(epoch, drawing_odds(job))
     job.parallel.train()
     for layer in job.frozen:
         layer.eval()

@@ -257,8 +257,7 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, c: int, num_heads: int):
         super().__init__()
-        for name in ("q", "k", "v", "fc1", "fc2"):
-            self.add_module(name, nn.Linear(c, c, bias=False))
+        self.q, self.k, self.v, self.fc1, self.fc2 = (nn.Linear(c, c, bias=False) for _ in range(5))
         self.ma = nn.MultiheadAttention(c, num_heads)
 
     def forward(self, x: Tensor) -> Tensor:

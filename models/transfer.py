@@ -94,7 +94,8 @@ def fine_tune(model: DetectionModel, source: DetectionModel, skip: Iterable[str]
     by_rows = own.nc != other.nc
     if by_rows:
         rows = [*range(5), *(5 + i for i, _ in shared)], [*range(5), *(5 + j for _, j in shared)]
-        for a, b in zip(own.m, other.m, strict=True):
+        pairs: Any = zip(own.m, other.m, strict=True)
+        for a, b in pairs:
             with torch.no_grad():
                 a.weight.view(own.na, own.no, -1)[:, rows[0]] = b.weight.view(own.na, other.no, -1)[:, rows[1]]
                 a.bias.view(own.na, own.no)[:, rows[0]] = b.bias.view(own.na, other.no)[:, rows[1]]

@@ -104,7 +104,7 @@ class Detect(nn.Module):
         """Set biases so that training starts from rare objects: about 8 in a 640 px image, 0.6 spread over classes."""
         with torch.no_grad():
             for conv, stride in zip(self.m, self.stride.tolist(), strict=True):
-                bias = conv.bias.view(self.na, self.no)
+                bias = cast(Tensor, conv.bias).view(self.na, self.no)
                 bias[:, 4] += math.log(8 / (640 / stride) ** 2)
                 bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
 
@@ -355,13 +355,14 @@ class DetectionModel(nn.Module):
                 f"{self.where}: an input of {h}x{w} does not fit, both sides must be multiples of {self.grid}: "
                 f"height {fits[0][0]} or {fits[0][1]}, width {fits[1][0]} or {fits[1][1]}"
             )
-        kept: dict[int, Tensor] = {-1: x}
+        kept: dict[int, Any] = {-1: x}
+        last: Any = x
         for i, (layer, sources) in enumerate(zip(self.model, self.routes, strict=True)):
-            inputs = [x if s == i - 1 else kept[s] for s in sources]
-            x = layer(inputs if hasattr(layer, "joins") else inputs[0])
+            inputs = [last if s == i - 1 else kept[s] for s in sources]
+            last = layer(inputs if hasattr(layer, "joins") else inputs[0])
             if i in self.save:
-                kept[i] = x
-        return x
+                kept[i] = last
+        return last
 
     def measure(self) -> tuple[int, list[float]]:
         """(grid, stride of each level), from one pass over a shape-only image large enough for every layer."""
@@ -370,7 +371,7 @@ class DetectionModel(nn.Module):
         needs: list[int] = []
         maps: list[float] = []
 
-        def record(module: nn.Module, inputs: tuple) -> None:
+        def record(module: Any, inputs: tuple) -> None:
             if module is self.head:
                 maps.extend(probe / level.shape[-2] for level in inputs[0])
             else:

@@ -137,7 +137,8 @@ def collate_quad(samples: Sequence[Sample]) -> Batch:
 
     By turns of chance it is the first of the four, enlarged, or all four side by side.
     """
-    canvases, targets = [], []
+    canvases: list[Tensor] = []
+    targets: list[Tensor] = []
     for start in range(0, len(samples), 4):
         four = [samples[(start + k) % len(samples)] for k in range(4)]
         chance = np.random.default_rng((four[0].index, int(four[0].image.sum()))).random()

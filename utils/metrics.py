@@ -146,8 +146,8 @@ class DetectionMetrics:
         per_class = []
         for k, (c, name) in enumerate(self.names.items()):
             shown = sum(bool((rows == c).any()) for rows in judged_labels)
-            scores = (float(values[k]) for values in (precision, recall, ap50, ap))
-            per_class.append(ClassMetrics(shown, int((classes == c).sum()), *scores, name=name))
+            p, r, at50, mean_ap = (float(values[k]) for values in (precision, recall, ap50, ap))
+            per_class.append(ClassMetrics(shown, int((classes == c).sum()), p, r, at50, mean_ap, name=name))
         judged = [c for c in per_class if c.instances]
 
         def mean(key: str) -> float:

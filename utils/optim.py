@@ -17,7 +17,9 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 def build_optimizer(model: nn.Module, name: str, hyp: Hyp, weight_decay: float) -> torch.optim.Optimizer:
     """SGD (Nesterov), Adam or AdamW over three groups: 0 biases, 1 norm weights, 2 the rest, which alone decays."""
-    biases, norms, weights = [], [], []
+    biases: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
+    weights: list[nn.Parameter] = []
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):
             if key.endswith("bias"):
@@ -26,7 +28,11 @@ def build_optimizer(model: nn.Module, name: str, hyp: Hyp, weight_decay: float) 
                 norms.append(parameter)
             else:
                 weights.append(parameter)
-    groups = [{"params": biases}, {"params": norms}, {"params": weights, "weight_decay": weight_decay}]
+    groups: list[dict[str, Any]] = [
+        {"params": biases},
+        {"params": norms},
+        {"params": weights, "weight_decay": weight_decay},
+    ]
     if name == "SGD":
         return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=True)
     if name in OPTIMIZERS:
@@ -121,7 +127,7 @@ class ModelEMA:
         self.module.eval()
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Any:  # of the model's class
         return self.averaged.module
 
     def update(self, model: nn.Module) -> None:

@@ -7,7 +7,7 @@ import random
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -135,6 +135,11 @@ class _Total(torch.autograd.Function):
 class CPUSyncBatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes; torch's own does not run on CPUs."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
@@ -169,7 +174,7 @@ def seed_everything(seed: int, device: torch.device) -> None:
     Without them a CPU with several threads adds gradients of one cell in an order that differs from run to run.
     """
     torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and nothing reads such memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs time, and nothing reads such memory
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -179,7 +184,7 @@ def seed_everything(seed: int, device: torch.device) -> None:
 
 def random_states() -> dict[str, Any]:
     """The states of Python's, NumPy's and torch's generators as tensors and plain data."""
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = cast(tuple, np.random.get_state())
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
