@@ -29,4 +29,4 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-export.txt $(VENV)/.in
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs datasets
+	rm -rf $(VENV) $(DEMO) datasets/shapes

@@ -62,6 +62,26 @@ SGD_DECAY = 0.005  # a greater weight decay than this is not meant for SGD
 PICTURED = 3  # batches of the first epoch that are drawn as train_batch*.jpg
 BATCHES = 256  # the largest batch that --batch-size -1 chooses
 FEW_IMAGES = 5_000  # a MobileViT that starts from random weights on fewer gets a warning
+FREE = {
+    "resume",
+    "evolve",
+    "evolve_space",
+    "evolve_storage",
+    "project",
+    "name",
+    "exist_ok",
+    "device",
+    "workers",
+    "cache",
+}
+FREE |= {
+    "hyp",
+    "seed",
+    "nosave",
+    "noval",
+    "noplots",
+    "save_period",
+}  # what workers of one search may each have their own
 UNMEASURED = Metrics(0, 0, math.nan, math.nan, math.nan, math.nan, [])  # an epoch without validation
 Saved = dict[str, Any]  # what load_checkpoint returns
 Tell = Callable[[int, float], bool]  # (epoch, fitness) -> whether the trial is hopeless
@@ -80,7 +100,9 @@ class TrainConfig:
     data: str = flag("data/shapes.yaml", "data set YAML")
     hyp: str = flag("", "hyperparameter YAML, such as hyp.scratch-low.yaml; empty: fitted to the data (docs/recipe.md)")
     epochs: int | None = flag(None, "passes over the training pictures; 100 if not given")
-    time: float = flag(0.0, "hours after which to end, with the schedule fitted to them; 0: no limit")
+    time: float = flag(
+        0.0, "hours after which to end, the rate falls with the clock; 0: no limit; the rest follows --epochs"
+    )
     batch_size: int = flag(16, "pictures a batch, over all processes; -1: as many as memory allows", "--batch")
     imgsz: int = flag(640, "side of the training and validation canvas, pixels", "--img", "--img-size")
     rect: bool = flag(False, "batches of one aspect ratio; off for models whose grid is coarser than their stride")
@@ -90,7 +112,7 @@ class TrainConfig:
     noautoanchor: bool = flag(False, "keep the model's anchors however they fit the data")
     noplots: bool = flag(False, "no pictures and no report page")
     cache: str = flag("", "keep decoded pictures: ram, or disk (a file beside the labels)", bare="ram", choices=KINDS)
-    evolve: int = flag(0, "search better hyperparameters in so many trainings; 300 without a number", bare=300)
+    evolve: int = flag(0, "search from --hyp (or YOLOv5's) in so many trainings; 300 without a number", bare=300)
     evolve_space: str = flag("space.yaml", "what --evolve searches, a YAML")
     evolve_storage: str = flag("", "database URL of the search, for several workers; empty: a file in the run folder")
     image_weights: bool = flag(False, "draw pictures more often whose classes do badly")
@@ -155,9 +177,11 @@ def check_config(cfg: TrainConfig) -> None:
         ("close_mosaic", -1),
         ("clip_grad", -1),
     ):
-        if getattr(cfg, name) < low:
+        if not getattr(cfg, name) >= low:  # nan is not
             flag_name = {"last": "epochs"}.get(name, name.replace("_", "-"))
             raise ValueError(f"--{flag_name} {getattr(cfg, name)}: expected at least {low}")
+    if -1 < cfg.clip_grad < 0:
+        raise ValueError(f"--clip-grad {cfg.clip_grad}: expected 0 or more, or -1 to choose it")
     if cfg.batch_size < 1 and cfg.batch_size != -1:
         raise ValueError(f"--batch-size {cfg.batch_size}: expected at least 1, or -1 to choose it")
     if not 0 <= cfg.label_smoothing < 1:
@@ -235,17 +259,19 @@ def evolve(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> Metrics:
     if dist.world > 1:
         raise ValueError("--evolve under torchrun: expected single processes that share a folder or --evolve-storage")
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
-    keys = ("data", "cfg", "weights", "imgsz", "last", "batch_size", "optimizer", "fraction")
-    setting = {key: getattr(cfg, key) for key in keys}
+    setting = {key: value for key, value in asdict(cfg).items() if key not in FREE} | {"epochs": cfg.last}
 
     def trial(hyp: Hyp, tell: Tell) -> float:
         place: dict[str, Any] = {"project": str(folder / "trials"), "name": "trial", "exist_ok": False, "noplots": True}
-        job = set_up(replace(cfg, **place), hyp, dist, None)
-        while not job.state.finished:
-            began = time.monotonic()
-            metrics = end_epoch(job, train_one_epoch(job, job.state.epoch), began, keep=False)
-            if tell(job.state.epoch - 1, metrics.fitness):
-                break
+        try:
+            job = set_up(replace(cfg, **place), hyp, dist, None)
+            while not job.state.finished:
+                began = time.monotonic()
+                metrics = end_epoch(job, train_one_epoch(job, job.state.epoch), began, keep=False)
+                if tell(job.state.epoch - 1, metrics.fitness):
+                    break
+        except (MemoryError, RuntimeError) as error:
+            raise explained(error, cfg.batch_size, cfg.imgsz) from error
         return job.state.stopper.best
 
     space, storage = read_space(find(cfg.evolve_space, "data/hyps")), cfg.evolve_storage
@@ -406,14 +432,19 @@ def fit_recipe(
         attention = any(isinstance(module, Attention) for module in model.modules())
         known = len(taken.classes) / model.nc if taken else 0.0
         fine_tuning = taken is not None and taken.share("neck") > 0.5
-        facts = Facts(len(pictures), len(pictures.labels), cfg.last, cfg.batch_size, fine_tuning, known, attention)
+        backbone = bool(cfg.backbone_weights)
+        counts = len(pictures), len(pictures.labels), cfg.last, cfg.batch_size
+        facts = Facts(*counts, fine_tuning, known, attention, backbone)
         recipe = choose_recipe(facts)
         if cfg.optimizer in ("", recipe.optimizer):
             LOGGER.info(f"recipe: {recipe.why}")
             close = recipe.close_mosaic if cfg.close_mosaic < 0 else cfg.close_mosaic
             clip = recipe.clip_grad if cfg.clip_grad < 0 else cfg.clip_grad
             return replace(cfg, optimizer=recipe.optimizer, close_mosaic=close, clip_grad=clip), recipe.hyp
-    if hyp is not None and hyp.weight_decay > SGD_DECAY and not cfg.optimizer:
+        LOGGER.info(f"recipe: YOLOv5's own, for --optimizer {cfg.optimizer} (the rule has {recipe.optimizer} here)")
+        if cfg.optimizer != "SGD":
+            LOGGER.warning(f"its rate of {Hyp.lr0} is one for SGD, {cfg.optimizer} needs about a tenth: give a --hyp")
+    if cfg.hyp and hyp is not None and hyp.weight_decay > SGD_DECAY and not cfg.optimizer:
         LOGGER.warning(f"{cfg.hyp}: weight_decay {hyp.weight_decay} is one for AdamW; without --optimizer SGD is used")
     clip = CLIP if cfg.clip_grad < 0 else cfg.clip_grad
     close = max(cfg.close_mosaic, 0)

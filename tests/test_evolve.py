@@ -267,6 +267,8 @@ def test_every_range_of_the_space_can_be_used(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("lr: {low: 0, high: 1}", "unknown key lr, expected: .*lr0"),
+        ("mosaic: {low: 0, high: 3}", "mosaic is 3, expected 0 to 1"),
+        ("nominal_batch: {choices: [0, 16]}", "nominal_batch is 0, expected more than 0"),
         ("lr0: 3", "lr0 is 3, expected {low: number, high: number"),
         ("lr0: {low: 1}", "lr0 is .*, expected {low: number"),
         ("lr0: {low: a, high: 1}", "lr0 is .*, expected {low: number"),

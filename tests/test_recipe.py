@@ -10,6 +10,7 @@ import pytest
 import train
 from models.yolo import DetectionModel
 from utils.config import REPO, Hyp, read_yaml
+from utils.optim import accumulation
 from utils.recipe import LONG, Facts, choose_recipe
 from utils.scan import Scan
 
@@ -77,15 +78,18 @@ def test_every_run_gets_a_sound_recipe(
 ) -> None:
     facts = Facts(images, 5 * images, epochs, batch, fine_tuning, known, attention)
     recipe = choose_recipe(facts)
-    assert 0 <= recipe.close_mosaic < max(epochs, 2) and recipe.close_mosaic <= 0.5 * epochs
-    assert (
-        recipe.hyp.warmup_epochs <= max(0.1 * epochs, 3.0)
-        and 0 < recipe.hyp.ema_ramp <= 2000
-        and 0 < recipe.hyp.ema_decay < 1
-    )
-    assert 1 <= recipe.hyp.nominal_batch <= max(batch, 64)
-    assert recipe == choose_recipe(facts)  # pure
+    hyp = recipe.hyp
+    assert 0 <= recipe.close_mosaic <= 0.5 * epochs
+    assert 0 < hyp.ema_ramp <= 2000 and 0 < hyp.ema_decay <= 0.9999
     assert "\n" not in recipe.why
+    if recipe.optimizer == "SGD":
+        return
+    assert hyp.warmup_epochs <= min(0.1 * epochs, 3.0)
+    pictures = batch * accumulation(hyp, batch)  # of an update, as train.py counts
+    assert f"an update for every {pictures} pictures," in recipe.why
+    assert hyp.weight_decay * pictures / hyp.nominal_batch == pytest.approx(0.01)  # as train.py scales it
+    averaged = int(recipe.why.split("average over about ")[1].split(" updates")[0])
+    assert averaged == pytest.approx(1 / (1 - hyp.ema_decay), abs=0.51)
 
 
 def test_the_kind_of_run_changes_at_its_length_alone() -> None:
@@ -108,12 +112,24 @@ def test_a_hyp_file_is_followed_to_the_letter() -> None:
     assert hyp == Hyp(lr0=0.5) and cfg.optimizer == "SGD" and cfg.close_mosaic == 0 and cfg.clip_grad == 10
 
 
-def test_what_the_user_says_counts() -> None:
+def test_adam_without_a_hyp_is_warned_of_a_rate_for_sgd(caplog: pytest.LogCaptureFixture) -> None:
+    applied(optimizer="Adam")
+    assert "0.01 is one for SGD, Adam needs about a tenth: give a --hyp" in caplog.text
+
+
+def test_a_trained_backbone_is_named() -> None:
+    assert "from a trained backbone" in choose_recipe(replace(SMALL, backbone=True)).why
+
+
+def test_what_the_user_says_counts(caplog: pytest.LogCaptureFixture) -> None:
     assert applied()[1] == choose_recipe(SMALL).hyp
     assert applied()[0].clip_grad == choose_recipe(SMALL).clip_grad == 1
     assert applied(close_mosaic=7)[0].close_mosaic == 7 and applied(clip_grad=0.0)[0].clip_grad == 0
     assert applied(optimizer="AdamW")[1] == choose_recipe(SMALL).hyp
-    cfg, hyp = applied(optimizer="SGD")
+    with caplog.at_level("INFO"):
+        cfg, hyp = applied(optimizer="SGD")
+    assert "YOLOv5's own, for --optimizer SGD (the rule has AdamW here)" in caplog.text
+    assert "give a --hyp" not in caplog.text
     assert hyp == Hyp() and cfg.optimizer == "SGD" and cfg.close_mosaic == 0
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,7 @@ from utils.dataset import DetectionDataset, list_images, read_data_yaml
 from utils.images import check_imgsz
 from utils.optim import ModelEMA, Schedule, build_optimizer
 from utils.scan import scan
+from utils.torch_utils import Dist
 
 SHAPES = {"square": (96, 96), "4:3": (96, 128), "16:9": (90, 160), "9:16": (160, 90)}  # height, width
 
@@ -232,3 +234,23 @@ def test_hyp_rejects_unknown_keys(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"h.yaml: unknown key\(s\) lr, expected: .*lr0"):
         Hyp.from_yaml(path)
     assert Hyp.from_yaml(REPO / "data/hyps/hyp.scratch-low.yaml") == Hyp()
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_a_step_is_as_long_as_the_clipped_gradient(data: Path, tmp_path: Path, clip: float) -> None:
+    """One update of plain SGD: the weights move by rate * the smaller of the gradient's norm and the limit."""
+    zero = {"momentum": 1e-9, "weight_decay": 0.0, "warmup_epochs": 0.0, "warmup_min_steps": 0, "lr0": 1e-3}
+    hyp = replace(Hyp(), nominal_batch=4, **zero)
+    cfg = config(data, tmp_path, clip_grad=clip, optimizer="SGD", noplots=True, fraction=0.01)
+    job = train.set_up(cfg, hyp, Dist(torch.device("cpu")), None)
+    before = [p.detach().clone() for p in job.model.parameters()]
+    train.train_one_epoch(job, 0)
+    steps = [(p.detach() - b).norm() for p, b in zip(job.model.parameters(), before, strict=True)]
+    moved = torch.stack(steps).norm().item() / 1e-3
+    assert moved == pytest.approx(0.5, rel=1e-2) if clip else moved > 1
+
+
+@pytest.mark.parametrize("value", [-0.5, -2.0, float("nan")])
+def test_a_limit_that_is_none_is_refused(data: Path, tmp_path: Path, value: float) -> None:
+    with pytest.raises(ValueError, match=r"--clip-grad .*expected"):
+        train.main(config(data, tmp_path, clip_grad=value))

@@ -78,7 +78,12 @@ def read_space(path: str | Path) -> dict[str, Range]:
     for key, value in read_yaml(path).items():
         if key not in known:
             raise ValueError(f"{path}: unknown key {key}, expected: {', '.join(sorted(known))}")
-        space[key] = _read_range(value, f"{path}: {key}")
+        space[key] = span = _read_range(value, f"{path}: {key}")
+        for end in span.choices or (span.low, span.high):
+            try:
+                replace(Hyp(), **{key: end})
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
     if not space:
         raise ValueError(f"{path}: nothing to search, expected at least one hyp key with low and high, or choices")
     return space

@@ -13,10 +13,13 @@ LONG = 20_000  # updates at YOLOv5's nominal batch of 64; from here on its own r
 WARMUP_SHARE = 0.1  # of a short run, at most
 NOISY = 4  # images; batches below this are accumulated, for their gradients are mostly noise
 CLOSING_SHARE, CLOSING_MOST = 0.2, 15  # epochs at the end on whole pictures, as in validation
-EMA_SHARE = 0.1  # of the updates of a run: the average's length at its end
+EMA_SHARE, EMA_MOST = 0.1, 10_000  # of the updates of a run, and updates: the average's length at its end
 NORM_SHARE, NORM_LEAST = 0.025, 10  # of the batches: what running statistics cover; fewer than 10 would be noisy
 RATE, LONG_RATE = 0.004, 0.001  # of AdamW from scratch, in short runs and long ones
-CLIP, ADAM_CLIP = 10.0, 1.0  # largest norm of the gradient: YOLOv5's, and one that lets no batch outweigh the others
+CLIP = 10.0  # YOLOv5's limit for the norm of a gradient, that of the loss summed over the pictures of an update
+ADAM_CLIP = (
+    1.0  # most gradients of 16 pictures and more are longer, so all come out about alike and none outweighs others
+)
 MOSAIC = 4  # boxes; a picture with more of them is as crowded as a mosaic of pictures with one, and needs none
 SHORT, GROWN = 30, 100  # epochs; crowded pictures become mosaics the more often, the more often they are seen
 NEW_CLASSES_RATE, KNOWN_CLASSES_RATE = 0.002, 0.0001  # in fine-tuning: larger steps lose what the weights know
@@ -29,7 +32,7 @@ class Facts:
     Attributes:
         images, boxes: of the train split. epochs: of the run. batch_size: over all processes.
         fine_tuning: starts from a detector's weights. known: share of the classes that these know, 0..1.
-        attention: the backbone has some.
+        attention: the backbone has some. backbone: starts from weights of a backbone alone; this is named, no more.
     """
 
     images: int
@@ -39,6 +42,7 @@ class Facts:
     fine_tuning: bool = False
     known: float = 0.0
     attention: bool = False
+    backbone: bool = False
 
     @property
     def batches(self) -> int:
@@ -73,12 +77,13 @@ def choose_recipe(facts: Facts) -> Recipe:
     if facts.default_updates >= LONG and not facts.attention:
         why = f"{known}: long enough for YOLOv5's own recipe (SGD, nominal batch 64)"
         return Recipe(Hyp(), "SGD", min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST), CLIP, why)
-    nominal = 64 if facts.default_updates >= LONG else max(facts.batch_size, NOISY)
-    updates = facts.batches * min(facts.batch_size / nominal, 1.0)
+    wanted = 64 if facts.default_updates >= LONG else NOISY
+    nominal = facts.batch_size * max(round(wanted / facts.batch_size), 1)  # whole batches
+    updates = facts.batches * facts.batch_size / nominal
     rate = LONG_RATE if facts.default_updates >= LONG else RATE
     if facts.fine_tuning:
         rate = min(rate, KNOWN_CLASSES_RATE + (1 - facts.known) * (NEW_CLASSES_RATE - KNOWN_CLASSES_RATE))
-    window = max(EMA_SHARE * updates, 2.0)
+    window = min(max(EMA_SHARE * updates, 2.0), EMA_MOST)
     hyp = replace(
         Hyp(),
         lr0=rate,
@@ -88,7 +93,7 @@ def choose_recipe(facts: Facts) -> Recipe:
         warmup_min_steps=0,
         warmup_momentum=0.9,
         warmup_bias_lr=0.0,  # 0.1 is a step for SGD; Adam would move every bias by 0.1 at each step
-        ema_decay=min(1 - 1 / window, 0.9999),
+        ema_decay=1 - 1 / window,
         ema_ramp=min(window, 2000.0),
         nominal_batch=nominal,
         norm_momentum=max(round(1 / max(NORM_SHARE * facts.batches, NORM_LEAST), 3), Hyp.norm_momentum),
@@ -96,7 +101,8 @@ def choose_recipe(facts: Facts) -> Recipe:
     )
     close = min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST) if hyp.mosaic else 0
     mosaic = f"mosaic {hyp.mosaic:.0%}, not in the last {close} epochs" if hyp.mosaic else "no mosaic"
-    kind = f"fine-tuned, {facts.known:.0%} of the classes known" if facts.fine_tuning else "from scratch"
+    start = "from a trained backbone" if facts.backbone else "from scratch"
+    kind = f"fine-tuned, {facts.known:.0%} of the classes known" if facts.fine_tuning else start
     why = (
         f"{known}, {kind}{', attention' if facts.attention else ''}: AdamW at {rate:g}, decay 0.01, "
         f"gradients of norm {ADAM_CLIP:g} at most, "
