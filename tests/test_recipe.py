@@ -51,10 +51,12 @@ def test_mosaics_are_for_pictures_with_few_boxes_and_for_runs_that_see_them_ofte
 
 def test_the_study_varies_what_the_rule_chooses() -> None:
     arms = read_yaml(REPO / "tools" / "recipes.yaml")
-    recipe = choose_recipe(replace(SMALL, boxes=2804))
-    small = {key: value for key, value in arms["small"].items() if key != "flags"}
-    assert (Hyp().as_dict() | small) == pytest.approx(recipe.hyp.as_dict())
-    assert arms["small"]["flags"] == {key: getattr(recipe, key) for key in ("optimizer", "close_mosaic", "clip_grad")}
+    bccd = replace(SMALL, boxes=2804)
+    for name, facts in (("small", bccd), ("ft", replace(bccd, epochs=10, fine_tuning=True))):
+        recipe = choose_recipe(facts)
+        chosen = {key: value for key, value in arms[name].items() if key != "flags"}
+        assert (Hyp().as_dict() | chosen) == pytest.approx(recipe.hyp.as_dict())
+        assert arms[name]["flags"] == {key: getattr(recipe, key) for key in ("optimizer", "close_mosaic", "clip_grad")}
     for name, arm in arms.items():
         if not arm.get("rule"):
             Hyp(**(Hyp().as_dict() | {key: value for key, value in arm.items() if key != "flags"}))
