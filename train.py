@@ -62,26 +62,8 @@ SGD_DECAY = 0.005  # a greater weight decay than this is not meant for SGD
 PICTURED = 3  # batches of the first epoch that are drawn as train_batch*.jpg
 BATCHES = 256  # the largest batch that --batch-size -1 chooses
 FEW_IMAGES = 5_000  # a MobileViT that starts from random weights on fewer gets a warning
-FREE = {
-    "resume",
-    "evolve",
-    "evolve_space",
-    "evolve_storage",
-    "project",
-    "name",
-    "exist_ok",
-    "device",
-    "workers",
-    "cache",
-}
-FREE |= {
-    "hyp",
-    "seed",
-    "nosave",
-    "noval",
-    "noplots",
-    "save_period",
-}  # what workers of one search may each have their own
+FREE = "resume evolve evolve_space evolve_storage project name exist_ok device workers cache hyp seed nosave noplots"
+FREE += " save_period"  # flags in which the workers of one search may differ; --hyp is compared by its values
 UNMEASURED = Metrics(0, 0, math.nan, math.nan, math.nan, math.nan, [])  # an epoch without validation
 Saved = dict[str, Any]  # what load_checkpoint returns
 Tell = Callable[[int, float], bool]  # (epoch, fitness) -> whether the trial is hopeless
@@ -259,7 +241,7 @@ def evolve(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> Metrics:
     if dist.world > 1:
         raise ValueError("--evolve under torchrun: expected single processes that share a folder or --evolve-storage")
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
-    setting = {key: value for key, value in asdict(cfg).items() if key not in FREE} | {"epochs": cfg.last}
+    setting = {key: value for key, value in asdict(cfg).items() if key not in FREE.split()} | {"epochs": cfg.last}
 
     def trial(hyp: Hyp, tell: Tell) -> float:
         place: dict[str, Any] = {"project": str(folder / "trials"), "name": "trial", "exist_ok": False, "noplots": True}

@@ -80,8 +80,9 @@ def read_space(path: str | Path) -> dict[str, Range]:
             raise ValueError(f"{path}: unknown key {key}, expected: {', '.join(sorted(known))}")
         space[key] = span = _read_range(value, f"{path}: {key}")
         for end in span.choices or (span.low, span.high):
+            trial: dict[str, Any] = {key: end}
             try:
-                replace(Hyp(), **{key: end})
+                replace(Hyp(), **trial)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
     if not space:
