@@ -112,6 +112,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
+# Hyp keys that go from 0 to 1, and those that something is divided by.
 SHARES = {"momentum", "warmup_momentum", "ema_decay", "norm_momentum", "hsv_h", "hsv_s", "hsv_v", "translate"}
 SHARES |= {"scale", "flipud", "fliplr", "mosaic", "mixup", "copy_paste"}
 DIVISORS = {"ema_ramp", "nominal_batch", "anchor_t"}

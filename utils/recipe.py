@@ -17,9 +17,7 @@ EMA_SHARE, EMA_MOST = 0.1, 10_000  # of the updates of a run, and updates: the a
 NORM_SHARE, NORM_LEAST = 0.025, 10  # of the batches: what running statistics cover; fewer than 10 would be noisy
 RATE, LONG_RATE = 0.004, 0.001  # of AdamW from scratch, in short runs and long ones
 CLIP = 10.0  # YOLOv5's limit for the norm of a gradient, that of the loss summed over the pictures of an update
-ADAM_CLIP = (
-    1.0  # most gradients of 16 pictures and more are longer, so all come out about alike and none outweighs others
-)
+ADAM_CLIP = 1.0  # less than most have at 16 pictures and more: they come out about alike, and none outweighs others
 MOSAIC = 4  # boxes; a picture with more of them is as crowded as a mosaic of pictures with one, and needs none
 SHORT, GROWN = 30, 100  # epochs; crowded pictures become mosaics the more often, the more often they are seen
 NEW_CLASSES_RATE, KNOWN_CLASSES_RATE = 0.002, 0.0001  # in fine-tuning: larger steps lose what the weights know

@@ -174,7 +174,8 @@ def seed_everything(seed: int, device: torch.device) -> None:
     Without them a CPU with several threads adds gradients of one cell in an order that differs from run to run.
     """
     torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs time, and nothing reads such memory
+    # It costs time, and nothing reads such memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
