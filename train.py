@@ -211,7 +211,11 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics:
         saved["training"] |= {"finished": False, "seconds": 0.0}
         saved["training"]["stopper"]["best_epoch"] = done - 1
     known = {f.name for f in fields(Hyp)}
-    return train(cfg, Hyp(**{k: v for k, v in saved["hyp"].items() if k in known}), dist, saved)
+    try:
+        hyp = Hyp(**{k: v for k, v in saved["hyp"].items() if k in known})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return train(cfg, hyp, dist, saved)
 
 
 @dataclass(frozen=True)

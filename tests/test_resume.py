@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import train
-from models.checkpoint import build_model, load_checkpoint
+from models.checkpoint import build_model, load_checkpoint, save_checkpoint
 from tools.kill_and_resume import differences
 from utils.config import REPO, Hyp, run_script
 from utils.loss import LossGains
@@ -151,6 +151,16 @@ def test_resume_needs_a_run(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"best.pt: weights alone, nothing to resume"):
         train.main(train.TrainConfig(resume=str(best), device="cpu"))
     assert best.stat().st_size < 0.5 * best.with_name("last.pt").stat().st_size
+
+
+@pytest.mark.parametrize("rate", ["fast", -1.0, float("nan")])
+def test_a_run_with_an_impossible_hyp_is_refused_by_name(data: Path, tmp_path: Path, rate: Any) -> None:
+    train.main(config(data, tmp_path, epochs=1, name="run"))
+    last = tmp_path / "run/weights/last.pt"
+    saved = load_checkpoint(last)
+    save_checkpoint(last, saved | {"hyp": saved["hyp"] | {"lr0": rate}})
+    with pytest.raises(ValueError, match=r"last.pt: lr0 is .*, expected"):
+        train.main(train.TrainConfig(resume=str(last), epochs=2, device="cpu"))
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(

@@ -96,3 +96,13 @@ def test_a_recipe_that_cannot_be_is_named(
     with pytest.raises(ValueError, match=rf"arms\.yaml: .*{message}"):
         study.main(config(tmp_path, {"x": arm}))
     assert not trained
+
+
+def test_settings_that_cannot_be_read_are_named(trained: list[train.TrainConfig], tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "pets-yolov5n-192-30-a-s0.json"
+    path.parent.mkdir()
+    for text in ("{", "[1]", "3"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"a-s0\.json: not the settings of a run"):
+            study.main(config(tmp_path, {"a": {"lr0": 0.1}}))
+    assert not trained and path.read_text() == "3"

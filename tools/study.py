@@ -115,7 +115,10 @@ def keep_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write what a run is made with beside its folder; raise ValueError where it was made with something else."""
     mine = json.loads(json.dumps(settings))
     if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            theirs = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not the settings of a run, expected another --project: {error}") from error
         other = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
         if other:
             raise ValueError(f"{path}: begun with another {', '.join(sorted(other))}; expected another --project")

@@ -157,8 +157,10 @@ class Hyp:
     copy_paste: float = 0.0  # probability that a box is pasted once more, mirrored
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a value out of range."""
+        """Raise ValueError for a value that is not a number or out of range."""
         for key, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{key} is {value!r}, expected a number")
             high = 1 if key in SHARES else math.inf
             above = key in DIVISORS
             if not (math.isfinite(value) and 0 <= value <= high) or (above and not value):
@@ -170,15 +172,12 @@ class Hyp:
         """Read a hyp YAML; keys left out keep their defaults.
 
         Raises:
-            ValueError: an unknown key or a value that is not a number, with the file's name.
+            ValueError: an unknown key, a value that is not a number or out of range, with the file's name.
         """
         values, known = read_yaml(path), {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"{path}: unknown key(s) {', '.join(unknown)}, expected: {', '.join(sorted(known))}")
-        for key, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{path}: {key} is {value!r}, expected a number")
         try:
             return cls(**values)
         except ValueError as error:
