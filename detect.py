@@ -16,20 +16,30 @@ from typing import Any
 import cv2
 import numpy as np
 
-from models.backends import TorchBackend
-from models.ensemble import load_model
+from models.runtimes.ensemble import load_model
+from models.runtimes.load import TorchBackend
 from models.visualize import look_inside
-from utils.annotations import voc_xml
 from utils.config import flag, run_script
-from utils.curves import save_attention, save_features
-from utils.frames import Broken, Frame
+from utils.data.annotations import voc_xml
+from utils.device import select_device
+from utils.drawing import draw_boxes
+from utils.evaluate.curves import save_attention, save_features
 from utils.images import imwrite
-from utils.plots import draw_boxes
-from utils.predictor import Found, NmsOptions, Predictor, class_indices
+from utils.predict.frames import Broken, Frame
+from utils.predict.predictor import Found, NmsOptions, Predictor, class_indices
+from utils.predict.sources import open_source
+from utils.predict.writers import (
+    Crops,
+    CsvFile,
+    JsonFile,
+    Stems,
+    VideoFile,
+    coco_rows,
+    image_id,
+    label_text,
+    write_labels,
+)
 from utils.runs import Run
-from utils.sources import open_source
-from utils.torch_utils import select_device
-from utils.writers import Crops, CsvFile, JsonFile, Stems, VideoFile, coco_rows, image_id, label_text, write_labels
 
 LOGGER = logging.getLogger(__name__)
 STEPS = ("letterbox", "model", "NMS")

@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.backends import load_backend
-from models.checkpoint import build_model, load_checkpoint
-from models.exporters import FORMATS, OPSET, Format, Job
-from models.graph import NmsSettings
-from models.inspection import faults
-from models.metadata import Metadata
-from models.quantize import INT8_OPS
+from models.export.graph import NmsSettings
+from models.export.inspection import faults
+from models.export.int8 import INT8_OPS
+from models.export.metadata import Metadata
+from models.export.writers import FORMATS, OPSET, Format, Job
+from models.runtimes.load import load_backend
+from models.weights.checkpoint import build_model, load_checkpoint
 from models.yolo import DetectionModel
 from utils.config import flag, run_script
-from utils.dataset import list_images, read_data_yaml
+from utils.data.dataset import list_images, read_data_yaml
 from utils.files import move, remove, size_of
 from utils.images import check_imgsz
-from utils.parity import LIMITS, compare
-from utils.proof import evenly, interleaved, medians, proof_pictures, quiet, read_pictures
-from utils.proof_table import Row, table
-from utils.web import write_page
+from utils.proof.images import evenly, interleaved, medians, proof_pictures, quiet, read_pictures
+from utils.proof.parity import LIMITS, compare
+from utils.proof.table import Row, table
+from utils.proof.web import write_page
 from val import ValConfig
 from val import main as validate
 

@@ -19,11 +19,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from models.ensemble import Augmented, load_model
+from models.runtimes.ensemble import Augmented, load_model
+from utils.device import select_device
 from utils.images import imread
-from utils.predictor import NmsOptions, Predictor, class_indices
-from utils.results import Detections
-from utils.torch_utils import select_device
+from utils.predict.predictor import NmsOptions, Predictor, class_indices
+from utils.predict.results import Detections
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "pandas", "yaml", "einops"]
 Picture: TypeAlias = "str | Path | np.ndarray | Image.Image | Tensor"

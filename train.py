@@ -23,29 +23,17 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint
 from models.common import Attention, MobileViTBlock
-from models.pretrained import load_backbone
-from models.transfer import Transfer, fine_tune, freeze
+from models.weights.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint
+from models.weights.imagenet import load_backbone
+from models.weights.transfer import Transfer, fine_tune, freeze
 from models.yolo import DetectionModel
-from utils.autoanchor import check_anchors, label_sizes
-from utils.charts import plot_batch, plot_labels, plot_results
 from utils.config import Hyp, find, flag, run_script
-from utils.dataloaders import EpochBatches, build_loader, image_weights
-from utils.dataset import Data, DetectionDataset, list_images, read_data_yaml, scan_split
-from utils.images import check_imgsz, rescale, to_input
-from utils.loss import DetectionLoss, LossParts, loss_gains
-from utils.metrics import Metrics
-from utils.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
-from utils.pixels import KINDS
-from utils.progress import epoch_line, result_row, show_progress
-from utils.recipe import CLIP, Facts, choose_recipe
-from utils.report import write_report
-from utils.runs import EarlyStopping, Run, newest_checkpoint, write_atomic
-from utils.scan import Scan
-from utils.state import TrainState
-from utils.tensorboard import TensorBoard
-from utils.torch_utils import (
+from utils.data.dataset import Data, DetectionDataset, list_images, read_data_yaml, scan_split
+from utils.data.image_cache import KINDS
+from utils.data.loader import EpochBatches, build_loader, image_weights
+from utils.data.scan import Scan
+from utils.device import (
     AMP,
     Dist,
     activation_bytes,
@@ -55,6 +43,18 @@ from utils.torch_utils import (
     seed_everything,
     setup_device,
 )
+from utils.evaluate.metrics import Metrics
+from utils.images import check_imgsz, rescale, to_input
+from utils.loss import DetectionLoss, LossParts, loss_gains
+from utils.runs import EarlyStopping, Run, newest_checkpoint, write_atomic
+from utils.train.autoanchor import check_anchors, label_sizes
+from utils.train.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
+from utils.train.plots import plot_batch, plot_labels, plot_results
+from utils.train.progress import epoch_line, result_row, show_progress
+from utils.train.recipe import CLIP, Facts, choose_recipe
+from utils.train.report import write_report
+from utils.train.state import TrainState
+from utils.train.tensorboard import TensorBoard
 from val import Judging, evaluate, rect_or_square
 
 LOGGER = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ class Job:
 
 def evolve(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> Metrics:
     """Search hyperparameters in many short trainings; the same command with --exist-ok goes on or shares the work."""
-    from utils.evolve import read_space, search  # here, for it needs optuna
+    from utils.train.search import read_space, search  # here, for it needs optuna
 
     if dist.world > 1:
         raise ValueError("--evolve under torchrun: expected single processes that share a folder or --evolve-storage")

@@ -18,24 +18,24 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models.backends import Backend
-from models.ensemble import load_model
-from utils.annotations import CocoLabels
+from models.runtimes.ensemble import load_model
+from models.runtimes.load import Backend
 from utils.boxes import xywhn2xyxy
-from utils.charts import plot_batch, plot_boxes
 from utils.config import flag, run_script
-from utils.curves import plot_confusion, plot_curves, plot_study
-from utils.dataloaders import Batch, build_loader
-from utils.dataset import Data, DetectionDataset, list_images, read_data_yaml
+from utils.data.annotations import CocoLabels
+from utils.data.dataset import Data, DetectionDataset, list_images, read_data_yaml
+from utils.data.loader import Batch, build_loader
+from utils.data.scan import scan
+from utils.device import select_device
+from utils.evaluate.curves import plot_confusion, plot_curves, plot_study
+from utils.evaluate.metrics import DetectionMetrics, Metrics
+from utils.evaluate.timing import Stopwatch
 from utils.images import check_imgsz, to_input
 from utils.loss import LossParts
-from utils.metrics import DetectionMetrics, Metrics
 from utils.nms import non_max_suppression
+from utils.predict.writers import JsonFile, Stems, coco_rows, hybrid, image_id, label_text, write_labels
 from utils.runs import Run, write_atomic
-from utils.scan import scan
-from utils.timing import Stopwatch
-from utils.torch_utils import select_device
-from utils.writers import JsonFile, Stems, coco_rows, hybrid, image_id, label_text, write_labels
+from utils.train.plots import plot_batch, plot_boxes
 
 LOGGER = logging.getLogger(__name__)
 SPLIT_OF_TASK = {"speed": "val", "study": "val"}  # other tasks are the split they measure

@@ -11,10 +11,10 @@ import torch
 import yaml
 from PIL import Image
 
-from utils.annotations import CocoLabels, VocLabels, annotation_reader, voc_xml
 from utils.boxes import xywhn2xyxy
-from utils.dataset import DetectionDataset, list_images, read_data_yaml, scan_split
-from utils.scan import scan
+from utils.data.annotations import CocoLabels, VocLabels, annotation_reader, voc_xml
+from utils.data.dataset import DetectionDataset, list_images, read_data_yaml, scan_split
+from utils.data.scan import scan
 
 NAMES = ["cat", "dog", "Ente & Größe"]
 SIZES = [(60, 90), (90, 60), (64, 64), (40, 120)]
@@ -171,5 +171,5 @@ def test_splits_that_share_a_labels_folder_keep_their_caches(tmp_path: Path, mon
     images = list_images([tmp_path / "images"])
     halves = images[:2], images[2:]
     first = [scan(half, 3) for half in halves]
-    monkeypatch.setattr("utils.scan._scan_files", lambda *_: pytest.fail("a cache was overwritten"))
+    monkeypatch.setattr("utils.data.scan._scan_files", lambda *_: pytest.fail("a cache was overwritten"))
     assert all((scan(half, 3).paths == held.paths).all() for half, held in zip(halves, first, strict=True))

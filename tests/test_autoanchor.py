@@ -10,10 +10,10 @@ import pytest
 import torch
 from shared import shared
 
-from utils.autoanchor import best_possible_recall, check_anchors, fit_anchors, k_means, label_sizes
-from utils.dataset import list_images, read_data_yaml
+from utils.data.dataset import list_images, read_data_yaml
+from utils.data.scan import Scan, scan
 from utils.loss import assign_targets
-from utils.scan import Scan, scan
+from utils.train.autoanchor import best_possible_recall, check_anchors, fit_anchors, k_means, label_sizes
 
 COCO = torch.tensor([10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156, 198, 373, 326.0]).view(3, 3, 2)
 STRIDES = torch.tensor([8.0, 16.0, 32.0])

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from utils.charts import PANELS, plot_batch, plot_labels, plot_results, read_results
+from utils.drawing import class_colour
 from utils.images import imread
-from utils.plots import class_colour
 from utils.runs import Run
+from utils.train.plots import PANELS, plot_batch, plot_labels, plot_results, read_results
 
 
 def row(epoch: int, **changes: float) -> dict[str, float | int]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tools.coco_parity import pycocotools_figures
-from utils.metrics import AREAS, DetectionMetrics
+from utils.evaluate.metrics import AREAS, DetectionMetrics
 
 pytest.importorskip("pycocotools")
 SIZE = (400, 500)

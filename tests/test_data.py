@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.augmentations import copy_paste, flip, hsv, mixup, mosaic, random_affine
 from utils.config import Hyp
-from utils.dataloaders import EpochBatches, build_loader, collate
-from utils.dataset import DetectionDataset, list_images, read_data_yaml
+from utils.data.augmentations import copy_paste, flip, hsv, mixup, mosaic, random_affine
+from utils.data.dataset import DetectionDataset, list_images, read_data_yaml
+from utils.data.labels import TextLabels, label_path, read_labels
+from utils.data.loader import EpochBatches, build_loader, collate
+from utils.data.scan import Scan, cache_file, scan
 from utils.images import PAD, imread
-from utils.labels import TextLabels, label_path, read_labels
-from utils.scan import Scan, cache_file, scan
 
 STILL = Hyp(hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=0)
 NONE = np.zeros((0, 5))
@@ -156,7 +156,7 @@ def test_cache_equals_rescan_and_goes_stale(tmp_path: Path, monkeypatch: pytest.
     first, file = scan(images, 2), cache_file(images, TextLabels(2))
     assert file.is_file() and list(file.parent.glob("*.part")) == []
     with monkeypatch.context() as patch:
-        patch.setattr("utils.scan._scan_files", lambda *_: pytest.fail("the cache was not used"))
+        patch.setattr("utils.data.scan._scan_files", lambda *_: pytest.fail("the cache was not used"))
         assert same(first, scan(images, 2))
     label_path(images[0]).write_text("0 0.5 0.5 0.1 0.1\n")  # a new label file
     assert len(scan(images, 2).labels_of(0)) == 1

@@ -14,18 +14,18 @@ import pytest
 import torch
 
 import detect
-from models.backends import load_backend
-from models.checkpoint import model_state, save_checkpoint
 from models.common import Attention
+from models.runtimes.load import load_backend
 from models.visualize import attention_of, look_inside
+from models.weights.checkpoint import model_state, save_checkpoint
 from models.yolo import DetectionModel
-from utils.annotations import VocLabels
-from utils.frames import Broken, Frame, VideoInfo
+from utils.data.annotations import VocLabels
+from utils.drawing import DEJAVU, characters, class_colour, draw_boxes, fit_text, font_file, label_font
 from utils.images import imread, imwrite, letterbox
-from utils.plots import DEJAVU, characters, class_colour, draw_boxes, fit_text, font_file, label_font
-from utils.predictor import Predictor
-from utils.sources import open_source
-from utils.writers import Stems
+from utils.predict.frames import Broken, Frame, VideoInfo
+from utils.predict.predictor import Predictor
+from utils.predict.sources import open_source
+from utils.predict.writers import Stems
 
 REPO = Path(__file__).resolve().parents[1]
 NAMES = {0: "ball", 1: "star", 2: "Bär/größe"}

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.checkpoint import load_checkpoint
+from models.weights.checkpoint import load_checkpoint
 from utils.config import REPO
-from utils.dataloaders import EpochBatches
+from utils.data.loader import EpochBatches
 
 LOSSES = ("train/box_loss", "train/obj_loss", "train/cls_loss", "val/box_loss")
 TOLERANCE = 2e-3  # relative; the processes add in another order, and a step multiplies what differs

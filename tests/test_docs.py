@@ -19,7 +19,7 @@ from blobs import draw, make_set
 
 import detect
 import val
-from models.checkpoint import model_state, save_checkpoint
+from models.weights.checkpoint import model_state, save_checkpoint
 from models.yolo import DetectionModel
 from tools import coco_parity
 from utils.config import REPO, parse_cli

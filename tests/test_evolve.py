@@ -15,10 +15,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from utils import evolve
 from utils.config import REPO, Hyp
-from utils.evolve import NumberedTPE, Range, Report, TrainTrial, read_space, search
 from utils.images import imread
+from utils.train import search as evolve
+from utils.train.search import NumberedTPE, Range, Report, TrainTrial, read_space, search
 
 EPOCHS = 5
 SPACE = {"lr0": Range(1e-4, 1e-1, log=True), "scale": Range(0.0, 0.9), "nominal_batch": Range(choices=(16, 32, 64))}
@@ -288,7 +288,7 @@ def test_a_bad_space_names_the_file_and_the_key(text: str, message: str, tmp_pat
 
 def test_without_optuna_the_error_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "optuna.py").write_text("raise ModuleNotFoundError('optuna')\n")
-    code = "import utils.evolve"
+    code = "import utils.train.search"
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert (

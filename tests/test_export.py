@@ -19,17 +19,17 @@ from tiny import NAMES, tiny_model, write_tiny
 import detect
 import export
 from export import ExportConfig
-from models.backends import load_backend
-from models.checkpoint import build_model, load_checkpoint
 from models.common import Focus
-from models.exporters import FORMATS
-from models.graph import NmsSettings, export_form, focus_as_convolution, rows_of_final
-from models.inspection import faults, steps
-from models.metadata import VERSION, Metadata, append_metadata, appended_metadata
+from models.export.graph import NmsSettings, export_form, focus_as_convolution, rows_of_final
+from models.export.inspection import faults, steps
+from models.export.metadata import VERSION, Metadata, append_metadata, appended_metadata
+from models.export.writers import FORMATS
+from models.runtimes.load import load_backend
+from models.weights.checkpoint import build_model, load_checkpoint
 from models.yolo import DetectionModel
 from utils.config import REPO, parse_cli
 from utils.nms import non_max_suppression
-from utils.parity import LIMITS, compare
+from utils.proof.parity import LIMITS, compare
 
 CPU = torch.device("cpu")
 PACKAGES = {

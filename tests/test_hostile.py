@@ -13,8 +13,8 @@ import pytest
 from hostile import CORPUS, Call
 from shared import ROOT, shared
 
-from models.checkpoint import build_model, load_checkpoint
-from models.pretrained import read_published
+from models.weights.checkpoint import build_model, load_checkpoint
+from models.weights.imagenet import read_published
 
 
 def load(path: Path) -> None:

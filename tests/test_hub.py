@@ -13,10 +13,10 @@ from PIL import Image
 from shared import oracle, shared
 
 import hubconf
-from models.checkpoint import model_state, save_checkpoint
+from models.weights.checkpoint import model_state, save_checkpoint
 from models.yolo import DetectionModel
 from utils.images import imread, imwrite
-from utils.results import Detections
+from utils.predict.results import Detections
 
 REPO = Path(hubconf.__file__).parent
 BOXES = [[20, 30, 80, 60], [100, 20, 120, 90]]

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from utils.config import REPO, Hyp, read_yaml
-from utils.dataset import DetectionDataset, list_images
-from utils.optim import build_optimizer, set_norm_momentum
-from utils.scan import scan
+from utils.data.dataset import DetectionDataset, list_images
+from utils.data.scan import scan
+from utils.train.optim import build_optimizer, set_norm_momentum
 
 FOLDER = REPO / "data" / "hyps"
 FILES = sorted(FOLDER.glob("hyp.*.yaml"))

@@ -11,7 +11,7 @@ import pytest
 
 from utils.config import REPO
 
-FILES = [*(REPO / "models").glob("*.py"), *(REPO / "utils").glob("*.py")]
+FILES = [*(REPO / "models").rglob("*.py"), *(REPO / "utils").rglob("*.py")]
 SCRIPTS = ("train", "val", "detect", "export", "hubconf")
 
 
@@ -26,14 +26,16 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(REPO)))
 def test_no_upward_arrow(path: Path) -> None:
-    other = {"models": "utils", "utils": "models"}[path.parent.name]
+    other = {"models": "utils", "utils": "models"}[path.relative_to(REPO).parts[0]]
     assert not imported(path) & {other, *SCRIPTS}
 
 
 def test_imports_print_nothing_and_make_nothing(tmp_path: Path) -> None:
-    modules = [f"{p.parent.name}.{p.stem}" for p in FILES if p.stem != "__init__"] + list(SCRIPTS)
+    modules = [".".join(p.relative_to(REPO).with_suffix("").parts) for p in FILES if p.stem != "__init__"] + list(
+        SCRIPTS
+    )
     code = f"import sys; sys.path.insert(0, {str(REPO)!r}); import {', '.join(modules)}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""utils/metrics.py against pycocotools and a brute-force reference."""
+"""utils/evaluate/metrics.py against pycocotools and a brute-force reference."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.matching import best_confidence
-from utils.metrics import DetectionMetrics
+from utils.evaluate.matching import best_confidence
+from utils.evaluate.metrics import DetectionMetrics
 
 NAMES = {0: "ball", 1: "star", 2: "cup", 3: "never seen"}
 SIZE = (120, 160)

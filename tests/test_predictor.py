@@ -9,8 +9,8 @@ import pytest
 import torch
 from blobs import BlobBackend, draw
 
-from models.ensemble import Augmented, Ensemble, load_model
-from utils.predictor import OVERLAP, NmsOptions, Predictor, class_indices, tiles
+from models.runtimes.ensemble import Augmented, Ensemble, load_model
+from utils.predict.predictor import OVERLAP, NmsOptions, Predictor, class_indices, tiles
 
 CPU = torch.device("cpu")
 

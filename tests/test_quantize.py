@@ -11,9 +11,9 @@ from tiny import write_tiny
 
 import export
 from export import ExportConfig
-from models import quantize
-from models.backends import load_backend
-from models.checkpoint import build_model, load_checkpoint
+from models.export import int8 as quantize
+from models.runtimes.load import load_backend
+from models.weights.checkpoint import build_model, load_checkpoint
 from utils.boxes import xyxy2xywhn
 from utils.images import imread, letterbox
 from utils.nms import non_max_suppression

@@ -10,9 +10,9 @@ import pytest
 import train
 from models.yolo import DetectionModel
 from utils.config import REPO, Hyp, read_yaml
-from utils.optim import accumulation
-from utils.recipe import LONG, Facts, choose_recipe
-from utils.scan import Scan
+from utils.data.scan import Scan
+from utils.train.optim import accumulation
+from utils.train.recipe import LONG, Facts, choose_recipe
 
 SMALL = Facts(images=205, boxes=2500, epochs=30, batch_size=16)
 LARGE = Facts(images=118_287, boxes=850_000, epochs=300, batch_size=64)

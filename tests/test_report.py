@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.charts import PANELS
 from utils.config import Hyp
 from utils.images import imwrite
-from utils.report import ReportConfig, draw_chart, main, write_report
 from utils.runs import Run
+from utils.train.plots import PANELS
+from utils.train.report import ReportConfig, draw_chart, main, write_report
 
 EVIL = "<script>alert('a & b')</script>"
 VOID = {"meta", "img", "br", "line", "polyline", "circle", "link", "input"}

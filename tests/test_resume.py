@@ -18,11 +18,11 @@ import pytest
 import torch
 
 import train
-from models.checkpoint import build_model, load_checkpoint, save_checkpoint
+from models.weights.checkpoint import build_model, load_checkpoint, save_checkpoint
 from tools.kill_and_resume import differences
 from utils.config import REPO, Hyp, run_script
+from utils.device import Dist, random_states, restore_random_states, seed_everything
 from utils.loss import LossGains
-from utils.torch_utils import Dist, random_states, restore_random_states, seed_everything
 
 
 @pytest.fixture(scope="module")

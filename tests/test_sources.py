@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import utils.streams as streams
-from utils.frames import Broken, Frame
-from utils.sources import ahead, open_source
-from utils.streams import parse_screen, unique_names
+import utils.predict.streams as streams
+from utils.predict.frames import Broken, Frame
+from utils.predict.sources import ahead, open_source
+from utils.predict.streams import parse_screen, unique_names
 
 SIZE = (48, 64)
 

@@ -71,7 +71,7 @@ def test_numbers_of_another_rule_are_no_result_of_this_one(
     trained: list[train.TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study.main(config(tmp_path, {"rule": {"rule": True}}))
-    monkeypatch.setattr("utils.recipe.RATE", 0.1)
+    monkeypatch.setattr("utils.train.recipe.RATE", 0.1)
     with pytest.raises(ValueError, match="begun with another rule"):
         study.main(config(tmp_path, {"rule": {"rule": True}}))
 

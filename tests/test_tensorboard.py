@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from models.yolo import DetectionModel
-from utils import tensorboard
 from utils.images import imwrite
-from utils.tensorboard import TensorBoard
+from utils.train import tensorboard
+from utils.train.tensorboard import TensorBoard
 
 
 def read(folder: Path):  # type: ignore[no-untyped-def]

@@ -19,15 +19,15 @@ import torch
 import detect
 import train
 import val
-from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint
+from models.weights.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint
 from models.yolo import DetectionModel
 from utils.config import REPO, Hyp, run_script
-from utils.dataloaders import build_loader
-from utils.dataset import DetectionDataset, list_images, read_data_yaml
+from utils.data.dataset import DetectionDataset, list_images, read_data_yaml
+from utils.data.loader import build_loader
+from utils.data.scan import scan
+from utils.device import Dist
 from utils.images import check_imgsz
-from utils.optim import ModelEMA, Schedule, build_optimizer
-from utils.scan import scan
-from utils.torch_utils import Dist
+from utils.train.optim import ModelEMA, Schedule, build_optimizer
 
 SHAPES = {"square": (96, 96), "4:3": (96, 128), "16:9": (90, 160), "9:16": (160, 90)}  # height, width
 

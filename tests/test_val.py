@@ -17,7 +17,7 @@ from blobs import BlobBackend, make_set
 import val
 from utils.boxes import xywhn2xyxy
 from utils.images import imread
-from utils.writers import hybrid
+from utils.predict.writers import hybrid
 
 
 @pytest.fixture
@@ -147,8 +147,8 @@ def test_evaluate_draws_when_told_where(tmp_path: Path) -> None:
     """The one call that train.py makes for its last validation."""
     import torch
 
-    from utils.dataloaders import build_loader
-    from utils.dataset import DetectionDataset, read_data_yaml, scan_split
+    from utils.data.dataset import DetectionDataset, read_data_yaml, scan_split
+    from utils.data.loader import build_loader
 
     make_set(tmp_path / "set")
     data = read_data_yaml(tmp_path / "set" / "data.yaml")

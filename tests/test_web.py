@@ -19,12 +19,12 @@ from shared import shared
 from tiny import NAMES, write_tiny
 
 import export
-from models.backends import load_backend
-from models.exporters import FORMATS
+from models.export.writers import FORMATS
+from models.runtimes.load import load_backend
 from utils.config import REPO
 from utils.images import imread, letterbox
-from utils.predictor import Predictor
-from utils.web import RUNTIME, copy_runtime, write_page
+from utils.predict.predictor import Predictor
+from utils.proof.web import RUNTIME, copy_runtime, write_page
 
 CPU = torch.device("cpu")
 SHOTS = os.environ.get("SHOTS", "")  # a folder: the screenshots stay there to be looked at

@@ -20,11 +20,11 @@ from torchvision.ops import box_iou
 
 import train
 from models import common
-from models.backends import load_backend
-from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint, save_safetensors
 from models.mobilevit import SIZES, MobileViT, from_checkpoint, from_published, to_published
-from models.pretrained import load_backbone, read_published
-from models.transfer import fine_tune, transfer
+from models.runtimes.load import load_backend
+from models.weights.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint, save_safetensors
+from models.weights.imagenet import load_backbone, read_published
+from models.weights.transfer import fine_tune, transfer
 from models.yolo import Detect, DetectionModel
 from tools import classify, convert
 from utils.images import imread, letterbox, to_input

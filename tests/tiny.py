@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.checkpoint import model_state, save_checkpoint
+from models.weights.checkpoint import model_state, save_checkpoint
 from models.yolo import DetectionModel
 from utils.images import imwrite
 

@@ -19,17 +19,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.ensemble import load_model
+from models.runtimes.ensemble import load_model
 from models.yolo import DetectionModel
 from utils.config import flag, run_script
+from utils.data.labels import label_path, read_labels
+from utils.device import select_device
+from utils.drawing import draw_boxes
+from utils.evaluate.metrics import DetectionMetrics
 from utils.images import check_imgsz, fit_canvas, imread, imwrite, letterbox, to_input
-from utils.labels import label_path, read_labels
-from utils.metrics import DetectionMetrics
 from utils.nms import non_max_suppression
-from utils.plots import draw_boxes
-from utils.sources import list_files
-from utils.torch_utils import select_device
-from utils.writers import label_text, write_labels
+from utils.predict.sources import list_files
+from utils.predict.writers import label_text, write_labels
 
 LOGGER = logging.getLogger(__name__)
 LIMIT = 1 / 3  # of a forward pass, that no other stage should take

@@ -27,15 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import export
 from export import CPU, ExportConfig, mean_ap
-from models.backends import Backend, load_backend
-from models.checkpoint import model_state, save_checkpoint
-from models.exporters import FORMATS
-from models.quantize import INT8_OPS
+from models.export.int8 import INT8_OPS
+from models.export.writers import FORMATS
+from models.runtimes.load import Backend, load_backend
+from models.weights.checkpoint import model_state, save_checkpoint
 from models.yolo import DetectionModel
 from tools.benchmark_table import Cells, merge, report
 from utils.config import REPO, flag, run_script
-from utils.proof import interleaved, proof_pictures, quiet, read_pictures
-from utils.proof_table import Row
+from utils.proof.images import interleaved, proof_pictures, quiet, read_pictures
+from utils.proof.table import Row
 from utils.runs import Run
 
 LOGGER = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from torchvision.transforms import functional as transforms
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.mobilevit import SIZES, MobileViT, from_checkpoint, from_published
-from models.pretrained import read_published
+from models.weights.imagenet import read_published
 from utils.config import argument, flag, run_script
 from utils.images import imread
 

@@ -16,11 +16,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import val
-from models.ensemble import load_model
+from models.runtimes.ensemble import load_model
 from utils.config import run_script
-from utils.dataset import read_data_yaml
-from utils.metrics import AREAS, DetectionMetrics
-from utils.torch_utils import select_device
+from utils.data.dataset import read_data_yaml
+from utils.device import select_device
+from utils.evaluate.metrics import AREAS, DetectionMetrics
 
 LOGGER = logging.getLogger(__name__)
 TOLERANCE = 1e-4

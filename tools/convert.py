@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint, save_safetensors
+from models.weights.checkpoint import build_model, load_checkpoint, model_state, save_checkpoint, save_safetensors
 from utils.config import argument, flag, run_script
 
 LOGGER = logging.getLogger(__name__)

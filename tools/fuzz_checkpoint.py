@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.checkpoint import build_model, load_checkpoint
+from models.weights.checkpoint import build_model, load_checkpoint
 from utils.config import argument, flag, run_script
 
 LOGGER = logging.getLogger(__name__)

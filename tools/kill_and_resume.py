@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from models.checkpoint import load_checkpoint
+from models.weights.checkpoint import load_checkpoint
 from utils.config import REPO, flag, run_script
 
 WALL_CLOCK = {"seconds"}  # columns and keys that differ from run to run

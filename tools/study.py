@@ -24,9 +24,9 @@ import torch
 import yaml
 
 import train
-from utils import recipe
 from utils.config import Hyp, find, flag, read_yaml, run_script
 from utils.runs import write_atomic
+from utils.train import recipe
 
 LOGGER = logging.getLogger(__name__)
 COLUMNS = ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95")

@@ -1,0 +1,1 @@
+"""Models to files: one writer per format, int8, metadata, inspection."""

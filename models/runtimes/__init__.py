@@ -1,0 +1,1 @@
+"""Files to detections: one backend per file format, ensembles, test-time augmentation."""

@@ -1,0 +1,1 @@
+"""Files to models: checkpoints, foreign weights, transfer."""

@@ -1,0 +1,140 @@
+"""Published MobileViT ImageNet weights: read from CVNets' and timm's files, put into a detector's backbone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from models.common import MobileViTBlock
+from models.mobilevit import SIZES, from_published, layout_of
+from models.weights.torch_file import read
+from models.weights.transfer import Transfer, part_of, shape_in, transfer
+from models.yolo import DetectionModel
+
+LOGGER = logging.getLogger(__name__)
+TIMM = "timm:"
+WRAPPERS = (
+    "ema_state_dict",
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # averages first
+PUBLISHED_EPS = 1e-5
+
+
+def read_published(source: str) -> dict[str, Tensor]:
+    """The state dict in a .pt, .pth or .safetensors file, or of 'timm:NAME', which timm fetches or has in its cache.
+
+    Nothing in a file is run. A state dict inside a training checkpoint is found, the averaged one first.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; no state dict in it; timm could not get it.
+        ImportError: timm is not installed.
+    """
+    if source.startswith(TIMM):
+        return from_timm(source.removeprefix(TIMM))
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"weights '{source}' not found, expected a .pt, .pth or .safetensors file or {TIMM}NAME"
+        )
+    try:
+        return unwrap(safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read(path))
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path}: no weights to read, nothing in it was run: {error}") from error
+
+
+def unwrap(content: Any) -> dict[str, Tensor]:
+    """The dict of tensors in what was read, without the prefix that parallel training leaves.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for _ in range(3):
+        if isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
+            return {str(key).removeprefix("module."): value for key, value in content.items()}
+        found = next((content[key] for key in WRAPPERS if key in content), None) if isinstance(content, dict) else None
+        content = found
+    raise ValueError(f"expected a state dict (name -> tensor), alone or under one of {', '.join(WRAPPERS)}")
+
+
+def from_timm(name: str) -> dict[str, Tensor]:
+    """The pretrained state dict of a timm MobileViT.
+
+    Raises:
+        ImportError, ValueError: no timm; not one of its MobileViTs, or it could not get the file.
+    """
+    known = [f"mobilevit_{size}" for size in SIZES]
+    if name.partition(".")[0] not in known:
+        raise ValueError(
+            f"{TIMM}{name}: expected {TIMM} and one of {', '.join(known)}, as {TIMM}{known[0]}.cvnets_in1k"
+        )
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(f"{TIMM}{name} needs timm: pip install timm") from error
+    LOGGER.info(f"asking timm for {name}; what it does not have in its cache it fetches from the Hugging Face Hub")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{TIMM}{name}: timm could not get it ({reason})") from error
+
+
+def load_backbone(model: DetectionModel, source: str, partial: bool = False) -> Transfer:
+    """Put the MobileViT weights of `source` (see read_published) into the backbone of `model`, in place.
+
+    CVNets' networks were trained on BGR pictures and a detector here reads RGB, so the stem's input channels of that
+    layout are turned around.
+
+    Args:
+        partial: take what fits; else every tensor of the backbone must be in the file, and the other way round.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: see read_published; the weights do not fit.
+    """
+    weights = read_published(source)
+    try:
+        layout, published = layout_of(weights), from_published(weights)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    state = {k.replace("features", "model", 1): t for k, t in published.items() if k.startswith("features.")}
+    if layout == "cvnets":
+        state["model.0.conv.weight"] = state["model.0.conv.weight"].flip(1)
+    own = {name: t for name, t in model.state_dict().items() if part_of(model, name) == "backbone"}
+    fitting = {name for name, t in state.items() if name in own and own[name].shape == t.shape}
+    unmatched = sorted((own.keys() | state.keys()) - fitting)
+    if not any(isinstance(module, MobileViTBlock) for module in model.modules()):
+        raise ValueError(f"{source}: {model.where} has no MobileViT backbone, expected a yolov5-mobilevit-*.yaml")
+    if not fitting or (unmatched and not partial):
+        first = unmatched[0]
+        advice = "; --partial takes what fits" if fitting else ""
+        raise ValueError(
+            f"{source}{size_of(published)}: {len(unmatched)} tensors of the backbone do not match {model.where}, the "
+            f"first is {first}: {shape_in(state, first)} in the file, {shape_in(own, first)} in the model{advice}"
+        )
+    done = transfer(model, {name: t for name, t in state.items() if name in own})
+    rows = model.model[: len(model.yaml["backbone"])]
+    odd = {m.eps for m in rows.modules() if isinstance(m, nn.BatchNorm2d)}
+    if odd - {PUBLISHED_EPS}:
+        LOGGER.warning(
+            f"{model.where} has batch norms of eps {max(odd):g}, the published weights were trained with "
+            f"{PUBLISHED_EPS:g}: put 'norm_eps: 1.0e-5' into the YAML"
+        )
+    return replace(done, left={name: why for name, why in done.left.items() if name in own})
+
+
+def size_of(published: Mapping[str, Tensor]) -> str:
+    """' (MobileViT-XXS)' or another size, by the width of the last stage; '' if it is none of them."""
+    fusion = published.get("features.9.fusion.conv.weight")
+    width = len(fusion) if fusion is not None and fusion.ndim else 0
+    return next((f" (MobileViT-{size.upper()})" for size, spec in SIZES.items() if spec.widths[-1] == width), "")

@@ -1,0 +1,225 @@
+"""YOLOv5's pickled checkpoints (v5 to v7, detection) as this project's: a mapping of rows, names and tensors.
+
+`torch_file` has turned the file into records; here the tree of module records becomes a state dict. What the
+modules say about themselves (strides, paddings, activations, ...) is compared with what the rows build here, so that a
+model which would compute something else is refused instead of imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.weights.safe_pickle import Record
+from models.weights.transfer import check_fit
+from models.yolo import ACTIVATIONS, NORM_EPS, parse_model
+
+MODELS = ("models.yolo.Model", "models.yolo.DetectionModel")
+CFG_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "ch", "activation", "backbone", "head")
+MAX_MODULES = 20_000  # yolov5x has 567
+MAX_VALUES = 100_000  # numbers and strings of a model's mapping
+MAX_DEPTH = 30
+SETTINGS = {  # what decides the arithmetic of a module without being in its tensors
+    "Conv2d": ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    "Upsample": ("size", "scale_factor", "mode", "align_corners"),
+    "ZeroPad2d": ("padding",),
+    "LeakyReLU": ("negative_slope",),
+    "MultiheadAttention": ("num_heads",),
+    "Concat": ("d",),
+    "Contract": ("gain",),
+    "Expand": ("gain",),
+    "Bottleneck": ("add",),
+    "CrossConv": ("add",),
+}
+OWN_NAMES = {"add": "skip"}  # attributes that have another name here
+NO_WORK = ("Identity", "Dropout")  # modules that do nothing in eval mode
+
+
+def holds_yolov5(content: Any) -> bool:
+    """Whether what `torch_file.read` returned holds a pickled model."""
+    return isinstance(content, Record) or isinstance(averaged_or_last(content), Record)
+
+
+def averaged_or_last(content: Any) -> Any:
+    """The model to use of a checkpoint: the average where there is one."""
+    return (content.get("ema") or content.get("model")) if isinstance(content, Mapping) else content
+
+
+def import_yolov5(content: Any) -> dict[str, Any]:
+    """What `torch_file.read` returned -> yaml, names and model (state dict, float32) of this project's checkpoint.
+
+    Raises:
+        ValueError: not a YOLOv5 detection model of v5 to v7, or one whose layers compute something else here.
+    """
+    root = averaged_or_last(content)
+    if not isinstance(root, Record) or root.name.removeprefix("yolov5.") not in MODELS:
+        found = root.name if isinstance(root, Record) else type(root).__name__
+        raise ValueError(f"it holds a {found[:80]}, expected a YOLOv5 detection model (v5 to v7), models.yolo.Model")
+    modules = dict(walk(root))
+    head = modules.get(f"model.{len(children(modules['model'])) - 1}") if "model" in modules else None
+    if head is None or head.name.removeprefix("yolov5.") != "models.yolo.Detect":
+        found = head.name if head else "nothing"
+        raise ValueError(f"its head is {found[:80]}, expected models.yolo.Detect (detection, not segmentation)")
+    where = next(path for path, module in modules.items() if module is head)
+    tensors = {f"{path}.{name}": t for path, module in modules.items() for name, t in own_tensors(module)}
+    stride = level_numbers(attributes(head).get("stride"), attributes(root).get("stride"))
+    anchors = tensors.pop(f"{where}.anchors", None)
+    tensors.pop(f"{where}.anchor_grid", None)  # v5: the anchors in pixels once more
+    if anchors is None or anchors.ndim != 3 or len(anchors) != len(stride):
+        raise ValueError("its Detect has no anchors, expected a buffer of (levels, anchors, 2)")
+    pixels = anchors.float() * stride.view(-1, 1, 1)  # kept in units of the stride there, in pixels here
+    cfg = model_mapping(attributes(root), modules, pixels)
+    state = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    state |= {f"{where}.anchors": pixels, f"{where}.stride": stride}
+    check_layers(cfg, modules, state)
+    return {"yaml": cfg, "names": class_names(attributes(root).get("names"), cfg["nc"]), "model": state}
+
+
+def attributes(module: Record) -> dict[str, Any]:
+    """The attributes of a module's record."""
+    if not isinstance(module.state, dict):
+        raise ValueError(f"its {module.name[:80]} has no attributes")
+    return module.state
+
+
+def children(module: Record) -> dict[str, Any]:
+    """The modules directly in a module."""
+    found = attributes(module).get("_modules", {})
+    if not isinstance(found, dict):
+        raise ValueError(f"the modules of its {module.name[:80]} are no mapping")
+    return found
+
+
+def walk(root: Record) -> Iterator[tuple[str, Record]]:
+    """(path, module) of every module below `root`; the path is as in a state dict."""
+    waiting: list[tuple[str, Any, int]] = [(name, child, 1) for name, child in children(root).items()]
+    seen = 0
+    while waiting:
+        path, module, depth = waiting.pop()
+        if module is None:  # a place kept free
+            continue
+        seen += 1
+        if not isinstance(module, Record) or seen > MAX_MODULES or depth > MAX_DEPTH:
+            raise ValueError("its modules do not form a tree of YOLOv5's size")
+        yield path, module
+        waiting.extend((f"{path}.{name}", child, depth + 1) for name, child in children(module).items())
+
+
+def own_tensors(module: Record) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a module's own parameters and buffers."""
+    for kind in ("_parameters", "_buffers"):
+        held = attributes(module).get(kind, {})
+        if not isinstance(held, dict):
+            raise ValueError(f"{kind} of its {module.name[:80]} is no mapping")
+        for name, value in held.items():
+            if isinstance(value, Tensor):
+                yield str(name), value
+            elif value is not None:
+                raise ValueError(f"{kind} of its {module.name[:80]} holds a {type(value).__name__}, expected tensors")
+
+
+def level_numbers(*candidates: Any) -> Tensor:
+    """The first candidate that is a (levels,) tensor of positive numbers, as float32."""
+    for value in candidates:
+        if isinstance(value, Tensor) and value.ndim == 1 and len(value) and (value > 0).all():
+            return value.float()
+    raise ValueError("it does not say its strides")
+
+
+def plain(value: Any, budget: list[int], depth: int = 0) -> Any:
+    """A copy of numbers, strings, lists and dicts.
+
+    Raises:
+        ValueError: something else, or more than a model's mapping can need.
+    """
+    budget[0] -= 1
+    if budget[0] < 0 or depth > MAX_DEPTH:
+        raise ValueError("its model mapping is too large")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) in (list, tuple):
+        return [plain(item, budget, depth + 1) for item in value]
+    if type(value) is dict:
+        return {str(key): plain(item, budget, depth + 1) for key, item in value.items()}
+    raise ValueError(f"its model mapping holds a {type(value).__name__}, expected numbers, words and lists")
+
+
+def model_mapping(state: dict[str, Any], modules: dict[str, Record], anchors: Tensor) -> dict[str, Any]:
+    """The rows as this project's YAML has them, with the anchors and the activation that the modules really have."""
+    cfg = plain(state.get("yaml"), [MAX_VALUES])
+    if not isinstance(cfg, dict):
+        raise ValueError("it does not say its rows (no yaml)")
+    cfg = {key: cfg[key] for key in CFG_KEYS if cfg.get(key) is not None}
+    cfg["anchors"] = [[int(n) if n == int(n) else n for n in level] for level in anchors.flatten(1).tolist()]
+    file = state.get("yaml_file")
+    cfg["name"] = PurePath(file).name if isinstance(file, str) else "YOLOv5"
+    cfg |= norm_eps(modules)
+    kinds = {
+        module.name.rpartition(".")[2]: module
+        for path, module in modules.items()
+        if path.endswith(".act") and f"{path.removesuffix('act')}conv" in modules  # BottleneckCSP has its own
+    }
+    kinds = {name: module for name, module in kinds.items() if name not in NO_WORK}
+    if "activation" not in cfg and len(kinds) == 1 and "SiLU" not in kinds:  # before v6.2 people edited the code
+        (name, module), *_ = kinds.items()
+        slope = attributes(module).get("negative_slope") if name == "LeakyReLU" else None
+        if f"nn.{name}" in ACTIVATIONS:
+            cfg["activation"] = f"nn.{name}({slope if type(slope) is float else ''})"
+    return cfg
+
+
+def norm_eps(modules: dict[str, Record]) -> dict[str, float]:
+    """The key `norm_eps` of a model mapping, where the file's batch norms differ from this project's constant."""
+    values = [attributes(m).get("eps") for m in modules.values() if m.name.endswith(".BatchNorm2d")]
+    first = values[0] if values else NORM_EPS
+    if type(first) is not float or any(type(value) is not float or value != first for value in values):
+        raise ValueError("its batch norms do not agree on one eps")
+    return {} if first == NORM_EPS else {"norm_eps": first}
+
+
+def class_names(names: Any, nc: int) -> dict[int, str]:
+    """Class index -> name."""
+    names = plain(names, [MAX_VALUES])
+    if names is None:  # as YOLOv5 itself numbers them
+        return {i: f"class{i}" for i in range(nc)}
+    values = list(names.values()) if isinstance(names, dict) else names
+    if not isinstance(values, list) or len(values) != nc:
+        raise ValueError(f"its names do not fit its {nc} classes")
+    return {i: str(name) for i, name in enumerate(values)}
+
+
+def check_layers(cfg: Mapping[str, Any], modules: dict[str, Record], state: dict[str, Tensor]) -> None:
+    """Raise ValueError unless the rows build here what the modules say; nothing of the model's size is allocated."""
+    check_fit(cfg, state)
+    with torch.device("meta"):
+        layers, _ = parse_model(cfg)
+    built = {f"model.{path}": module for path, module in layers.named_modules()}
+    for path, module in modules.items():
+        kind = module.name.rpartition(".")[2]
+        if kind in NO_WORK:
+            continue
+        here = built.get(path)
+        if module.name.startswith("torch.") and type(here).__name__ != kind and path != "model":
+            found = type(here).__name__ if here is not None else "nothing"
+            raise ValueError(f"{path} is {kind} in the file, {found} in the model that its rows build here")
+        for setting in SETTINGS.get(kind, ()):
+            theirs = attributes(module).get(setting)
+            ours = getattr(here, OWN_NAMES.get(setting, setting), None)
+            if not same_setting(theirs, ours):
+                raise ValueError(f"{path} ({kind}) has another {setting} in the file than in the model built here")
+
+
+def same_setting(a: Any, b: Any) -> bool:
+    """Equality of numbers, words and pairs; 5 and (5, 5) are the same."""
+    a, b = (tuple(v) if isinstance(v, list | tuple) else v for v in (a, b))
+    if isinstance(a, tuple) != isinstance(b, tuple):
+        a, b = (v if isinstance(v, tuple) else (v, v) for v in (a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b)
+    return type(a) in (bool, int, float, str, tuple, type(None)) and a == b

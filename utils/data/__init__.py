@@ -1,0 +1,1 @@
+"""Data sets: from images and labels on disk to batches of tensors."""

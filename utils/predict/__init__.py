@@ -1,0 +1,1 @@
+"""From a source to written results: frames, the predictor, writers."""

@@ -1,0 +1,1 @@
+"""An exported file against PyTorch: images, parity, the table, the web page."""

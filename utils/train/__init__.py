@@ -1,0 +1,1 @@
+"""Only what training needs: recipe, optimizer, state, progress, plots, report, search."""
