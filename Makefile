@@ -1,10 +1,12 @@
-# `make demo`: from nothing to a trained detector and its pictures. `make test`: the test suite. `make lint`: style and types.
+# `make demo`: from nothing to a trained detector and its images. `make test`: the test suite. `make lint`: style and types.
+# `make docs`: the pages of docs/ as a site, in site/.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
+TOO_OLD := " is too old, expected 3.11 or newer: make PYTHON=python3.11 ..."
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.installed
 	$(RUN) tools/demo.py --project $(DEMO)
@@ -18,15 +20,23 @@ lint: $(VENV)/.installed-dev
 	$(RUN) -m mypy
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python " + sys.version.split()[0] + $(TOO_OLD))'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-export.txt $(VENV)/.installed
+$(VENV)/.installed-dev: $(addprefix requirements-,$(addsuffix .txt,dev export search tensorboard)) $(VENV)/.installed
 	$(RUN) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+$(VENV)/.installed-docs: requirements-docs.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO) datasets/shapes
+	rm -rf $(VENV) $(DEMO) datasets/shapes site

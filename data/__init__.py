@@ -1,0 +1,1 @@
+"""Data set YAMLs, hyperparameters, sample images, and the generator of the built-in data set."""
