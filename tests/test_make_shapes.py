@@ -1,9 +1,12 @@
-"""The generator of the built-in data set: what it draws, that it repeats, and how it treats folders."""
+"""The built-in data set: what is drawn, that it repeats, and how folders are treated."""
 
 from __future__ import annotations
 
-import importlib.util
+import logging
+import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -11,122 +14,110 @@ import numpy as np
 import pytest
 import yaml
 
-SCRIPT = Path(__file__).resolve().parents[1] / "data" / "make_shapes.py"
-SMALL = ["--train", "4", "--val", "2", "--clip-frames", "5"]
+from data import make_shapes as shapes
+from utils.files import REPO
+
+SCRIPT = REPO / "data" / "make_shapes.py"
+SMALL = {"train": 4, "val": 2, "clip_frames": 5}
 
 
-def _load():
-    spec = importlib.util.spec_from_file_location("make_shapes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def files(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-shapes = _load()
+def command(out: Path, **numbers: int) -> list[str]:
+    flags = [word for name, value in numbers.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return [sys.executable, str(SCRIPT), "--out", str(out), *flags]
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return [shapes.draw_picture(0, 0, index) for index in range(80)]
+def drawn():
+    return [shapes.draw_image(0, shapes.TRAIN, index) for index in range(80)]
 
 
 @pytest.fixture
 def made(tmp_path):
-    out = tmp_path / "set"
-    assert shapes.main(["--out", str(out), *SMALL]) == 0
-    return out
-
-
-def _files(root: Path) -> dict[str, bytes]:
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-
-
-def _refusal(capsys, argv: list[str]) -> str:
-    with pytest.raises(SystemExit) as stop:
-        shapes.main(argv)
-    assert stop.value.code == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    return message
-
-
-def test_boxes_are_the_extent_of_the_masks(pictures):
-    for picture in pictures:
-        assert picture.masks.shape == (len(picture.boxes), *picture.image.shape[:2])
-        for (x1, y1, x2, y2), mask in zip(picture.boxes, picture.masks, strict=True):
-            inside = mask[y1:y2, x1:x2]
-            assert inside.sum() == mask.sum()
-            assert all(side.any() for side in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+    return shapes.ensure_shapes(tmp_path / "set", **SMALL).parent
 
 
 @pytest.mark.parametrize("label", range(len(shapes.NAMES)))
 @pytest.mark.parametrize("size", [12, 30, 90])
-def test_boxes_fit_the_pixels_painted(label, size):
+def test_masks_fit_the_painted_pixels(label, size):
     rng = np.random.default_rng((label, size))
     for at in (40, -size // 3):  # whole, and cut by the top left corner
-        layer = shapes.make_layer(rng, label, size)
+        layer = shapes.draw_object(rng, label, size)
         layer.x = layer.y = at
-        flat = np.full((160, 160, 3), 0.5, np.float32)
-        canvas = flat.copy()
+        gray = np.full((160, 160, 3), 0.5, np.float32)
+        canvas = gray.copy()
         shapes.paint(rng, canvas, layer, shadow=0)
-        changed = shapes.mask_box(np.abs(canvas - flat).max(axis=2) > 0.01)
-        box = shapes.mask_box(shapes._silhouette(layer, 160, 160))
-        assert np.abs(changed - box).max() <= 2  # the rim is blended, half a pixel to either side
+        changed = cv2.boundingRect((np.abs(canvas - gray).max(axis=2) > 0.01).astype(np.uint8))
+        box = cv2.boundingRect(layer.mask(160, 160))
+        assert np.abs(np.subtract(changed, box)).max() <= 2  # the rim is blended, half a pixel to either side
         if at > 0:
-            assert abs(np.ptp(box.reshape(2, 2), axis=0).max() - size) <= 2
+            assert abs(max(box[2:]) - size) <= 2
 
 
-def test_objects_are_seen_varied_and_in_range(pictures):
-    sides = np.concatenate([(p.boxes[:, 2:] - p.boxes[:, :2]).max(axis=1) for p in pictures])
-    seen = np.concatenate([p.visible for p in pictures])
-    counts = [len(p.labels) for p in pictures]
-    assert set(np.concatenate([p.labels for p in pictures])) == set(range(len(shapes.NAMES)))
+def test_labels_are_the_extent_of_the_masks(drawn):
+    for image, layers, _ in drawn:
+        h, w = image.shape[:2]
+        rows = np.array(shapes.label_text(layers, h, w).split(), float).reshape(-1, 5)
+        objects = [layer for layer in layers if layer.label >= 0]
+        assert rows[:, 0].tolist() == [layer.label for layer in objects]
+        assert (rows[:, 1:] > 0).all() and (rows[:, 1:] <= 1).all()
+        for (cx, cy, bw, bh), layer in zip(rows[:, 1:], objects, strict=True):
+            y, x = np.nonzero(layer.mask(h, w))
+            edges = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+            corners = [(cx - bw / 2) * w, (cy - bh / 2) * h, (cx + bw / 2) * w, (cy + bh / 2) * h]
+            np.testing.assert_allclose(corners, edges, atol=1e-3)
+
+
+def test_objects_are_visible_varied_and_in_range(drawn):
+    sides, visible, labels, counts = [], [], set(), []
+    for image, layers, _ in drawn:
+        covered = np.zeros(image.shape[:2], bool)
+        counts.append(sum(layer.label >= 0 for layer in layers))
+        for layer in layers:  # front to back
+            mask = layer.mask(*covered.shape)
+            if layer.label >= 0:
+                labels.add(layer.label)
+                sides.append(max(cv2.boundingRect(mask)[2:]))
+                visible.append((mask.astype(bool) & ~covered).sum() / (layer.alpha >= 0.5).sum())
+            covered |= mask.astype(bool)
+    sides, visible = np.array(sides), np.array(visible)
+    assert labels == set(range(len(shapes.NAMES)))
     assert sides.min() >= shapes.MIN_SIDE and sides.max() <= shapes.MAX_SIDE
     assert ((sides >= 20) & (sides <= 120)).mean() > 0.75
     assert sides.min() < 20 and sides.max() > 120
-    assert seen.min() >= shapes.MIN_VISIBLE and (seen < 0.9).any() and (seen == 1).mean() > 0.4
+    assert visible.min() >= shapes.MIN_VISIBLE and (visible < 0.9).any() and (visible == 1).mean() > 0.4
     assert 0 in counts and max(counts) <= 12 and 2 < np.mean(counts) < 7
-    assert len({p.image.shape for p in pictures}) >= 4
+    assert len({image.shape for image, _, _ in drawn}) >= 4
 
 
-def test_labels_are_shares_of_the_picture(pictures):
-    for picture in pictures:
-        h, w = picture.image.shape[:2]
-        rows = np.array(shapes.label_text(picture).split(), float).reshape(-1, 5)
-        centre, size = rows[:, 1:3] * (w, h), rows[:, 3:] * (w, h)
-        assert (rows[:, 1:] > 0).all() and (rows[:, 1:] <= 1).all()
-        np.testing.assert_array_equal(rows[:, 0], picture.labels)
-        boxes = np.hstack([centre - size / 2, centre + size / 2])
-        np.testing.assert_allclose(boxes, picture.boxes, atol=1e-3)
-
-
-def test_nine_of_ten_objects_wear_the_hue_of_their_class():
+def test_nine_of_ten_objects_have_the_hue_of_their_class():
     backdrop, rng = np.full(3, 0.5), np.random.default_rng(0)
-    for label, name in enumerate(shapes.NAMES):
+    for label, hue in enumerate(shapes.HUES):
         layer = shapes.Layer(label, *[np.zeros((40, 40), np.float32)] * 3)
         hues = []
         for _ in range(300):
-            colour = shapes._fill(rng, layer, backdrop).mean(axis=(0, 1), dtype=np.float32)
-            hues.append(cv2.cvtColor(colour[None, None], cv2.COLOR_RGB2HSV)[0, 0, 0])
-        off = (np.array(hues) - shapes.HUES[name] + 180) % 360 - 180
+            color = shapes.colorize(rng, layer, backdrop).mean(axis=(0, 1), dtype=np.float32)
+            hues.append(cv2.cvtColor(color[None, None], cv2.COLOR_RGB2HSV)[0, 0, 0])
+        off = (np.array(hues) - hue + 180) % 360 - 180
         assert 0.8 < np.mean(np.abs(off) < 2 * shapes.HUE_SPREAD) < 1
 
 
-def test_pictures_do_not_depend_on_their_order(pictures):
-    again = shapes.draw_picture(0, 0, 7)
-    assert shapes.jpeg(again) == shapes.jpeg(pictures[7])
-    assert shapes.jpeg(shapes.draw_picture(0, 1, 7)) != shapes.jpeg(again)
-    assert shapes.jpeg(shapes.draw_picture(1, 0, 7)) != shapes.jpeg(again)
+def test_images_do_not_depend_on_their_order(drawn):
+    again = shapes.draw_image(0, shapes.TRAIN, 7)[0]
+    assert np.array_equal(again, drawn[7][0])
+    for other in ((0, shapes.VAL, 7), (1, shapes.TRAIN, 7)):
+        assert not np.array_equal(again, shapes.draw_image(*other)[0])
 
 
-def test_same_seed_same_bytes(made, tmp_path, capsys):
-    assert shapes.main(["--out", str(tmp_path / "again"), *SMALL]) == 0
-    assert "train: 4 pictures" in capsys.readouterr().out
-    assert _files(made) == _files(tmp_path / "again")
-    assert shapes.main(["--out", str(tmp_path / "more"), *SMALL, "--train", "5"]) == 0
-    more = _files(tmp_path / "more")
-    assert all(more[name] == data for name, data in _files(made).items() if name != "made.json")
+def test_same_seed_same_bytes(made, tmp_path):
+    shapes.ensure_shapes(tmp_path / "again", **SMALL)
+    assert files(made) == files(tmp_path / "again")
+    shapes.ensure_shapes(tmp_path / "more", **{**SMALL, "train": 5})
+    more = files(tmp_path / "more")
+    assert all(more[name] == data for name, data in files(made).items() if name != "made.json")
 
 
 def test_layout_of_the_set(made):
@@ -138,8 +129,8 @@ def test_layout_of_the_set(made):
         names = [f"{index:06d}" for index in range(count)]
         assert sorted(p.stem for p in (made / config[split]).glob("*.jpg")) == names
         assert sorted(p.stem for p in (made / "labels" / split).glob("*.txt")) == names
-    picture = cv2.imread(str(made / "images/train/000001.jpg"))[..., ::-1].astype(int)
-    assert np.abs(picture - shapes.draw_picture(0, 0, 1).image).mean() < 8  # RGB was not stored as BGR
+    image = cv2.imread(str(made / "images/train/000001.jpg"))[..., ::-1].astype(int)
+    assert np.abs(image - shapes.draw_image(0, shapes.TRAIN, 1)[0]).mean() < 8  # RGB was not stored as BGR
 
 
 def test_clip_decodes_to_its_frame_count(made):
@@ -153,21 +144,39 @@ def test_clip_decodes_to_its_frame_count(made):
     assert np.abs(frames[0].astype(int) - frames[4]).mean() > 1
 
 
-def test_complete_set_is_left_alone(made, capsys):
-    stamps = {p: p.stat().st_mtime_ns for p in made.rglob("*")}
-    assert shapes.main(["--out", str(made), *SMALL]) == 0
-    assert "already" in capsys.readouterr().out
-    assert {p: p.stat().st_mtime_ns for p in made.rglob("*")} == stamps
+def test_set_is_drawn_once_with_one_line(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    out = tmp_path / "set"
+    out.mkdir()  # an empty folder is filled
+    assert shapes.ensure_shapes(out, **SMALL) == out / "data.yaml"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{out}: drawing the built-in data set, 6 images, about 1 s; nothing is downloaded"
+    ]
+    stamps = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    assert shapes.ensure_shapes(out, **SMALL) == out / "data.yaml"
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == stamps and len(caplog.records) == 1
+    assert list(tmp_path.iterdir()) == [out]
 
 
-def test_half_or_other_set_is_remade(made):
-    before = _files(made)
-    (made / "labels/train/000002.txt").unlink()
-    (made / "labels/train.cache.npz").write_text("left by a loader")
-    assert shapes.main(["--out", str(made), *SMALL]) == 0
-    assert _files(made) == before
-    assert shapes.main(["--out", str(made), *SMALL, "--train", "3"]) == 0
-    assert "images/train/000003.jpg" not in _files(made)
+def test_two_processes_at_once_leave_one_whole_set(made, tmp_path):
+    both = [subprocess.Popen(command(tmp_path / "at" / "once", **SMALL)) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert files(tmp_path / "at" / "once") == files(made)
+    assert [p.name for p in (tmp_path / "at").iterdir()] == ["once"]
+
+
+def test_slower_process_keeps_the_set_of_the_faster_one(tmp_path, monkeypatch):
+    out, draw = tmp_path / "set", shapes.write_set
+
+    def be_overtaken(folder, recipe):
+        monkeypatch.setattr(shapes, "write_set", draw)
+        draw(folder, recipe)
+        shapes.ensure_shapes(out, **SMALL)
+        (out / "labels/train.cache.npz").write_text("left by a loader of the faster process")
+
+    monkeypatch.setattr(shapes, "write_set", be_overtaken)
+    assert shapes.ensure_shapes(out, **SMALL) == out / "data.yaml"
+    assert "labels/train.cache.npz" in files(out) and list(tmp_path.iterdir()) == [out]
 
 
 def test_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -176,34 +185,69 @@ def test_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shapes, "draw_clip", stop)
     with pytest.raises(KeyboardInterrupt):
-        shapes.main(["--out", str(tmp_path / "set"), *SMALL])
+        shapes.ensure_shapes(tmp_path / "set", **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_foreign_folders_are_refused_untouched(made, tmp_path, capsys):
-    foreign = tmp_path / "mine"
-    foreign.mkdir()
-    (foreign / "thesis.txt").write_text("years of work")
-    assert "not made by this script" in _refusal(capsys, ["--out", str(foreign), *SMALL])
-    assert _files(foreign) == {"thesis.txt": b"years of work"}
-    assert "not made by this script" in _refusal(capsys, ["--out", str(foreign / "thesis.txt"), *SMALL])
-    (made / "images/train/mine.jpg").write_bytes(b"added by hand")
-    before = _files(made)
-    capsys.readouterr()
-    assert "mine.jpg" in _refusal(capsys, ["--out", str(made), *SMALL, "--seed", "5"])
-    assert _files(made) == before
+def test_killed_process_leaves_no_half_set(tmp_path):
+    process = subprocess.Popen(command(tmp_path / "set", train=5000))
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob(".set-*/set/images/train/*.jpg")) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert list(tmp_path.glob(".set-*")) and not (tmp_path / "set").exists()
+    assert shapes.ensure_shapes(tmp_path / "set", **SMALL).is_file()
 
 
-@pytest.mark.parametrize(
-    "bad", [["--train", "0"], ["--val", "-1"], ["--seed", "-3"], ["--clip-frames", "-1"], ["--train", "many"]]
-)
-def test_bad_numbers_are_refused(bad, tmp_path, capsys):
-    assert bad[0] in _refusal(capsys, ["--out", str(tmp_path / "set"), *bad])
-    assert not (tmp_path / "set").exists()
+def test_other_folders_are_refused_untouched(made, tmp_path):
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    for out, numbers in ((other, SMALL), (other / "thesis.txt", SMALL), (made, {**SMALL, "seed": 5})):
+        before = files(tmp_path)
+        with pytest.raises(FileExistsError, match="does not hold this data set; delete it or choose another folder"):
+            shapes.ensure_shapes(out, **numbers)
+        assert files(tmp_path) == before
 
 
-def test_samples(tmp_path):
-    assert shapes.main(["--samples", str(tmp_path)]) == 0
-    files = sorted(tmp_path.iterdir())
-    assert len(files) == 2 and all(f.stat().st_size < 60_000 for f in files)
-    assert all(cv2.imread(str(f)) is not None for f in files)
+@pytest.mark.parametrize("bad", [{"train": 0}, {"val": -1}, {"seed": -3}, {"clip_frames": -1}])
+def test_bad_numbers_are_refused(bad, tmp_path):
+    [(name, value)] = bad.items()
+    with pytest.raises(ValueError, match=rf"{name} {value}\b.*: expected at least 1, 1, 0, 0"):
+        shapes.ensure_shapes(tmp_path / "set", **bad)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line(made, tmp_path):
+    result = subprocess.run(command(made, **SMALL), capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout == f"the data set is {made / 'data.yaml'}\n" and not result.stderr
+    result = subprocess.run(command(made, **{**SMALL, "seed": 5}), capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith(f"error: {made} exists")
+    assert result.stderr.count("\n") == 1
+
+
+def test_folder_is_in_the_repository_or_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "REPO", tmp_path)  # as where the project is installed as a package
+    assert shapes.shapes_folder() == Path("datasets/shapes")
+    (tmp_path / "pyproject.toml").touch()  # a clone
+    assert shapes.shapes_folder() == tmp_path / "datasets" / "shapes"
+    monkeypatch.setattr(shapes.os, "access", lambda *_: False)  # one that cannot be written
+    assert shapes.shapes_folder() == Path("datasets/shapes")
+    (tmp_path / "datasets" / "shapes").mkdir(parents=True)  # but has the set
+    assert shapes.shapes_folder() == tmp_path / "datasets" / "shapes"
+
+
+def test_only_the_built_in_yaml_is_drawn_and_a_set_of_another_size_stays(made, tmp_path, monkeypatch):
+    assert shapes.draw_if_built_in(made / "data.yaml") == made / "data.yaml"
+    monkeypatch.setattr(shapes, "shapes_folder", lambda: tmp_path / "new")
+    monkeypatch.setattr(shapes, "write_set", lambda folder, recipe: shapes_of(made, folder, recipe))
+    assert shapes.draw_if_built_in(REPO / "data" / "shapes.yaml") == tmp_path / "new" / "data.yaml"
+    monkeypatch.setattr(shapes, "shapes_folder", lambda: made)  # 4 images, not 480
+    assert shapes.draw_if_built_in(REPO / "data" / "shapes.yaml") == made / "data.yaml"
+
+
+def shapes_of(made: Path, folder: Path, recipe: dict[str, int]) -> None:
+    """In place of drawing 600 images: a copy of the small set."""
+    assert (recipe["train"], recipe["val"]) == (480, 120)
+    shutil.copytree(made, folder)
