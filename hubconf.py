@@ -1,4 +1,4 @@
-"""The model from Python: `torch.hub.load(folder, 'custom', path='best.pt', source='local')`, or `hubconf.load`.
+"""The Python API: `torch.hub.load(folder, 'custom', path='best.pt', source='local')`, or `from hubconf import load`.
 
     model = load("best.pt")
     results = model(["street.jpg", array, PIL.Image.open("x.png")], size=640)
@@ -12,32 +12,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from models.runtimes.ensemble import Augmented, load_model
+from models.runtimes.ensemble import Augmented
+from models.runtimes.load import load_model
+from utils.backend import Backend
 from utils.device import select_device
 from utils.images import imread
-from utils.predict.predictor import NmsOptions, Predictor, class_indices
+from utils.nms import NmsSettings
+from utils.predict.predictor import Predictor, class_indices
 from utils.predict.results import Detections
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "pandas", "yaml", "einops"]
-Picture: TypeAlias = "str | Path | np.ndarray | Image.Image | Tensor"
+ImageLike: TypeAlias = "str | Path | np.ndarray | Image.Image | Tensor"
 
 
 class Model:
-    """A detector that takes pictures of any kind.
+    """A detector for images given as files, arrays, PIL images or tensors.
 
-    The attributes may be set at any time.
+    Its settings may be changed between calls.
 
     Attributes:
-        conf, iou, max_det: thresholds of NMS. classes: indices or names to keep, None for all.
+        conf: confidence threshold. iou: IoU threshold of NMS. max_det: maximum detections per image.
+        classes: keep only these, indices or names; None keeps all.
         agnostic: boxes suppress those of other classes too. multi_label: a box may count for several classes.
-        names: class index -> name. stride, grid: pixels.
+        names: class index -> name. stride: pixels per cell of the coarsest level. grid: sides of the network's input
+            are multiples of it, pixels.
     """
 
     def __init__(
@@ -56,69 +61,67 @@ class Model:
         self.agnostic = self.multi_label = False
 
     def __call__(
-        self, ims: Picture | Sequence[Picture], size: int = 640, augment: bool = False, tile: int = 0
+        self, ims: ImageLike | Sequence[ImageLike], size: int = 640, augment: bool = False, tile: int = 0
     ) -> Detections:
-        """Detect in one picture or in a list of them, of any sizes.
+        """Detections in one image or in a list of images, of any sizes.
 
         Args:
-            ims: a path; an array (H, W, 3), (H, W), (H, W, 4) or (3, H, W) of uint8, colours in the order RGB; a PIL
+            ims: a path; an array (H, W, 3), (H, W), (H, W, 4) or (3, H, W) of uint8, colors in the order RGB; a PIL
                 image; a tensor (3, H, W) or (B, 3, H, W) of uint8, or of floats in 0..1; or a list of these.
             size: long side of the network's input, pixels. augment: test-time augmentation.
-            tile: larger pictures are also cut into overlapping tiles of this many pixels.
+            tile: larger images are also cut into overlapping tiles of this many pixels; 0: never.
 
         Raises:
-            ValueError, FileNotFoundError: a picture that cannot be read or has another form.
+            ValueError, FileNotFoundError: an image that cannot be read or has another form.
         """
-        pictures, files = gather(ims)
-        backend: Any = Augmented(self.backend) if augment else self.backend
-        classes = class_indices(self.classes or (), self.names)
-        nms = NmsOptions(self.conf, self.iou, self.max_det, classes, self.agnostic, self.multi_label)
-        found = Predictor(backend, self.device, size, nms, self.half, tile=tile)(pictures)
+        images, files = gather(ims)
+        backend: Backend = Augmented(self.backend) if augment else self.backend
+        classes = class_indices(self.classes or (), self.names) or None
+        nms = NmsSettings(self.conf, self.iou, self.max_det, classes, self.agnostic, self.multi_label)
+        found = Predictor(backend, self.device, size, nms, self.half, tile=tile)(images)
         times = tuple(np.mean([f.times for f in found], axis=0).tolist()) if found else (0.0, 0.0, 0.0)
         largest = tuple(np.max([f.canvas for f in found], axis=0).tolist()) if found else (0, 0)
-        return Detections(pictures, [f.boxes for f in found], files, self.names, times, (len(found), 3, *largest))
+        return Detections(images, [f.boxes for f in found], files, self.names, times, (len(found), 3, *largest))
 
 
-def gather(ims: Picture | Sequence[Picture]) -> tuple[list[np.ndarray], list[str]]:
-    """Pictures as (H, W, 3) uint8 RGB, and a file name for each; see Model.__call__."""
-    items: list[Any] = list(ims) if isinstance(ims, list | tuple) else [ims]
-    flat: list[Any] = []
-    for item in items:
-        several = isinstance(item, Tensor | np.ndarray) and item.ndim == 4
-        flat += list(item) if several else [item]
-    pictures, files = [], []
+def gather(ims: ImageLike | Sequence[ImageLike]) -> tuple[list[np.ndarray], list[str]]:
+    """Images as (H, W, 3) uint8 RGB, and a file name for each; see Model.__call__."""
+    flat: list[ImageLike] = []
+    for item in cast(Sequence[ImageLike], ims if isinstance(ims, list | tuple) else [ims]):
+        flat += item if isinstance(item, Tensor | np.ndarray) and item.ndim == 4 else [item]
+    images, files = [], []
     for i, item in enumerate(flat):
-        pictures.append(to_picture(item, i))
+        images.append(to_image(item, i))
         name = item if isinstance(item, str | Path) else getattr(item, "filename", "") or f"image{i}.jpg"
         files.append(Path(name).name)
-    return pictures, files
+    return images, files
 
 
-def to_picture(item: Any, i: int) -> np.ndarray:
-    """(H, W, 3) uint8 RGB from a path, array, PIL image or tensor; `i` names it in errors."""
+def to_image(item: ImageLike, i: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB from a path, array, PIL image or tensor; errors call it image `i`."""
     if isinstance(item, str | Path):
         if "://" in str(item):
-            raise ValueError(f"picture {i}: {item} is a URL, expected a file; nothing is downloaded")
+            raise ValueError(f"image {i}: {item} is a URL, expected a file; nothing is downloaded")
         return imread(item)
     if isinstance(item, Image.Image):
         return np.array(ImageOps.exif_transpose(item).convert("RGB"))
     if isinstance(item, Tensor):
         item = item.detach().cpu().numpy()
     if not isinstance(item, np.ndarray):
-        raise ValueError(f"picture {i} is a {type(item).__name__}, expected a path, array, PIL image or tensor")
+        raise ValueError(f"image {i} is a {type(item).__name__}, expected a path, array, PIL image or tensor")
     shape = item.shape
     if item.ndim == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3, 4):
         item = item.transpose(1, 2, 0)
     if item.ndim == 2:
         item = item[..., None]
     if item.ndim != 3 or item.shape[2] not in (1, 3, 4) or not item.size:
-        raise ValueError(f"picture {i} has the shape {shape}, expected (H, W, 3), (H, W), (H, W, 4) or (3, H, W)")
+        raise ValueError(f"image {i} has the shape {shape}, expected (H, W, 3), (H, W), (H, W, 4) or (3, H, W)")
     if np.issubdtype(item.dtype, np.floating):
         if not (item.min() >= 0 and item.max() <= 1):
-            raise ValueError(f"picture {i} has floats in {item.min():.3g}..{item.max():.3g}, expected 0..1 or uint8")
+            raise ValueError(f"image {i} has floats in {item.min():.3g}..{item.max():.3g}, expected 0..1 or uint8")
         item = (item * 255).round().astype(np.uint8)
     if item.dtype != np.uint8:
-        raise ValueError(f"picture {i} is of {item.dtype}, expected uint8, or floats in 0..1")
+        raise ValueError(f"image {i} is of {item.dtype}, expected uint8, or floats in 0..1")
     return np.ascontiguousarray(item[..., :3] if item.shape[2] > 1 else item.repeat(3, axis=2))
 
 
@@ -129,11 +132,12 @@ def custom(
     threads: int = 0,
     compiled: bool = False,
 ) -> Model:
-    """The model of a weights file of any format that detect.py takes, or an ensemble of several.
+    """The model in a weights file of any format that detect.py reads; an ensemble for several files.
 
     Args:
         device: cpu, mps or a GPU's number; empty: a GPU if there is one.
-        threads: of the CPU; 0 leaves the choice to the runtime. compiled: run .pt weights through torch.compile.
+        half: half precision (fp16), GPU only. threads: CPU threads (0: runtime default).
+        compiled: run .pt weights through torch.compile.
 
     Raises:
         ValueError, FileNotFoundError: see load_model.

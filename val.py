@@ -1,16 +1,16 @@
-"""Measure a detector on a data set: `python val.py --weights best.pt --data data/shapes.yaml`."""
+"""Measure a detector on a data set: `python val.py --weights best.pt --data my.yaml`."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,139 +18,154 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models.runtimes.ensemble import load_model
-from models.runtimes.load import Backend
-from utils.boxes import xywhn2xyxy
-from utils.config import flag, run_script
+from data.make_shapes import draw_if_built_in
+from models.runtimes.load import load_model
+from utils.backend import Backend
+from utils.boxes import Boxes, Targets
+from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
 from utils.data.annotations import CocoLabels
-from utils.data.dataset import Data, DetectionDataset, list_images, read_data_yaml
+from utils.data.data_yaml import Data, read_data_yaml
+from utils.data.dataset import DetectionDataset, Sample
 from utils.data.loader import Batch, build_loader
-from utils.data.scan import scan
 from utils.device import select_device
+from utils.drawing import plot_batch, plot_boxes
 from utils.evaluate.curves import plot_confusion, plot_curves, plot_study
 from utils.evaluate.metrics import DetectionMetrics, Metrics
 from utils.evaluate.timing import Stopwatch
+from utils.files import find, write_atomic
 from utils.images import check_imgsz, to_input
 from utils.loss import LossParts
-from utils.nms import non_max_suppression
+from utils.nms import NmsSettings, non_max_suppression
 from utils.predict.writers import JsonFile, Stems, coco_rows, hybrid, image_id, label_text, write_labels
-from utils.runs import Run, write_atomic
-from utils.train.plots import plot_batch, plot_boxes
+from utils.runs import Run, training_data, weights_or_newest
 
 LOGGER = logging.getLogger(__name__)
 SPLIT_OF_TASK = {"speed": "val", "study": "val"}  # other tasks are the split they measure
 STUDY_SIZES = range(256, 1537, 128)  # pixels
-SHOWN_BATCHES = 3  # of which pictures are drawn
-SHOWN_SCORE = 0.25  # least score of a box in those pictures
-Criterion = Callable[[list[Tensor], Tensor], tuple[Tensor, LossParts]]
+PLOTTED_BATCHES = 3  # drawn as val_batch*.jpg
+PLOTTED_SCORE = 0.25  # lowest score of a box drawn there
+TABLE_CLASSES = 50  # with this many classes or more, only the row 'all' is printed, unless --verbose
+Network = Callable[[Tensor], Tensor | tuple[Tensor, list[Tensor]]]  # -> decoded, or (decoded, raw maps)
+Criterion = Callable[[list[Tensor], Targets], tuple[Tensor, LossParts]]
 
 
 @dataclass(frozen=True)
-class ValConfig:
+class ValConfig(Config):
     """Measure a detector on a data set."""
 
-    data: str = flag("data/shapes.yaml", "data YAML")
+    data: str = flag("", "data YAML; empty: the one that the weights were trained on, else the built-in set")
     weights: str | tuple[str, ...] = flag(
-        "", "weights to measure, required; several: an ensemble, or a line each in a study"
+        "", "model file; several: an ensemble, or one line each in a study; empty: best.pt of the newest training run"
     )
-    batch_size: int = flag(32, "images a batch", "--batch")
-    imgsz: int = flag(640, "long side of the images, pixels", "--img", "--img-size")
-    conf_thres: float = flag(0.001, "lowest score of a detection")
-    iou_thres: float = flag(0.6, "overlap from which NMS drops a box")
-    max_det: int = flag(300, "most detections an image")
+    batch_size: int = flag(32, "images per batch", "--batch", bounds=AT_LEAST_1)
+    imgsz: int = flag(640, "long side of the images, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
+    conf_thres: float = flag(0.001, "confidence threshold, 0..1", bounds=ZERO_TO_ONE)
+    iou_thres: float = flag(
+        0.6, "NMS IoU threshold, 0..1: of boxes that overlap more the best is kept", bounds=ZERO_TO_ONE
+    )
+    max_det: int = flag(300, "maximum detections per image", bounds=AT_LEAST_1)
     task: str = flag(
         "val",
-        "a split to measure; speed: at the thresholds of detection; study: over image sizes",
+        "the split to measure; speed: with the thresholds of detect.py; study: over image sizes",
         choices=("train", "val", "test", "speed", "study"),
     )
-    device: str = flag("", "cpu, or the number of a GPU; empty: a GPU if there is one")
-    workers: int = flag(2, "processes that load images, at most one a core")
-    single_cls: bool = flag(False, "treat every class as one")
-    rect: bool | None = flag(None, "canvases cut to the images' shapes; left out: where the model allows it")
-    half: bool = flag(False, "half precision, on a GPU")
-    threads: int = flag(0, "of the CPU for the model; 0: as its runtime likes")
-    compile: bool = flag(False, "run .pt weights through torch.compile; the first batch of a size takes about a minute")
+    device: str = flag("", "cpu, mps or a GPU number; empty: the first GPU, else the CPU")
+    workers: int = flag(2, "processes that load images, at most one per CPU", bounds=AT_LEAST_0)
+    single_cls: bool = flag(False, "treat all classes as one")
+    rect: bool | None = flag(None, "rectangular batches; not given: where the model allows them")
+    half: bool = flag(False, "half precision (fp16), GPU only")
+    threads: int = flag(0, "CPU threads (0: runtime default)", bounds=AT_LEAST_0)
+    compile: bool = flag(False, "run .pt weights through torch.compile; the first batch of each size takes a minute")
     augment: bool = flag(False, "test-time augmentation: three views of each image")
-    save_txt: bool = flag(False, "write detections to labels/*.txt: class cx cy w h, 0..1")
-    save_conf: bool = flag(False, "with --save-txt: a sixth column, the score")
+    save_txt: bool = flag(False, "write detections to labels/*.txt: class cx cy w h in 0..1")
+    save_conf: bool = flag(False, "with --save-txt: the confidence as a sixth column")
     save_hybrid: bool = flag(False, "like --save-txt, but labels come first and replace detections that overlap them")
     save_json: bool = flag(False, "write predictions.json, COCO's result format")
-    plots: bool = flag(True, "write curves, the confusion matrix and pictures of the first batches")
+    plots: bool = flag(True, "write curves, the confusion matrix and images of the first batches")
     verbose: bool = flag(False, "print every class even if there are many")
     project: str = flag("runs/val", "folder of the runs")
-    name: str = flag("exp", "name of this run")
-    exist_ok: bool = flag(False, "write into an existing run of that name")
+    name: str = flag("exp", "name of this run's folder, numbered if it exists")
+    exist_ok: bool = flag(False, "write into an existing run folder")
 
 
-MANY_CLASSES = 50  # from here on the table is the row 'all' alone, unless verbose
+def main(cfg: ValConfig) -> Metrics:
+    """Measure `cfg.weights`, print the table, write metrics.json and other requested files into the run's folder.
 
+    Returns:
+        The metrics; of a study those of the last size of the last weights.
 
-def rect_or_square(asked: bool | None, grid: int, stride: int) -> bool:
-    """Whether to use rectangular canvases: only with models whose grid is their stride; says so if that is not `asked`.
-
-    Args:
-        asked: None takes what the model allows. grid, stride: of the model, pixels.
+    Raises:
+        ValueError, FileNotFoundError: a file is missing or unusable; model and data differ in their classes.
     """
-    allowed = grid <= stride
-    if asked and not allowed:
-        LOGGER.warning(
-            f"rect is off: this model's grid ({grid}) is coarser than its stride ({stride}); using square images"
-        )
-    return allowed if asked is None else asked and allowed
-
-
-@contextmanager
-def eval_mode(model: Any) -> Iterator[None]:
-    """Put an nn.Module into eval mode for a while, then every submodule back; other callables are left alone."""
-    before = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
-@dataclass(frozen=True)
-class Judged:
-    """All detections and labels of a data set, with the time that each stage took and the loss, see Metrics."""
-
-    metrics: DetectionMetrics
-    speed_ms: dict[str, float]
-    loss: LossParts | None
-
-    def compute(self) -> Metrics:
-        return replace(self.metrics.compute(), speed_ms=self.speed_ms, loss=self.loss)
+    weights = weights_or_newest(cfg.weights)
+    cfg = replace(cfg, weights=weights, data=cfg.data or training_data(weights))
+    if cfg.task == "speed":
+        cfg = replace(cfg, conf_thres=0.25, iou_thres=0.45, plots=False)
+    elif cfg.task == "study":
+        return study(cfg)
+    device = select_device(cfg.device)
+    model = load_model(cfg.weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
+    data = read_data(cfg.data, cfg.single_cls)
+    loader = split_loader(cfg, data, model, cfg.imgsz)
+    folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
+    plots = folder if cfg.plots else None
+    result = detect_all(model, loader, data.names, device, eval_settings(cfg), desc=cfg.task, plots=plots)
+    if cfg.plots:
+        write_plots(result.detections, folder)
+    save_detections(cfg, data, result.detections, cast(DetectionDataset, loader.dataset).scan.paths.tolist(), folder)
+    metrics = result.metrics()
+    report(metrics, cfg, data.nc, folder)
+    return metrics
 
 
 @dataclass(frozen=True)
-class Judging:
-    """How detections are made and judged.
+class EvalSettings:
+    """Settings of an evaluation.
 
     Attributes:
-        conf_thres, iou_thres, max_det: of NMS, in which a box counts for every class above `conf_thres`.
-        half: compute in half precision (GPU only): modules under autocast; other callables cast themselves.
-        single_cls: judge all classes as one.
+        nms: of the detections that are evaluated.
+        half: half precision (GPU only): modules run under autocast; other callables convert by themselves.
+        single_cls: every detection counts as class 0.
     """
 
-    conf_thres: float = 0.001
-    iou_thres: float = 0.6
-    max_det: int = 300
+    nms: NmsSettings
     half: bool = False
     single_cls: bool = False
 
+    @classmethod
+    def of(
+        cls, single_cls: bool, conf_thres: float = 0.001, iou_thres: float = 0.6, max_det: int = 300
+    ) -> EvalSettings:
+        """The settings of COCO's protocol: every class of a box counts, unless all classes are one."""
+        nms = NmsSettings(conf_thres, iou_thres, max_det, agnostic=single_cls, multi_label=not single_cls)
+        return cls(nms, single_cls=single_cls)
 
-PLAIN = Judging()
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Detections and labels of all images, milliseconds per image of each stage, and the loss if it was computed."""
+
+    detections: DetectionMetrics
+    speed_ms: dict[str, float]
+    loss: LossParts | None
+
+    def metrics(self) -> Metrics:
+        """The metrics of all images."""
+        return replace(self.detections.compute(), speed_ms=self.speed_ms, loss=self.loss)
+
+
+def eval_settings(cfg: ValConfig) -> EvalSettings:
+    """The settings that the flags ask for."""
+    return replace(EvalSettings.of(cfg.single_cls, cfg.conf_thres, cfg.iou_thres, cfg.max_det), half=cfg.half)
 
 
 def evaluate(
-    model: Callable[[Tensor], Any],
+    model: Network,
     loader: DataLoader,
     names: dict[int, str],
     device: torch.device,
+    settings: EvalSettings | None = None,
     *,
-    judging: Judging = PLAIN,
     criterion: Criterion | None = None,
     desc: str = "val",
     plots: Path | None = None,
@@ -159,35 +174,35 @@ def evaluate(
 
     Args:
         model: float (B, 3, H, W) in 0..1 -> decoded (B, N, 5+nc), or (decoded, raw maps). A module is left in the
-            training mode it was in, its parameters as they are.
-        names: class index -> name.
+            training mode it was in, its parameters unchanged.
+        names: class index -> name. settings: None: those of COCO's protocol.
         criterion: (raw maps, targets) -> (loss, parts); `Metrics.loss` is the mean over the images.
-        plots: a folder for curves, confusion_matrix.png and val_batch*_{labels,pred}.jpg; None: no pictures.
+        plots: a folder for curves, confusion_matrix.png and val_batch*_{labels,pred}.jpg; None: no plots.
     """
-    judged = detect_all(model, loader, names, device, judging, criterion, desc, plots)
+    result = detect_all(
+        model, loader, names, device, settings or EvalSettings.of(False), criterion=criterion, desc=desc, plots=plots
+    )
     if plots:
-        write_plots(judged.metrics, plots)
-    return judged.compute()
+        write_plots(result.detections, plots)
+    return result.metrics()
 
 
 @torch.inference_mode()
 def detect_all(
-    model: Callable[[Tensor], Any],
+    model: Network,
     loader: DataLoader,
     names: dict[int, str],
     device: torch.device,
-    judging: Judging,
-    criterion: Criterion | None,
-    desc: str,
-    plots: Path | None,
-) -> Judged:
+    settings: EvalSettings,
+    *,
+    criterion: Criterion | None = None,
+    desc: str = "val",
+    plots: Path | None = None,
+) -> EvalResult:
     """Detections of `model` on the batches of `loader`; see evaluate."""
-    single = judging.single_cls
-    names = {0: "object"} if single else names
-    metrics = DetectionMetrics(names, judging.max_det)
+    detections = DetectionMetrics(names, settings.nms.max_det)
     watch, losses, rows = Stopwatch(device), [], list[int]()
-    dataset: Any = loader.dataset
-    autocast = judging.half and device.type == "cuda" and isinstance(model, nn.Module)
+    autocast = settings.half and device.type == "cuda" and isinstance(model, nn.Module)
     with eval_mode(model):
         for step, batch in enumerate(tqdm(loader, desc=desc, leave=False, disable=None)):
             with watch.stage("pre"):
@@ -199,119 +214,106 @@ def detect_all(
                 _, parts = criterion([level.float() for level in raw], batch.targets.to(device))
                 losses.append(torch.stack(list(parts)) * len(images))
             with watch.stage("nms"):
-                found = non_max_suppression(
-                    decoded,
-                    judging.conf_thres,
-                    judging.iou_thres,
-                    agnostic=single,
-                    multi_label=not single,
-                    max_det=judging.max_det,
-                )
-            add_batch(metrics, batch, found, dataset, single)
-            rows += [dataset.row_of(i) for i in batch.indices]
-            if plots and step < SHOWN_BATCHES:
-                draw_first_batch(batch, found, names, plots / f"val_batch{step}")
-    metrics.arrange(np.argsort(rows).tolist())  # as in the data set, not as in rect batches
+                found = non_max_suppression(decoded, settings.nms)
+            if settings.single_cls:
+                found = [replace(boxes, label=np.zeros_like(boxes.label)) for boxes in found]
+            add_batch(detections, batch, found)
+            rows += batch.rows
+            if plots and step < PLOTTED_BATCHES:
+                plot_first_batch(batch, found, names, plots / f"val_batch{step}")
+    detections.arrange(np.argsort(rows).tolist())  # as in the data set, not as in rect batches
     count = len(rows)
     loss = LossParts(*(torch.stack(losses).sum(dim=0) / count)) if losses else None
-    return Judged(metrics, watch.per_image(count), loss)
+    return EvalResult(detections, watch.per_image(count), loss)
 
 
-def draw_first_batch(batch: Batch, found: list[Tensor], names: Mapping[int, str], stem: Path) -> None:
-    """<stem>_labels.jpg and <stem>_pred.jpg: the images of a batch with their labels and with what was found."""
-    titles = [Path(path).name for path in batch.paths]
-    sure = [boxes[boxes[:, 4] >= SHOWN_SCORE].float().cpu().numpy() for boxes in found]
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    plot_batch(batch.images, batch.targets, names, stem.with_name(f"{stem.name}_labels.jpg"), titles)
-    plot_boxes(batch.images, sure, names, stem.with_name(f"{stem.name}_pred.jpg"), titles)
+@contextmanager
+def eval_mode(model: object) -> Iterator[None]:
+    """Eval mode of an nn.Module inside the `with` block; other callables are left unchanged."""
+    before = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
+    if isinstance(model, nn.Module):
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
-def write_plots(metrics: DetectionMetrics, folder: Path) -> None:
-    """PR, P, R and F1 curves and confusion_matrix.png."""
-    plot_curves(metrics.curves(), folder)
-    plot_confusion(metrics.confusion_matrix(), list(metrics.names.values()), folder / "confusion_matrix.png")
-
-
-def add_batch(metrics: DetectionMetrics, batch: Batch, found: list[Tensor], dataset: Any, single_cls: bool) -> None:
-    """Give `metrics` each image of a batch, detections and labels in pixels of the original image.
+def add_batch(detections: DetectionMetrics, batch: Batch, found: list[Boxes]) -> None:
+    """Add each image of a batch to `detections`, all boxes in pixels of the original image.
 
     Args:
-        found: for each image (n, 6) xyxy, score, class in canvas pixels. dataset: has `truth_of(index)`.
+        found: of each image, in canvas pixels.
     """
-    for boxes, placed, index in zip(found, batch.letterboxes, batch.indices, strict=True):
-        if placed is None:
+    for boxes, placed, truth in zip(found, batch.letterboxes, batch.truths, strict=True):
+        if placed is None or truth is None:
             raise ValueError("the data set augments its images; expected one without hyp")
-        boxes = boxes.cpu()
-        truth = dataset.truth_of(index)
-        corners = torch.from_numpy(xywhn2xyxy(truth.labels[:, 1:].astype(np.float64), placed.image))
-        classes, labels = boxes[:, 5:], torch.from_numpy(truth.labels[:, :1]).double()
-        if single_cls:
-            classes, labels = torch.zeros_like(classes), torch.zeros_like(labels)
-        boxes = torch.cat([placed.to_image(boxes[:, :4]), boxes[:, 4:5], classes], dim=1)
-        metrics.update(boxes, torch.cat([labels, corners], dim=1), placed.image, truth.crowd, truth.areas)
+        detections.update(boxes.at(placed.to_image(boxes.xyxy)), truth, placed.image)
 
 
-def main(cfg: ValConfig) -> Metrics:
-    """Measure `cfg.weights`, print the table, write metrics.json and what else is asked into the run's folder.
+def plot_first_batch(batch: Batch, found: list[Boxes], names: Mapping[int, str], stem: Path) -> None:
+    """<stem>_labels.jpg and <stem>_pred.jpg: the images of a batch with their labels and with the detections."""
+    titles = [Path(path).name for path in batch.paths]
+    confident = [boxes[boxes.score >= PLOTTED_SCORE] for boxes in found]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    plot_batch(batch.images, batch.targets, names, stem.with_name(f"{stem.name}_labels.jpg"), titles)
+    plot_boxes(batch.images, confident, names, stem.with_name(f"{stem.name}_pred.jpg"), titles)
 
-    Returns:
-        The metrics; of a study those of the last size of the last weights.
+
+def write_plots(detections: DetectionMetrics, folder: Path) -> None:
+    """PR, P, R and F1 curves and confusion_matrix.png."""
+    plot_curves(detections.curves(), folder)
+    plot_confusion(detections.confusion_matrix(), list(detections.names.values()), folder / "confusion_matrix.png")
+
+
+def read_data(name: str, single_cls: bool = False) -> Data:
+    """The data set of a YAML; the built-in one is drawn if it is used for the first time.
 
     Raises:
-        ValueError, FileNotFoundError: bad flags or files; the model and the data YAML differ in their classes.
+        FileNotFoundError, ValueError: see read_data_yaml.
     """
-    if cfg.batch_size < 1 or cfg.max_det < 1:
-        raise ValueError(f"--batch-size {cfg.batch_size}, --max-det {cfg.max_det}: expected at least 1")
-    if cfg.task == "speed":
-        cfg = replace(cfg, conf_thres=0.25, iou_thres=0.45, plots=False)
-    elif cfg.task == "study":
-        return study(cfg)
-    device = select_device(cfg.device)
-    model = load_model(cfg.weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
-    data = read_data_yaml(cfg.data)
-    loader = split_loader(cfg, data, model, cfg.imgsz)
-    folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
-    judged = measure(cfg, model, loader, data.names, device, folder if cfg.plots else None)
-    if cfg.plots:
-        write_plots(judged.metrics, folder)
-    save_detections(cfg, data, judged.metrics, loader.dataset, folder)
-    metrics = judged.compute()
-    report(metrics, cfg, data.nc, folder)
-    return metrics
+    return read_data_yaml(draw_if_built_in(find(name, "data")), single_cls)
 
 
-def split_loader(cfg: ValConfig, data: Data, model: Backend, imgsz: int) -> DataLoader:
-    """The images and labels of the split that `cfg.task` measures, in batches of `imgsz` for `model`.
+def split_loader(cfg: ValConfig, data: Data, model: Backend, imgsz: int) -> DataLoader[Sample]:
+    """Batches of the split that `cfg.task` measures, images of `imgsz` pixels for `model`.
 
     Raises:
         ValueError: the model and the data differ in their classes.
     """
     if model.nc != data.nc and not cfg.single_cls:
-        raise ValueError(f"{cfg.weights} has {model.nc} classes, but {cfg.data} has {data.nc}; expected as many")
-    split = SPLIT_OF_TASK.get(cfg.task, cfg.task)
+        raise ValueError(
+            f"{cfg.weights} has {model.nc} classes, but {cfg.data} has {data.nc}; expected the same number"
+        )
     dataset = DetectionDataset(
-        scan(list_images(data.split(split)), data.nc, data.reader(split)),
+        data.scan(SPLIT_OF_TASK.get(cfg.task, cfg.task)),
         check_imgsz(imgsz, model.grid),
         model.grid,
         rect=rect_or_square(cfg.rect, model.grid, model.stride),
         batch_size=cfg.batch_size,
-        single_cls=cfg.single_cls,
     )
-    return build_loader(dataset, cfg.batch_size, max(min(cfg.workers, os.cpu_count() or 1), 0))
+    return build_loader(dataset, cfg.batch_size, cfg.workers)
 
 
-def measure(
-    cfg: ValConfig, model: Backend, loader: DataLoader, names: dict[int, str], device: torch.device, plots: Path | None
-) -> Judged:
-    """detect_all with the thresholds of `cfg`."""
-    judging = Judging(cfg.conf_thres, cfg.iou_thres, cfg.max_det, cfg.half, cfg.single_cls)
-    return detect_all(model, loader, names, device, judging, None, cfg.task, plots)
+def rect_or_square(asked: bool | None, grid: int, stride: int) -> bool:
+    """Whether to use rectangular batches: never if the model's grid is coarser than its stride; warns if `asked` to.
+
+    Args:
+        asked: None: where the model allows it. grid, stride: of the model, pixels.
+    """
+    allowed = grid <= stride
+    if asked and not allowed:
+        LOGGER.warning(
+            f"rect is off: this model's grid ({grid}) is coarser than its stride ({stride}); using square images"
+        )
+    return allowed if asked is None else asked and allowed
 
 
 def study(cfg: ValConfig) -> Metrics:
     """mAP and time at each of STUDY_SIZES for each of the weights, to study_<data>_<weights>.csv and study.png."""
     paths = [cfg.weights] if isinstance(cfg.weights, str) else cfg.weights
-    device, data = select_device(cfg.device), read_data_yaml(cfg.data)
+    device, data, stems = select_device(cfg.device), read_data(cfg.data, cfg.single_cls), Stems()
     models = {path: load_model(path, device, cfg.half, cfg.augment, cfg.threads, cfg.compile) for path in paths}
     loaders = {path: split_loader(cfg, data, model, STUDY_SIZES[0]) for path, model in models.items()}
     folder, studies = Run(cfg.project, cfg.name, cfg.exist_ok).dir, {}
@@ -319,14 +321,14 @@ def study(cfg: ValConfig) -> Metrics:
         rows = []
         for imgsz in STUDY_SIZES:
             loader = loaders[path] if imgsz == STUDY_SIZES[0] else split_loader(cfg, data, model, imgsz)
-            metrics = measure(cfg, model, loader, data.names, device, None).compute()
+            metrics = evaluate(model, loader, data.names, device, eval_settings(cfg), desc=cfg.task)
             rows.append(study_row(imgsz, metrics))
-            LOGGER.info(f"{path} at {imgsz}: mAP50-95 {metrics.map50_95:.3f}, {rows[-1]['ms']:.1f} ms an image")
-        table = folder / f"study_{Path(cfg.data).stem}_{Path(path).stem}.csv"
-        with table.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+            LOGGER.info(f"{path} at {imgsz}: mAP50-95 {metrics.map50_95:.3f}, {rows[-1]['ms']:.1f} ms per image")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(folder / f"study_{Path(cfg.data).stem}_{stems(Path(path), False)}.csv", text.getvalue())
         studies[path] = rows
     plot_study(studies, folder / "study.png")
     LOGGER.info(f"results in {folder}")
@@ -334,28 +336,30 @@ def study(cfg: ValConfig) -> Metrics:
 
 
 def study_row(imgsz: int, metrics: Metrics) -> dict[str, float]:
-    """`ms` is what the network and NMS take of an image."""
+    """One line of a study; `ms` is the time of network and NMS per image."""
     row = {"imgsz": imgsz, "precision": metrics.precision, "recall": metrics.recall}
     row |= {"map50": metrics.map50, "map50_95": metrics.map50_95}
     ms = metrics.speed_ms["inference"] + metrics.speed_ms["nms"]
     return {key: round(value, 5) for key, value in (row | {"ms": ms} | metrics.speed_ms).items()}
 
 
-def save_detections(cfg: ValConfig, data: Data, metrics: DetectionMetrics, dataset: Any, folder: Path) -> None:
-    """Write labels/*.txt and predictions.json as `cfg` asks, the images of `dataset` in the order of its scan."""
+def save_detections(
+    cfg: ValConfig, data: Data, detections: DetectionMetrics, paths: Sequence[str], folder: Path
+) -> None:
+    """Write labels/*.txt and predictions.json as `cfg` asks; `paths` of the images in the order of `detections`."""
     reader = data.reader(SPLIT_OF_TASK.get(cfg.task, cfg.task)) if cfg.save_json else None
     coco = reader if isinstance(reader, CocoLabels) else None
     categories = coco.category_ids() if coco and not cfg.single_cls else None
     stems, output = Stems(), JsonFile(folder / "predictions.json") if cfg.save_json else None
-    for i, (boxes, labels, size) in enumerate(zip(metrics.boxes, metrics.labels, metrics.sizes, strict=True)):
-        path = Path(str(dataset.scan.paths[i]))
+    for name, found, truth, size in zip(paths, detections.found, detections.truth, detections.sizes, strict=True):
+        path = Path(name)
         stem = stems(path, False)
         if cfg.save_txt or cfg.save_hybrid:
-            rows = hybrid(boxes, labels, cfg.iou_thres) if cfg.save_hybrid else boxes
-            write_labels(folder / "labels" / f"{stem}.txt", label_text(rows, size, cfg.save_conf))
+            boxes = hybrid(found, truth, cfg.iou_thres) if cfg.save_hybrid else found
+            write_labels(folder / "labels" / f"{stem}.txt", label_text(boxes, size, cfg.save_conf))
         if output:
             entry = coco.entry(path) if coco else None
-            output.add(coco_rows(int(entry["id"]) if entry else image_id(stem), boxes, categories))
+            output.add(coco_rows(int(entry["id"]) if entry else image_id(stem), found, categories))
     if output:
         output.close()
 
@@ -363,9 +367,9 @@ def save_detections(cfg: ValConfig, data: Data, metrics: DetectionMetrics, datas
 def report(metrics: Metrics, cfg: ValConfig, nc: int, folder: Path) -> None:
     """Print the table, COCO's figures and the speed; write metrics.json."""
     table = metrics.table()
-    LOGGER.info(table if cfg.verbose or nc < MANY_CLASSES else "\n".join(table.splitlines()[:2]))
+    LOGGER.info(table if cfg.verbose or nc < TABLE_CLASSES else "\n".join(table.splitlines()[:2]))
     LOGGER.info(metrics.coco_table())
-    LOGGER.info("speed: " + ", ".join(f"{ms:.1f} ms {name}" for name, ms in metrics.speed_ms.items()) + " an image")
+    LOGGER.info("speed: " + ", ".join(f"{ms:.1f} ms {name}" for name, ms in metrics.speed_ms.items()) + " per image")
     write_atomic(folder / "metrics.json", json.dumps(metrics.as_dict(), indent=2) + "\n")
     LOGGER.info(f"results in {folder}")
 

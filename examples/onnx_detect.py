@@ -1,7 +1,7 @@
-"""Detect objects with an exported ONNX file; needs NumPy, OpenCV and ONNX Runtime, and nothing beside this file.
+"""Detect objects with an exported ONNX file; needs only NumPy, OpenCV and ONNX Runtime.
 
 pip install numpy opencv-python-headless onnxruntime
-python onnx_detect.py best.onnx picture.jpg folder/ --out found
+python onnx_detect.py best.onnx image.jpg folder/ --out results
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 class Detector:
-    """A picture (H, W, 3) uint8 BGR -> (n, 6) x1, y1, x2, y2 in its pixels, score, class; best first."""
+    """An image (H, W, 3) uint8 BGR -> (n, 6) x1, y1, x2, y2 in its pixels, score, class; best first."""
 
     def __init__(self, path: str, threads: int = 0, conf_thres: float = 0.25, iou_thres: float = 0.45):
         options = ort.SessionOptions()
@@ -29,10 +29,10 @@ class Detector:
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         meta = self.session.get_modelmeta().custom_metadata_map
         if "form" not in meta:
-            raise ValueError(f"{path}: no metadata in it, expected a file of export.py")
+            raise ValueError(f"{path}: no metadata in it, expected a file written by export.py")
         self.names = {int(k): v for k, v in json.loads(meta["names"]).items()}
         self.imgsz, self.grid, self.batch = (json.loads(meta[key]) for key in ("imgsz", "grid", "batch"))
-        self.form, self.free_size = meta["form"], meta["dynamic"] == "size"
+        self.form, self.dynamic_size = meta["form"], meta["dynamic"] == "size"
         self.conf_thres, self.iou_thres = conf_thres, iou_thres
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -49,9 +49,9 @@ class Detector:
         return found[(found[:, 2:4] > found[:, :2]).all(axis=1)]
 
     def letterbox(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(canvas, scale, shift): a point p of the picture lies at p * scale + shift; both are x, y, x, y."""
+        """(canvas, scale, shift): a point p of the image is at p * scale + shift; both are x, y, x, y."""
         (h, w), (height, width) = image.shape[:2], self.imgsz
-        if self.free_size:  # the smallest canvas that holds the picture and that the network can divide
+        if self.dynamic_size:  # the smallest canvas in multiples of the grid
             ratio = max(self.imgsz) / max(h, w)
             height, width = (max(-(-round(side * ratio) // self.grid), 1) * self.grid for side in (h, w))
         ratio = min(height / h, width / w)
@@ -69,18 +69,19 @@ def suppress(rows: np.ndarray, conf_thres: float, iou_thres: float) -> np.ndarra
     order = np.argsort(-scores, kind="stable")[: (scores > conf_thres).sum()]
     rows, scores, classes = rows[order], scores[order], classes[order]
     corners = np.hstack([rows[:, :2] - rows[:, 2:4] / 2, rows[:, :2] + rows[:, 2:4] / 2])
-    areas, kept, left = rows[:, 2] * rows[:, 3], [], np.arange(len(rows))
-    while len(left):
-        best, left = left[0], left[1:]
+    areas, kept, rest = rows[:, 2] * rows[:, 3], [], np.arange(len(rows))
+    while len(rest):
+        best, rest = rest[0], rest[1:]
         kept.append(best)
-        low, high = np.maximum(corners[best], corners[left])[:, :2], np.minimum(corners[best], corners[left])[:, 2:]
-        shared = (high - low).clip(0).prod(axis=1)
-        far = shared <= iou_thres * (areas[best] + areas[left] - shared)
-        left = left[far | (classes[left] != classes[best])]
+        low, high = np.maximum(corners[best], corners[rest])[:, :2], np.minimum(corners[best], corners[rest])[:, 2:]
+        overlap = (high - low).clip(0).prod(axis=1)
+        far = overlap <= iou_thres * (areas[best] + areas[rest] - overlap)
+        rest = rest[far | (classes[rest] != classes[best])]
     return np.column_stack([corners[kept], scores[kept], classes[kept]])
 
 
 def draw(image: np.ndarray, found: np.ndarray, names: dict[int, str]) -> None:
+    """Draw boxes and labels on `image`, in place."""
     for x1, y1, x2, y2, score, index in found:
         cv2.rectangle(image, (round(x1), round(y1)), (round(x2), round(y2)), (0, 200, 0), 2)
         text, place = f"{names[int(index)]} {score:.2f}", (round(x1), max(round(y1) - 4, 12))
@@ -89,11 +90,12 @@ def draw(image: np.ndarray, found: np.ndarray, names: dict[int, str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("weights", help="an .onnx file of export.py, with or without NMS in it")
-    parser.add_argument("source", nargs="+", help="pictures and folders")
-    parser.add_argument("--out", help="folder for annotated copies")
-    for option, default in (("--conf-thres", 0.25), ("--iou-thres", 0.45), ("--threads", 0)):
-        parser.add_argument(option, type=type(default), default=default)
+    parser.add_argument("weights", help="ONNX file written by export.py, with or without --nms")
+    parser.add_argument("source", nargs="+", help="image files and folders")
+    parser.add_argument("--out", help="folder for annotated copies of the images")
+    parser.add_argument("--conf-thres", type=float, default=0.25, help="confidence threshold, 0..1")
+    parser.add_argument("--iou-thres", type=float, default=0.45, help="NMS IoU threshold, 0..1")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: runtime default)")
     args = parser.parse_args()
     detector = Detector(args.weights, args.threads, args.conf_thres, args.iou_thres)
     Path(args.out or ".").mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,7 @@ def main() -> None:
         for path in sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES) if place.is_dir() else [place]:
             image = cv2.imread(str(path))
             if image is None:
-                raise ValueError(f"{path}: not a readable picture")
+                raise ValueError(f"{path}: not a readable image")
             start = time.perf_counter()
             found = detector(image)
             print(f"{path}: {len(found)} boxes, {1000 * (time.perf_counter() - start):.1f} ms")

@@ -1,1 +1,1 @@
-"""Networks: blocks, the YAML parser, the detection model, checkpoints. Never imports `utils`."""
+"""Networks: blocks, YAML rows to a model, classifiers; in folders: weights files, runtimes, export."""

@@ -3,9 +3,9 @@
 A block becomes usable in a YAML by adding its name to `BLOCKS` in `models/yolo.py`. What the parser reads from a class:
 
 * a parameter `n` in `__init__` receives the row's repeats (otherwise the layer is stacked);
-* `joins = True` says that it takes a list of maps;
-* a class without `c1`/`c2` (Concat, Contract, Expand) tells its output width in `out_channels`;
-* an attribute `divides = (h, w)` on a module says what its input map must be divisible by.
+* `joins = True`: the block takes a list of maps;
+* a class without `c1`/`c2` (Concat, Contract, Expand) computes its output width in `out_channels`;
+* an attribute `divides = (h, w)` on a module: the height and width of its input map must be multiples of these.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class C3(nn.Module):
         self.m = self.inner(hidden, n, shortcut, g)
 
     def inner(self, width: int, n: int, shortcut: bool, g: int) -> nn.Module:
-        """The `n` layers of the deep branch; subclasses put others in."""
+        """The `n` layers of the deep branch; subclasses replace them."""
         return nn.Sequential(*[Bottleneck(width, width, shortcut, g, e=1.0) for _ in range(n)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -371,8 +371,8 @@ class MV2Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over tokens (B, N, dim); B may hold patches as well as images.
 
-    `fused` chooses scaled_dot_product_attention, which never builds the N x N map; off, it is matmul and softmax
-    for runtimes (and FLOP counters) that know only those.
+    `fused` chooses scaled_dot_product_attention, which never builds the N x N map; otherwise matmul and softmax, for
+    runtimes and FLOP counters that support only those.
     """
 
     def __init__(self, dim: int, heads: int = 4, head_dim: int | None = 8, qkv_bias: bool = False):
@@ -440,10 +440,10 @@ class Transformer(nn.Sequential):
 
 
 class MobileViTBlock(nn.Module):
-    """Convolution for what is near, a transformer across patches for what is far, fused with the input.
+    """Local convolution, then a transformer across patches, fused with the input.
 
-    Every map is cut into patches of ph x pw pixels; the pixels at one place of all patches are the tokens of one
-    sequence, so each pixel sees the whole map through the others of its place.
+    Every map is cut into patches of ph x pw pixels; the pixels at one position of all patches are the tokens of one
+    sequence, so each pixel attends to the whole map through the others at its position.
 
     The defaults are the widely pasted recipe; the published network is `head_dim=None` (the heads share `dim`),
     `qkv_bias`, `closing_norm`, `bare_expand` (no norm and activation after the 1x1 to `dim`) and `input_first` (the
@@ -512,7 +512,7 @@ class MobileViTBlock(nn.Module):
 
     # Both ways stay at rank 4 or less: mobile runtimes refuse more.
     def unfold(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B*P, N, C), P = ph*pw places of a patch, N = H*W/P patches."""
+        """(B, C, H, W) -> (B*P, N, C), P = ph*pw positions in a patch, N = H*W/P patches."""
         (b, c, h, w), (ph, pw) = x.shape, self.divides
         rows, columns = h // ph, w // pw
         x = x.reshape(b * c * rows, ph, columns, pw).transpose(1, 2)  # (.., columns, ph, pw)

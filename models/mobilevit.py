@@ -41,7 +41,8 @@ SIZES = {
 }
 
 
-# Names of the published layouts. A row is (here, CVNets, timm); a module's name is those of its places put together.
+# Module names of the published layouts, as `name here: (name in CVNets, name in timm)`. The full name of a module is
+# that of its stage, of the part of the stage and of the layer in it, joined by dots.
 LAYOUTS = ("cvnets", "timm")
 STAGES = {
     "features.0": ("conv_1.block", "stem"),
@@ -91,7 +92,7 @@ class MobileViT(nn.Module):
         published: the paper's blocks, else the pasted recipe's (4 heads of 8, feed-forward of 2d, 4d, 4d, no biases
             in qkv and classifier).
 
-    `colours` is the channel order that the weights were trained with, "RGB" or "BGR".
+    `color_order` is the channel order that the weights were trained with, "RGB" or "BGR".
 
     Raises:
         ValueError: an unknown size.
@@ -99,7 +100,7 @@ class MobileViT(nn.Module):
 
     def __init__(self, size: str, classes: int = 1000, published: bool = True):
         super().__init__()
-        self.colours = "RGB"
+        self.color_order = "RGB"
         if size not in SIZES:
             raise ValueError(f"MobileViT size {size!r}, expected one of {', '.join(SIZES)}")
         spec = SIZES[size]
@@ -175,7 +176,7 @@ def published_names(layout: str) -> dict[str, str]:
 
 
 def rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """`state` with the module's part of each key replaced by `names`; keys of other modules are left out."""
+    """`state` with the module's part of each key replaced by `names`, without keys of other modules."""
     split = {key: key.rpartition(".") for key in state}
     return {f"{names[m]}.{leaf}": state[key] for key, (m, _, leaf) in split.items() if m in names}
 
@@ -196,26 +197,26 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A CVNets or timm state dict -> under the names of MobileViT's modules; the tensors are the same objects.
 
     Raises:
-        ValueError: neither layout, or a tensor that has no place in a MobileViT.
+        ValueError: neither layout, or a tensor that a MobileViT does not have.
     """
     names = published_names(layout_of(state))
     renamed = rename(state, {there: here for here, there in names.items()})
     if len(renamed) != len(state):
         known = set(names.values())
-        odd = [key for key in state if key.rpartition(".")[0] not in known]
-        raise ValueError(f"{len(odd)} tensors have no place in a MobileViT, the first is {odd[0]}")
+        unknown = [key for key in state if key.rpartition(".")[0] not in known]
+        raise ValueError(f"{len(unknown)} tensors do not belong to a MobileViT, the first is {unknown[0]}")
     return renamed
 
 
 def to_published(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """The state dict of a MobileViT -> under the names of `layout` ("cvnets", "timm"): from_published backwards."""
+    """The state dict of a MobileViT -> under the names of `layout` (see LAYOUTS); the inverse of from_published."""
     return rename(state, published_names(layout))
 
 
 def from_checkpoint(size: str, state_dict: Mapping[str, Tensor]) -> MobileViT:
     """The paper's classifier with published weights, in eval mode; as many classes as the weights have.
 
-    CVNets' networks read BGR pictures, timm's RGB: `colours` of the model says which. Values are 0..1, not normalised.
+    CVNets' networks read BGR images, timm's RGB: see `color_order` of the model. Values are 0..1, not normalized.
 
     Args:
         size: a key of SIZES. state_dict: in CVNets' or timm's layout.
@@ -235,11 +236,12 @@ def from_checkpoint(size: str, state_dict: Mapping[str, Tensor]) -> MobileViT:
             f"{len(wrong)} tensors do not fit mobilevit-{size}, the first is {wrong[0]}: {found}, expected {wanted}"
         )
     model.load_state_dict(state)
-    model.colours = "BGR" if layout_of(state_dict) == "cvnets" else "RGB"
+    model.color_order = "BGR" if layout_of(state_dict) == "cvnets" else "RGB"
     return model.eval()
 
 
 def main() -> None:
+    """Print output shape and parameters of every size in both forms."""
     images = torch.rand(5, 3, 256, 256)
     for published in (False, True):
         for size in SIZES:

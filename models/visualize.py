@@ -1,4 +1,4 @@
-"""What happens inside a model for one image: the maps of every row, and what a MobileViT block looks at."""
+"""Activations of a model for one image: feature maps of every row, attention weights of MobileViT blocks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from models.common import Attention, MobileViTBlock
 from models.yolo import DetectionModel
 
 
-class Inside(NamedTuple):
-    """features: 'row_Block' -> (C, h, w) output of each row but the head. attention: 'row_Block' -> (layers, h, w)
-    weights with which one token looks at all of them, averaged over heads and places in a patch; each layer sums to 1.
+class Activations(NamedTuple):
+    """What a model computed for one image; keys are 'row_Block', as '05_MobileViTBlock'.
+
+    Attributes:
+        features: (C, h, w) output of each row but the head.
+        attention: (layers, h, w) attention of one token to all tokens, averaged over heads and over positions in a
+            patch; each layer sums to 1.
     """
 
     features: dict[str, Tensor]
@@ -22,37 +26,37 @@ class Inside(NamedTuple):
 
 
 @torch.inference_mode()
-def look_inside(model: DetectionModel, image: Tensor, at: tuple[float, float]) -> Inside:
-    """Run `model` on `image` (1, 3, H, W) and keep what its rows gave.
+def record_activations(model: DetectionModel, image: Tensor, at: tuple[float, float]) -> Activations:
+    """The activations of `model` for `image` (1, 3, H, W).
 
     Args:
-        at: x, y in 0..1 of the image: the token whose attention is shown.
+        at: x, y in 0..1 of the image: the token whose attention is recorded.
     """
     features: dict[str, Tensor] = {}
     attention: dict[str, Tensor] = {}
     hooks = []
     for i, layer in enumerate(model.model[:-1]):
         name = f"{i:02}_{type(layer).__name__}"
-        hooks.append(layer.register_forward_hook(_keep(features, name)))
+        hooks.append(layer.register_forward_hook(_record_output(features, name)))
         if isinstance(layer, MobileViTBlock):
-            hooks += _watch(layer, name, at, attention)
+            hooks += _record_attention(layer, name, at, attention)
     try:
         model(image)
     finally:
         for hook in hooks:
             hook.remove()
-    return Inside(features, attention)
+    return Activations(features, attention)
 
 
-def _keep(features: dict[str, Tensor], name: str) -> Callable[..., None]:
+def _record_output(features: dict[str, Tensor], name: str) -> Callable[..., None]:
     def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         features[name] = output[0].float().cpu()
 
     return hook
 
 
-def _watch(block: MobileViTBlock, name: str, at: tuple[float, float], attention: dict[str, Tensor]) -> list:
-    """Hooks that put the attention of each layer of `block` into `attention[name]`."""
+def _record_attention(block: MobileViTBlock, name: str, at: tuple[float, float], attention: dict[str, Tensor]) -> list:
+    """Hooks that write the attention of each layer of `block` to `attention[name]`."""
     cells: list[int] = []
 
     def measure(module: nn.Module, inputs: tuple) -> None:
@@ -70,7 +74,7 @@ def _watch(block: MobileViTBlock, name: str, at: tuple[float, float], attention:
 
 
 def attention_of(module: Attention, tokens: Tensor, query: int) -> Tensor:
-    """(B, heads, N): how much token `query` of `tokens` (B, N, dim) takes from each token; sums to 1 over N."""
+    """(B, heads, N) attention weights of token `query` of `tokens` (B, N, dim); their sum over N is 1."""
     q, k, _ = (t.unflatten(-1, (module.heads, module.head_dim)) for t in module.qkv(tokens).chunk(3, dim=-1))
     scores = torch.einsum("bhd,bnhd->bhn", q[:, query] * module.head_dim**-0.5, k)
     return scores.float().softmax(dim=-1)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,87 +25,11 @@ if __name__ == "__main__":  # run as a file: the project's root is not on the pa
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models import common
+from models.heads import Detect
+from utils.files import find, read_yaml
 
 LOGGER = logging.getLogger(__name__)
-MODELS = Path(__file__).parent
 NORM_EPS, NORM_MOMENTUM = 1e-3, 0.03  # YOLOv5's constants for batch norms: steadier statistics at small batches
-
-
-class Detect(nn.Module):
-    """Anchor head: a 1x1 convolution per level; in eval mode the boxes are decoded in the graph.
-
-    Args:
-        nc: classes. anchors: per level a flat list w, h, w, h, ... in pixels of the input image.
-        ch: input channels of each level.
-
-    `stride` (pixels a cell, per level) is set by `DetectionModel`.
-    """
-
-    joins = True  # takes a list of maps
-    anchors: Tensor
-    stride: Tensor
-
-    def __init__(self, nc: int, anchors: list[list[float]], ch: list[int]):
-        super().__init__()
-        wrong = f"Detect: anchors {anchors}, expected {len(ch)} rows of positive w, h, w, h, ... pixels"
-        try:
-            sizes = torch.tensor(anchors, dtype=torch.float32, device="cpu")  # values are needed even on "meta"
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(wrong) from error
-        if sizes.ndim != 2 or sizes.shape[1] % 2 or len(sizes) != len(ch) or (sizes <= 0).any():
-            raise ValueError(wrong)
-        self.nc = nc
-        self.no = nc + 5
-        self.register_buffer("anchors", sizes.view(len(ch), -1, 2))  # (levels, A, 2) pixels
-        self.register_buffer("stride", torch.zeros(len(ch)))
-        self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in ch)
-
-    @property
-    def na(self) -> int:
-        """Anchors per cell."""
-        return self.anchors.shape[1]
-
-    def forward(self, x: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Training: raw maps (B, A, h, w, 5+nc) per level. Eval: (decoded (B, N, 5+nc), the raw maps).
-
-        A decoded row is cx, cy, w, h in pixels of the input, objectness, class probabilities.
-        """
-        maps = [conv(level) for conv, level in zip(self.m, x, strict=True)]
-        raw = [self.rows(m).view(m.shape[0], self.na, *m.shape[-2:], self.no) for m in maps]
-        if self.training:
-            return raw
-        return torch.cat([self.decode(m, i) for i, m in enumerate(maps)], dim=1), raw
-
-    def rows(self, level: Tensor) -> Tensor:
-        """(B, A*(5+nc), h, w) -> (B, A, h*w, 5+nc)."""
-        return level.reshape(level.shape[0], self.na, self.no, -1).transpose(2, 3)
-
-    def decode(self, level: Tensor, i: int) -> Tensor:
-        """Raw map of level `i` -> (B, A*h*w, 5+nc) in pixels and probabilities; rank 4 at most, for exporters."""
-        h, w = level.shape[-2:]
-        y = self.rows(level).float().sigmoid()  # half precision would place boxes on a grid of 0.5 px beyond 512
-        centre = (y[..., 0:2] * 2 + self.cells(h, w, y)) * self.stride[i]
-        half = y[..., 2:4] * 2
-        size = half * half * self.anchors[i].unsqueeze(1)  # q*q, not **2: mobile converters refuse pow
-        return torch.cat([centre, size, y[..., 4:]], dim=-1).flatten(1, 2)
-
-    @staticmethod
-    def cells(h: int, w: int, like: Tensor) -> Tensor:
-        """(h*w, 2) x, y of each cell's corner less one half, row by row."""
-        y, x = torch.meshgrid(
-            torch.arange(h, device=like.device, dtype=like.dtype),
-            torch.arange(w, device=like.device, dtype=like.dtype),
-            indexing="ij",
-        )
-        return torch.stack([x, y], dim=-1).view(-1, 2) - 0.5
-
-    def prior_bias(self) -> None:
-        """Set biases so that training starts from rare objects: about 8 in a 640 px image, 0.6 spread over classes."""
-        with torch.no_grad():
-            for conv, stride in zip(self.m, self.stride.tolist(), strict=True):
-                bias = cast(Tensor, conv.bias).view(self.na, self.no)
-                bias[:, 4] += math.log(8 / (640 / stride) ** 2)
-                bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
 
 
 BLOCKS: dict[str, type[nn.Module]] = {
@@ -279,16 +202,8 @@ def read_model_yaml(cfg: str | Path | Mapping, nc: int | None = None) -> tuple[d
     if isinstance(cfg, Mapping):
         data, where = dict(cfg), str(cfg.get("name", "model"))
     else:
-        tries = [Path(cfg), MODELS / cfg]
-        path = next((p for p in tries if p.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(f"model YAML not found, tried: {', '.join(map(str, tries))}")
-        try:
-            data, where = yaml.safe_load(path.read_text()), path.name
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{path}: expected a mapping with nc, anchors, backbone and head")
+        path = find(str(cfg), "models")
+        data, where = read_yaml(path), path.name
     data = deepcopy(data) if nc is None else deepcopy(data) | {"nc": nc}
     for key in ("nc", "backbone", "head"):
         if key not in data:
@@ -309,7 +224,7 @@ class DetectionModel(nn.Module):
     """A detector built from YAML rows; train mode returns raw maps, eval mode decoded rows first (see Detect).
 
     Attributes:
-        stride: (levels,) pixels a cell.
+        stride: (levels,) pixels per cell.
         grid: the least number that both sides of an input must be multiples of.
         names: class index -> name.
         yaml: the mapping it was built from; with the state dict it rebuilds the model.
@@ -365,24 +280,24 @@ class DetectionModel(nn.Module):
         return last
 
     def measure(self) -> tuple[int, list[float]]:
-        """(grid, stride of each level), from one pass over a shape-only image large enough for every layer."""
+        """(grid, stride of each level), from one pass over a shape-only image that is large enough for every layer."""
         dividing: list[Any] = [m for m in self.modules() if hasattr(m, "divides")]
         probe = 128 * math.lcm(*[side for m in dividing for side in m.divides])
-        needs: list[int] = []
-        maps: list[float] = []
+        multiples: list[int] = []
+        strides: list[float] = []
 
         def record(module: Any, inputs: tuple) -> None:
             if module is self.head:
-                maps.extend(probe / level.shape[-2] for level in inputs[0])
+                strides.extend(probe / level.shape[-2] for level in inputs[0])
             else:
                 stride = probe // inputs[0].shape[-2]
-                needs.extend(stride * side for side in module.divides)
+                multiples.extend(stride * side for side in module.divides)
 
         hooks = [m.register_forward_pre_hook(record) for m in [*dividing, self.head]]
         self.forward_shapes(probe)
         for hook in hooks:
             hook.remove()
-        return math.lcm(*needs, *[math.ceil(s) for s in maps]), maps
+        return math.lcm(*multiples, *[math.ceil(s) for s in strides]), strides
 
     def forward_shapes(self, imgsz: int) -> None:
         """A forward pass in eval mode on shapes alone (meta tensors): no arithmetic is done, nothing is changed."""
@@ -398,7 +313,7 @@ class DetectionModel(nn.Module):
         attentions = [m for m in self.modules() if isinstance(m, common.Attention)]
         before = [m.fused for m in attentions]
         for m in attentions:
-            m.fused = False  # the counter sees matmuls, but no fused attention
+            m.fused = False  # the counter counts matmuls, but not fused attention
         with FlopCounterMode(display=False) as counter:
             self.forward_shapes(imgsz)
         for m, fused in zip(attentions, before, strict=True):
@@ -434,8 +349,10 @@ def main() -> None:
     import argparse
 
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("cfg", nargs="*", default=["yolov5-mobilevit.yaml"], help="model YAMLs")
-    parser.add_argument("--imgsz", type=int, default=640, help="side for the GFLOPs, pixels")
+    parser.add_argument(
+        "cfg", nargs="*", default=["yolov5-mobilevit.yaml"], help="model YAMLs: paths, or names in models/"
+    )
+    parser.add_argument("--imgsz", type=int, default=640, help="image size for which GFLOPs are counted, pixels")
     args = parser.parse_args()
     for cfg in args.cfg:
         print(DetectionModel(cfg).summary(args.imgsz))

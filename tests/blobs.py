@@ -1,4 +1,4 @@
-"""A stand-in for a trained model: it finds white rectangles on a dark picture, whatever its size and place."""
+"""A stand-in for a trained model: it finds white rectangles in a dark image, whatever their size and place."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-
-from utils.images import imwrite
+from data_sets import rectangles, to_boxes, write_set
 
 
 class BlobBackend:
@@ -32,28 +31,15 @@ class BlobBackend:
 
 
 def draw(size, boxes) -> np.ndarray:
-    """(h, w, 3) uint8: white rectangles x1, y1, x2, y2 on dark grey."""
-    image = np.full((*size, 3), 30, np.uint8)
-    for x1, y1, x2, y2 in np.asarray(boxes, dtype=int):
-        image[y1:y2, x1:x2] = 255
-    return image
+    """(h, w, 3) uint8: white rectangles x1, y1, x2, y2 on dark gray."""
+    return rectangles(size, to_boxes(*([0, *box] for box in boxes)))
 
 
-def make_set(root: Path, count=6) -> dict[str, np.ndarray]:
-    """Pictures of one or two rectangles in root/images, labels, and data.yaml; corner pixels by file name."""
-    rng = np.random.default_rng(3)
-    (root / "images").mkdir(parents=True)
-    (root / "labels").mkdir()
-    truth = {}
+def make_set(root: Path, count=6) -> Path:
+    """A data set of images with one or two white rectangles in `root`; returns its data YAML."""
+    rng, boxes = np.random.default_rng(3), []
     for i in range(count):
-        h, w = (96, 128) if i % 2 else (120, 90)
-        boxes = np.array([[8, 10, 8 + rng.integers(20, 30), 40], [50, 50, 70, 50 + rng.integers(24, 36)]])[: 1 + i % 2]
-        imwrite(root / "images" / f"{i:06}.png", draw((h, w), boxes))
-        lines = []
-        for x1, y1, x2, y2 in boxes:
-            label = int(x2 - x1 < y2 - y1)
-            lines.append(f"{label} {(x1 + x2) / 2 / w} {(y1 + y2) / 2 / h} {(x2 - x1) / w} {(y2 - y1) / h}")
-        (root / "labels" / f"{i:06}.txt").write_text("\n".join(lines))
-        truth[f"{i:06}.png"] = boxes
-    (root / "data.yaml").write_text("train: images\nval: images\nnames: [wide, high]\n")
-    return truth
+        corners = [[8, 10, 8 + rng.integers(20, 30), 40], [50, 50, 70, 50 + rng.integers(24, 36)]][: 1 + i % 2]
+        boxes.append(to_boxes(*([int(x2 - x1 < y2 - y1), x1, y1, x2, y2] for x1, y1, x2, y2 in corners)))
+    images = [rectangles((96, 128) if i % 2 else (120, 90), own) for i, own in enumerate(boxes)]
+    return write_set(root, images, boxes, ["wide", "high"])

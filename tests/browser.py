@@ -1,4 +1,4 @@
-"""The demo page in headless Chromium: what it finds in pictures, and how it looks."""
+"""The web page in headless Chromium: what it detects in images, and a screenshot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 
-from utils.config import REPO
+from utils.files import REPO
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PLACES = (os.environ.get("ORT_WEB", ""), str(REPO / "node_modules" / "onnxruntime-web"))
@@ -33,7 +33,7 @@ try {
   await until(() => frame.contentDocument?.body?.dataset.ready);
   const page = frame.contentDocument, of = (id) => page.getElementById(id);
   const found = () => [...page.querySelectorAll("#found li")].map((li) => li.dataset.box.split(" ").map(Number));
-  const heard = async (act) => {  // act, then wait until the picture has a new label
+  const heard = async (act) => {  // act, then wait until the image has a new label
     of("picture").setAttribute("aria-label", "waiting");
     act();
     await until(() => of("picture").getAttribute("aria-label") !== "waiting");
@@ -52,7 +52,7 @@ try {
     of("camera").click();
     answer.camera.after = of("camera").getAttribute("aria-pressed");
   }
-  for (const name of visit.pictures) {
+  for (const name of visit.images) {
     const files = await holding(name);
     await heard(() => page.dispatchEvent(new DragEvent("drop", { dataTransfer: files, bubbles: true })));
     answer.dropped[name] = found();
@@ -77,19 +77,19 @@ try {
 
 @dataclass(frozen=True)
 class Visit:
-    """What to do with the page: its size in pixels of the page, the pictures given to it, the camera tried first."""
+    """What to do with the page: its size in CSS pixels, the images given to it, and whether the camera is tried."""
 
-    pictures: list[str]
+    images: list[str]
     width: int = 390
     height: int = 844
     dark: bool = False
-    scale: int = 1  # pixels of the screenshot for one of the page
+    scale: int = 1  # pixels of the screenshot per pixel of the page
     camera: bool = False
     confidence: float = 0.25
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves the folder; keeps what is posted, and answers `hold` only then: a screenshot waits for it."""
+    """Serves the folder; keeps what is posted, and answers `hold` only then: the screenshot waits for it."""
 
     def do_POST(self) -> None:
         self.server.posted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))  # type: ignore[attr-defined]
@@ -109,7 +109,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 def browse(page: Path, visit: Visit, shot: Path, profile: Path) -> dict:
-    """What the page in the folder `page` answered; a screenshot of it is written to `shot`."""
+    """What the page in the folder `page` posted; a screenshot of it is written to `shot`."""
     assert CHROMIUM is not None
     driver = DRIVER.replace("WIDTH", str(visit.width)).replace("HEIGHT", str(visit.height))
     (page / "driver.html").write_text(driver.replace("VISIT", json.dumps(asdict(visit))), encoding="utf-8")
@@ -131,6 +131,6 @@ def browse(page: Path, visit: Visit, shot: Path, profile: Path) -> dict:
     finally:
         server.shutdown()
         server.server_close()
-    picture = cv2.imread(str(shot))
-    cv2.imwrite(str(shot), picture[:, : visit.width * visit.scale])
+    screenshot = cv2.imread(str(shot))
+    cv2.imwrite(str(shot), screenshot[:, : visit.width * visit.scale])
     return server.posted  # type: ignore[attr-defined]

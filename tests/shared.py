@@ -1,4 +1,4 @@
-"""Recorded results of reference implementations: the folder `../shared` next to the repository, if it is there."""
+"""Recorded results of reference implementations: the folder `../shared` beside the repository, where it exists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def oracle(name: str) -> Any:
     return torch.load(path, weights_only=True)
 
 
-def randomise_norms(model: nn.Module) -> nn.Module:
+def randomize_norms(model: nn.Module) -> nn.Module:
     """`model` with batch norms whose statistics and scales are not those of a fresh one, so that a mix-up shows."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

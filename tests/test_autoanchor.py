@@ -10,8 +10,9 @@ import pytest
 import torch
 from shared import shared
 
-from utils.data.dataset import list_images, read_data_yaml
-from utils.data.scan import Scan, scan
+from utils.boxes import Targets
+from utils.data.data_yaml import read_data_yaml
+from utils.data.scan import Scan
 from utils.loss import assign_targets
 from utils.train.autoanchor import best_possible_recall, check_anchors, fit_anchors, k_means, label_sizes
 
@@ -28,10 +29,10 @@ def test_recall_is_the_fraction_that_the_loss_assigns(anchor_t: float) -> None:
     side = 640
     wh = boxes(300, 2, 600)
     anchors = COCO.view(-1, 2)
-    targets = torch.zeros(len(wh), 6)
-    targets[:, 0] = torch.arange(len(wh))  # the image number tells which box was matched
-    targets[:, 2:4] = 0.5
-    targets[:, 4:] = torch.from_numpy(wh) / side
+    xywhn = torch.full((len(wh), 4), 0.5)
+    xywhn[:, 2:] = torch.from_numpy(wh) / side
+    index = torch.arange(len(wh))  # an image for each box: the image of a match identifies its box
+    targets = Targets(index, torch.zeros_like(index), xywhn)
     assigned = assign_targets(targets, anchors / 8, (side // 8, side // 8), anchor_t).image.unique()
     recall = best_possible_recall(wh, anchors.numpy(), anchor_t)
     assert recall == len(assigned) / len(wh)
@@ -54,7 +55,7 @@ def test_other_sizes_get_better_anchors_sorted_over_the_levels(low: float, high:
     assert anchors.shape == COCO.shape and anchors.dtype == COCO.dtype
     assert anchors.view(-1, 2).prod(1).diff().min() >= 0
     old, new = (best_possible_recall(wh, a.view(-1, 2).numpy(), 4.0) for a in (COCO, anchors))
-    assert old < 0.98 < new and "used instead" in line
+    assert old < 0.98 < new and "which are used" in line
     assert len(anchors.view(-1, 2).unique(dim=0)) == 9
     again, _ = check_anchors(wh, COCO, STRIDES)
     assert torch.equal(anchors, again)
@@ -65,25 +66,25 @@ def test_other_sizes_get_better_anchors_sorted_over_the_levels(low: float, high:
 
 def test_anchors_of_a_trained_head_stay_unless_they_are_far_off() -> None:
     most = np.concatenate([boxes(190, 15, 250), boxes(10, 1800, 2500)])  # 95 % can match
-    assert "used instead" in check_anchors(most, COCO, STRIDES)[1]
-    anchors, line = check_anchors(most, COCO, STRIDES, learned=True)
-    assert anchors is COCO and line.endswith("kept, for the head was trained with them")
-    assert "used instead" in check_anchors(boxes(200, 1800, 2500), COCO, STRIDES, learned=True)[1]
+    assert "which are used" in check_anchors(most, COCO, STRIDES)[1]
+    anchors, line = check_anchors(most, COCO, STRIDES, trained_head=True)
+    assert anchors is COCO and line.endswith("kept because the head was trained with them")
+    assert "which are used" in check_anchors(boxes(200, 1800, 2500), COCO, STRIDES, trained_head=True)[1]
 
 
 def test_clusters_that_are_there_are_found() -> None:
-    centres = np.array([[5, 5], [20, 60], [70, 30], [200, 180], [500, 90], [12, 30]], dtype=float)
+    centers = np.array([[5, 5], [20, 60], [70, 30], [200, 180], [500, 90], [12, 30]], dtype=float)
     noise = np.random.default_rng(0).normal(1, 0.02, (50, 6, 2))
-    fitted = fit_anchors((centres * noise).reshape(-1, 2), 6)
-    expected = centres[np.argsort(centres.prod(1))]
+    fitted = fit_anchors((centers * noise).reshape(-1, 2), 6)
+    expected = centers[np.argsort(centers.prod(1))]
     np.testing.assert_allclose(fitted, expected, rtol=0.03)
 
 
 def test_k_means_fills_every_cluster() -> None:
     points = np.concatenate([np.zeros((500, 2)), np.random.default_rng(0).uniform(5, 6, (9, 2))])
-    centres = k_means(points, 9, np.random.default_rng(0))
-    assert len(np.unique(centres, axis=0)) == 9
-    owner = ((points[:, None] - centres) ** 2).sum(2).argmin(1)
+    centers = k_means(points, 9, np.random.default_rng(0))
+    assert len(np.unique(centers, axis=0)) == 9
+    owner = ((points[:, None] - centers) ** 2).sum(2).argmin(1)
     assert len(np.unique(owner)) == 9
 
 
@@ -93,21 +94,21 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("wh", "reason"),
     [
-        (np.empty((0, 2)), "0 boxes are too few to fit 9 anchors to"),
-        (np.full((5, 2), 3.0), "5 boxes are too few to fit 9 anchors to"),
-        (np.full((500, 2), 2000.0), "1 different sizes among the boxes are too few to fit 9 anchors to"),
-        (2000 + boxes(500, 0.1, 0.4), "1 different sizes among the boxes are too few to fit 9 anchors to"),
-        (np.full((50, 2), NAN), "0 boxes are too few to fit 9 anchors to"),
+        (np.empty((0, 2)), "0 boxes are too few to fit 9 anchors"),
+        (np.full((5, 2), 3.0), "5 boxes are too few to fit 9 anchors"),
+        (np.full((500, 2), 2000.0), "1 different sizes among the boxes are too few to fit 9 anchors"),
+        (2000 + boxes(500, 0.1, 0.4), "1 different sizes among the boxes are too few to fit 9 anchors"),
+        (np.full((50, 2), NAN), "0 boxes are too few to fit 9 anchors"),
         (np.zeros((50, 2)), "(without 50 below 2 px)"),
-        (np.array([[np.inf, 5.0], [5.0, -1.0]] * 20), "0 boxes are too few to fit 9 anchors to"),
-        (boxes(50, 0.01, 1), "0 boxes are too few to fit 9 anchors to"),
+        (np.array([[np.inf, 5.0], [5.0, -1.0]] * 20), "0 boxes are too few to fit 9 anchors"),
+        (boxes(50, 0.01, 1), "0 boxes are too few to fit 9 anchors"),
     ],
     ids=["none", "few", "equal", "alike", "nan", "zero", "infinite", "tiny"],
 )
 def test_degenerate_sets_keep_the_anchors_and_say_why(wh: np.ndarray, reason: str) -> None:
     anchors, line = check_anchors(wh, COCO, STRIDES)
     assert anchors is COCO
-    assert "kept all the same" in line and reason in line and "\n" not in line
+    assert "; kept: " in line and reason in line and "\n" not in line
 
 
 def test_bad_rows_among_good_ones_do_not_count() -> None:
@@ -120,13 +121,14 @@ def test_bad_rows_among_good_ones_do_not_count() -> None:
 
 def test_anchors_that_cannot_be_bettered_stay() -> None:
     anchors, line = check_anchors(boxes(200, 4, 4000), COCO, STRIDES, anchor_t=1.0)
-    assert anchors is COCO and "fitted ones reach 0.00%" in line
+    assert anchors is COCO and "new ones fitted to the boxes reach 0.00%" in line
 
 
-def test_label_sizes_are_pixels_of_the_scaled_pictures() -> None:
-    labels = np.array([[0, 0.5, 0.5, 0.5, 0.25], [1, 0.5, 0.5, 1, 1], [0, 0.5, 0.5, 0.1, 0.2]], np.float32)
+def test_label_sizes_are_pixels_of_the_scaled_images() -> None:
+    label = np.array([0, 1, 0])
+    xywhn = np.array([[0.5, 0.5, 0.5, 0.25], [0.5, 0.5, 1, 1], [0.5, 0.5, 0.1, 0.2]], np.float32)
     sizes, areas = np.array([[100, 200], [50, 50], [400, 100]]), np.full(3, np.nan)
-    found = Scan(np.array(["a", "b", "c"]), sizes, labels, np.array([0, 2, 2, 3]), np.zeros(3, bool), areas)
+    found = Scan(np.array(["a", "b", "c"]), sizes, label, xywhn, np.array([0, 2, 2, 3]), np.zeros(3, bool), areas)
     np.testing.assert_allclose(label_sizes(found, 64), [[32, 8], [64, 32], [1.6, 12.8]], rtol=1e-6)
 
 
@@ -137,7 +139,7 @@ def test_real_sets(name: str, tmp_path: Path) -> None:
     shutil.copytree(source / "labels", tmp_path / "labels")  # scanning leaves a cache beside the labels
     shutil.copy(source / "data.yaml", tmp_path)
     data = read_data_yaml(tmp_path / "data.yaml")
-    wh = label_sizes(scan(list_images(data.split("train")), data.nc), 160)
+    wh = label_sizes(data.scan("train"), 160)
     anchors, line = check_anchors(wh, COCO, STRIDES)
     if name == "bccd":
         assert anchors is COCO, line

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from einops import rearrange
-from shared import oracle, randomise_norms
+from shared import oracle, randomize_norms
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
@@ -339,7 +339,7 @@ def test_sppf_equals_spp_of_the_sizes_it_stands_for() -> None:
 @pytest.mark.parametrize("keywords", [{}, {"k": 3, "s": 2}, {"k": 3, "g": 4}, {"k": 3, "d": 2, "act": False}], ids=str)
 def test_folded_norm_changes_nothing_but_the_layers(keywords: dict) -> None:
     torch.manual_seed(0)
-    conv = randomise_norms(common.Conv(8, 12, **keywords)).eval()
+    conv = randomize_norms(common.Conv(8, 12, **keywords)).eval()
     x = torch.randn(2, 8, 9, 9)
     before = conv(x)
     conv.fold_norm()

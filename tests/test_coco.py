@@ -1,13 +1,17 @@
-"""COCO's figures against pycocotools on random sets; crowds, curves and the confusion matrix."""
+"""COCO's metrics compared with pycocotools on random sets; crowds, curves and the confusion matrix."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
+from tiny import write_tiny
 
+from tools import coco_parity
 from tools.coco_parity import pycocotools_figures
-from utils.evaluate.metrics import AREAS, DetectionMetrics
+from utils.boxes import Boxes, Truth
+from utils.evaluate.coco import AREAS
+from utils.evaluate.metrics import DetectionMetrics
+from val import ValConfig
 
 pytest.importorskip("pycocotools")
 SIZE = (400, 500)
@@ -15,7 +19,10 @@ NAMES = {0: "a", 1: "b", 2: "c"}
 
 
 def random_image(rng, ties):
-    """boxes (n, 6), labels (m, 5), crowd (m,), areas (m,) of one image; either may be empty; sizes from 2 to 250 px."""
+    """Detections (n, 6) xyxy, score, class, and labels (m, 5) class, xyxy, of one image with crowd and areas (m,).
+
+    Either may be empty; sizes are 2 to 250 px.
+    """
     m = int(rng.integers(0, 12)) * int(rng.random() > 0.2)
     n = int(rng.integers(0, 40)) * int(rng.random() > 0.15)
     low = rng.uniform(0, 250, (m, 2))
@@ -39,7 +46,9 @@ def random_image(rng, ties):
 def collect(images, max_det=100):
     metrics = DetectionMetrics(NAMES, max_det)
     for boxes, labels, crowd, areas in images:
-        metrics.update(torch.tensor(boxes), torch.tensor(labels), SIZE, crowd, areas)
+        found = Boxes(boxes[:, :4], boxes[:, 5].astype(np.int64), boxes[:, 4])
+        truth = Truth(labels[:, 1:], labels[:, 0].astype(np.int64), np.ones(len(labels)), crowd, areas)
+        metrics.update(found, truth, SIZE)
     return metrics
 
 
@@ -55,6 +64,20 @@ def test_figures_equal_pycocotools(block):
         if result.instances:
             assert result.map50 == pytest.approx(max(result.coco["AP50"], 0), abs=1e-9)
             assert result.map50_95 == pytest.approx(max(result.coco["AP"], 0), abs=1e-9)
+
+
+def test_the_tool_compares_a_data_set(tmp_path, caplog):
+    weights = write_tiny(tmp_path)
+    (tmp_path / "labels").mkdir()
+    for image in (tmp_path / "images").iterdir():
+        (tmp_path / "labels" / f"{image.stem}.txt").write_text("0 0.5 0.5 0.5 0.5\n1 0.3 0.3 0.2 0.2\n")
+    (tmp_path / "data.yaml").write_text("path: .\ntrain: images\nval: images\nnames: [cat, Bär, dog]\n")
+    cfg = ValConfig(weights=str(weights), data=str(tmp_path / "data.yaml"), imgsz=128, workers=0, device="cpu")
+    with caplog.at_level("INFO"):
+        coco_parity.main(cfg)
+    lines = [line.split() for line in caplog.messages if line.startswith("A")]
+    assert [line[0] for line in lines][:3] == ["AP", "AP50", "AP75"] and len(lines) == 12
+    assert "3 images, largest difference" in caplog.text
 
 
 def test_hundreds_of_tiny_boxes():
@@ -75,7 +98,7 @@ def test_boxes_without_area_neither_crash_nor_count():
     metrics = collect([(boxes, labels, np.zeros(2, bool), np.array([0.0, 1600]))])
     result = metrics.compute()
     assert result.coco == pytest.approx(pycocotools_figures(metrics), abs=1e-6)
-    assert metrics.confusion_matrix().sum() == 3  # a pair, and two alone: boxes without area never overlap
+    assert metrics.confusion_matrix().sum() == 3  # a pair and two unmatched: boxes without area never overlap
 
 
 CROWD = np.array([[0, 100.0, 100, 300, 300], [0, 10, 10, 50, 50]])
@@ -98,9 +121,9 @@ def test_confusion_matrix_counts_everything_once():
     boxes = np.array(
         [
             [0.0, 0, 100, 95, 0.9, 0],  # right
-            [205, 0, 300, 100, 0.9, 0],  # b taken for a
-            [200, 0, 300, 90, 0.8, 1],  # overlaps b less, so b is gone: background
-            [0, 200, 100, 300, 0.2, 2],  # too unsure, so c is missed
+            [205, 0, 300, 100, 0.9, 0],  # a where b is
+            [200, 0, 300, 90, 0.8, 1],  # overlaps b less, which is already matched: background
+            [0, 200, 100, 300, 0.2, 2],  # below the confidence threshold, so c is missed
         ]
     )
     matrix = collect([(boxes, labels, np.zeros(3, bool), np.full(3, 1e4))]).confusion_matrix()
@@ -118,7 +141,7 @@ def test_curves_agree_with_the_metrics():
     assert curves.envelope.mean(axis=1) == pytest.approx([c.map50 for c in shown])
     for k, c in enumerate(shown):
         total = c.instances
-        score, hit = metrics.matches(next(i for i, name in NAMES.items() if name == c.name))
+        _, score, hit = metrics.class_matches[list(NAMES.values()).index(c.name)]
         at = int(rng.integers(1000))
         kept = hit[score >= curves.confidence[at]]
         assert curves.recall[k, at] == kept.sum() / total

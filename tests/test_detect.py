@@ -1,4 +1,4 @@
-"""detect.py, its sources and its drawing, mostly with a stand-in for the model that knows its boxes."""
+"""detect.py, its sources and its drawing, mostly with a stand-in for the model that knows its boxes in advance."""
 
 import csv
 import json
@@ -16,11 +16,12 @@ import torch
 import detect
 from models.common import Attention
 from models.runtimes.load import load_backend
-from models.visualize import attention_of, look_inside
-from models.weights.checkpoint import model_state, save_checkpoint
+from models.visualize import attention_of, record_activations
+from models.weights.checkpoint import Checkpoint, save_checkpoint
 from models.yolo import DetectionModel
+from utils.boxes import Boxes
 from utils.data.annotations import VocLabels
-from utils.drawing import DEJAVU, characters, class_colour, draw_boxes, fit_text, font_file, label_font
+from utils.drawing import DEJAVU, characters, class_color, draw_boxes, fit_text, font_file, label_font
 from utils.images import imread, imwrite, letterbox
 from utils.predict.frames import Broken, Frame, VideoInfo
 from utils.predict.predictor import Predictor
@@ -29,11 +30,11 @@ from utils.predict.writers import Stems
 
 REPO = Path(__file__).resolve().parents[1]
 NAMES = {0: "ball", 1: "star", 2: "Bär/größe"}
-BOX = (0.25, 0.5, 0.5, 0.75)  # x1, y1, x2, y2 as fractions of the picture that FakeBackend sees
+BOX = (0.25, 0.5, 0.5, 0.75)  # x1, y1, x2, y2 as fractions of the image that FakeBackend sees
 
 
 class FakeBackend:
-    """Finds the same boxes, given in fractions of the picture, in every picture of the size `size` (h, w)."""
+    """Finds the same boxes, given in fractions of the image, in every image of the size `size` (h, w)."""
 
     names, nc, stride, grid = NAMES, 3, 32, 32
 
@@ -65,13 +66,13 @@ def run(monkeypatch, tmp_path):
     return start
 
 
-def picture(path, size=(120, 160), value=90):
+def image_file(path, size=(120, 160), value=90):
     path.parent.mkdir(parents=True, exist_ok=True)
     imwrite(path, np.full((*size, 3), value, np.uint8))
     return path
 
 
-def film(path, frames=6, fps=12.5, size=(120, 160)):
+def video_file(path, frames=6, fps=12.5, size=(120, 160)):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size[::-1])
     for i in range(frames):
         writer.write(np.full((*size, 3), 20 * i, np.uint8))
@@ -87,22 +88,22 @@ def labels(path):
     return np.array([line.split() for line in path.read_text().splitlines()], dtype=float)
 
 
-def test_one_picture_is_annotated_and_printed(run, tmp_path, caplog):
-    source = picture(tmp_path / "a.png")
+def test_one_image_is_annotated_and_printed(run, tmp_path, caplog):
+    source = image_file(tmp_path / "a.png")
     with caplog.at_level("INFO"):
         out = run(source)
     assert files(out) == ["a.png"]
     assert imread(out / "a.png").shape == (120, 160, 3)
-    assert (imread(out / "a.png")[60, 41:79] == class_colour(0)).all()  # the upper edge
+    assert (imread(out / "a.png")[60, 41:79] == class_color(0)).all()  # the upper edge
     assert f"{source}: 128x160 1 ball, " in caplog.text
     assert str(out) in caplog.text
 
 
 def test_folder_glob_and_list(run, tmp_path):
     for name in ("b.jpg", "a.PNG", "sub/c.jpg"):
-        picture(tmp_path / "in" / name)
-    (tmp_path / "in" / "notes.md").write_text("no picture")
-    film(tmp_path / "in" / "v.mp4", frames=2)
+        image_file(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.md").write_text("not an image")
+    video_file(tmp_path / "in" / "v.mp4", frames=2)
     listing = tmp_path / "in" / "list.txt"
     listing.write_text("sub/c.jpg\n\nb.jpg\nb.jpg\n")
     assert files(run(tmp_path / "in")) == ["a.PNG", "b.jpg", "v.mp4"]
@@ -115,7 +116,7 @@ def test_folder_glob_and_list(run, tmp_path):
 
 @pytest.mark.parametrize(("fps", "stride"), [(12.5, 1), (12.5, 2), (29.97, 1)])
 def test_video_keeps_its_rate_and_frames(run, tmp_path, fps, stride):
-    source = film(tmp_path / "clip.mp4", fps=fps)
+    source = video_file(tmp_path / "clip.mp4", fps=fps)
     out = run(source, save_txt="yolo", vid_stride=stride)
     numbers = range(1, 7, stride)
     assert files(out) == sorted(["clip.mp4", *(f"labels/clip_{n}.txt" for n in numbers)])
@@ -135,14 +136,14 @@ def test_boxes_come_back_through_the_letterbox(size, rect):
     found = predictor([np.zeros((*size, 3), np.uint8)])[0]
     h, w = size
     expected = np.array([[0.1, 0.2, 0.45, 0.9], [0.5, 0, 1, 0.6]]) * [w, h, w, h]
-    assert np.abs(found.boxes[:, :4] - expected).max() < 1
-    assert found.boxes[:, 4:] == pytest.approx(np.array([[0.9, 0], [0.8, 1]]))
+    assert np.abs(found.boxes.xyxy - expected).max() < 1
+    assert found.boxes.score == pytest.approx([0.9, 0.8]) and found.boxes.label.tolist() == [0, 1]
     assert backend.seen[0][2:] == found.canvas
     assert (found.canvas == (320, 320)) or rect
 
 
-def test_save_txt_is_normalised(run, tmp_path):
-    out = run(picture(tmp_path / "a.jpg"), save_txt="yolo", save_conf=True, nosave=True)
+def test_save_txt_is_normalized(run, tmp_path):
+    out = run(image_file(tmp_path / "a.jpg"), save_txt="yolo", save_conf=True, nosave=True)
     assert files(out) == ["labels/a.txt"]
     assert (out / "labels/a.txt").read_text().split()[0] == "0"
     assert labels(out / "labels/a.txt")[0] == pytest.approx([0, 0.375, 0.625, 0.25, 0.25, 0.9], abs=1e-3)
@@ -155,7 +156,7 @@ def test_save_txt_is_normalised(run, tmp_path):
 
 def test_crops_and_names_that_are_not_ascii(run, tmp_path):
     backend = FakeBackend(boxes=((*BOX, 0.9, 2), (0.6, 0.1, 0.9, 0.3, 0.8, 2), (0.0, 0.0, 0.2, 0.3, 0.7, 1)))
-    out = run(picture(tmp_path / "größe-图.jpg"), backend, save_crop=True, save_txt="yolo")
+    out = run(image_file(tmp_path / "größe-图.jpg"), backend, save_crop=True, save_txt="yolo")
     assert files(out) == sorted(
         [
             "crops/Bär_größe/größe-图.jpg",
@@ -171,7 +172,7 @@ def test_crops_and_names_that_are_not_ascii(run, tmp_path):
 
 def test_inputs_of_one_name_do_not_overwrite_each_other(run, tmp_path):
     for i, name in enumerate(("1/a.jpg", "2/a.jpg", "2/a.png")):
-        picture(tmp_path / "in" / name, value=60 * i)
+        image_file(tmp_path / "in" / name, value=60 * i)
     out = run(tmp_path / "in" / "*" / "*", save_txt="yolo", save_crop=True)
     stems = ["a", "a-2", "a-3"]
     assert [p for p in files(out) if p.startswith("labels")] == sorted(f"labels/{s}.txt" for s in stems)
@@ -184,17 +185,17 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(run, tmp_path):
     assert give(Path("v.mp4"), True) == "v"
 
 
-def test_nothing_found(run, tmp_path, caplog):
-    picture(tmp_path / "a.jpg")
+def test_no_detections(run, tmp_path, caplog):
+    image_file(tmp_path / "a.jpg")
     with caplog.at_level("INFO"):
         out = run(tmp_path / "a.jpg", FakeBackend(boxes=()), save_txt="yolo", save_crop=True)
     assert files(out) == ["a.jpg"]
-    assert "nothing found" in caplog.text
+    assert "128x160 no detections, " in caplog.text
 
 
 def test_classes_and_summary(run, tmp_path, caplog):
     boxes = tuple((0.2 * i, 0.1, 0.2 * i + 0.15, 0.4, 0.9, label) for i, label in enumerate((0, 1, 0, 0)))
-    picture(tmp_path / "a.jpg")
+    image_file(tmp_path / "a.jpg")
     with caplog.at_level("INFO"):
         run(tmp_path / "a.jpg", FakeBackend(boxes=boxes))
         run(tmp_path / "a.jpg", FakeBackend(boxes=boxes), classes=("star",))
@@ -229,9 +230,17 @@ def test_errors_say_where_and_what(run, tmp_path):
             run(tmp_path / name)
 
 
-def test_weights_are_required(tmp_path):
-    with pytest.raises(ValueError, match="--weights is missing"):
-        detect.main(detect.DetectConfig(source=str(picture(tmp_path / "a.jpg"))))
+def test_without_weights_the_newest_run_is_used(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    opened = []
+    monkeypatch.setattr(detect, "load_model", lambda weights, *_: opened.append(weights) or FakeBackend())
+    best = Path("runs", "train", "site", "a", "weights", "best.pt")
+    best.parent.mkdir(parents=True)
+    best.write_bytes(b"")
+    with caplog.at_level("INFO"):
+        out = detect.main(detect.DetectConfig(source=str(image_file(tmp_path / "a.jpg")), imgsz=160, device="cpu"))
+    assert opened == [str(best)] and f"using {best}" in caplog.text
+    assert out == Path("runs", "detect", "exp") and files(out) == ["a.jpg"]
 
 
 def test_backend_refuses_other_weights(tmp_path):
@@ -242,27 +251,26 @@ def test_backend_refuses_other_weights(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(20, 30), (200, 150), (1500, 4000)])
-@pytest.mark.parametrize("columns", [5, 6])
-def test_draw_boxes_leaves_its_input_alone(size, columns):
+@pytest.mark.parametrize("hide_conf", [True, False])
+def test_draw_boxes_does_not_modify_its_input(size, hide_conf):
     image = np.full((*size, 3), 128, np.uint8)
     h, w = size
-    rows = [[0, 0, 12, 12, 0.5, 0], [w - 8, h - 8, w + 9, h + 9, 0.9, 1], [5, 5, 5, 5, 0.3, 99]]
-    boxes = np.array(rows)[:, [0, 1, 2, 3, 5] if columns == 5 else slice(None)]
-    before = boxes.copy()
+    xyxy = np.array([[0, 0, 12, 12], [w - 8, h - 8, w + 9, h + 9], [5, 5, 5, 5]], float)
+    boxes = Boxes(xyxy, np.array([0, 1, 99]), np.array([0.5, 0.9, 0.3]))
+    before = boxes.table().copy()
     names = {0: "Ärger-δοκιμή-проверка" * 3, 1: "star"}
-    drawn = draw_boxes(image, boxes, names)
-    assert (image == 128).all() and (boxes == before).all()
+    drawn = draw_boxes(image, boxes, names, hide_conf=hide_conf)
+    assert (image == 128).all() and (boxes.table() == before).all()
     assert drawn.shape == image.shape and drawn.dtype == np.uint8 and (drawn != image).any()
-    assert (draw_boxes(image, np.zeros((0, columns)), names) == image).all()
-    with pytest.raises(ValueError, match="expected"):
-        draw_boxes(image, np.zeros((2, 4)), names)
+    assert (draw_boxes(image, Boxes.empty(), names, hide_conf=hide_conf) == image).all()
 
 
-def test_labels_stay_inside(monkeypatch):
+def test_labels_stay_inside():
     """The patch of a label in a corner is as large as that of one in the middle."""
     areas = []
     for x, y in ((0, 0), (150, 0), (199, 199), (0, 199), (90, 90)):
-        drawn = draw_boxes(np.zeros((200, 200, 3), np.uint8), np.array([[x, y, x + 1, y + 1, 0.5, 0]]), NAMES)
+        box = Boxes(np.array([[x, y, x + 1.0, y + 1.0]]), np.array([0]), np.array([0.5]))
+        drawn = draw_boxes(np.zeros((200, 200, 3), np.uint8), box, NAMES)
         areas.append(int(drawn.any(axis=2).sum()))
     assert max(areas) - min(areas) <= 0.25 * max(areas)
     tofu = label_font(20).getmask("\uffff").getbbox()
@@ -274,14 +282,14 @@ def test_a_real_checkpoint_from_the_command_line(tmp_path):
     model = DetectionModel("yolov5n.yaml", nc=3)
     model.names = dict(NAMES)
     weights = tmp_path / "tiny.pt"
-    save_checkpoint(weights, model_state(model))
+    save_checkpoint(weights, Checkpoint.of(model))
     backend = load_backend(weights, torch.device("cpu"))
     assert (backend.names, backend.nc, backend.stride, backend.grid) == (NAMES, 3, 32, 32)
     x = torch.rand(1, 3, 64, 96)
     assert torch.allclose(backend(x), model.eval()(x)[0], atol=1e-2, rtol=1e-3)
     with pytest.raises(ValueError, match="--half"):
         load_backend(weights, torch.device("cpu"), half=True)
-    source = picture(tmp_path / "a.jpg")
+    source = image_file(tmp_path / "a.jpg")
     words = ["--weights", weights, "--source", source, "--img", "64", "--project", tmp_path / "r", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "detect.py", *map(str, words)],
@@ -295,12 +303,12 @@ def test_a_real_checkpoint_from_the_command_line(tmp_path):
     assert (tmp_path / "r" / "exp" / "a.jpg").is_file()
 
 
-def test_colours_of_80_classes_differ():
-    colours = np.array([[class_colour(c) for c in range(80)]], np.float32) / 255
-    lab = cv2.cvtColor(colours, cv2.COLOR_RGB2LAB)[0]
+def test_colors_of_80_classes_differ():
+    colors = np.array([[class_color(c) for c in range(80)]], np.float32) / 255
+    lab = cv2.cvtColor(colors, cv2.COLOR_RGB2LAB)[0]
     distance = np.linalg.norm(lab[:, None] - lab[None], axis=2) + 1000 * np.eye(80)
     assert distance.min() > 10 and distance[:10, :10].min() > 40
-    assert class_colour(80) == class_colour(0)
+    assert class_color(80) == class_color(0)
 
 
 def test_class_names_find_a_font(caplog):
@@ -311,7 +319,7 @@ def test_class_names_find_a_font(caplog):
     assert font_file("\U0010fffd") == DEJAVU and "no installed font" in caplog.text
 
 
-def test_labels_shrink_with_small_boxes_only_in_large_pictures():
+def test_labels_shrink_with_small_boxes_only_in_large_images():
     for size, box in (((3000, 4000), 60), ((150, 200), 10)):
         text, font = fit_text("person", "0.90", max(round(max(size) / 45), 12), size[1], box)
         assert text == "person 0.90" and font.size >= max(max(size) / 100, 9)
@@ -320,11 +328,11 @@ def test_labels_shrink_with_small_boxes_only_in_large_pictures():
 
 def test_csv_json_and_voc(run, tmp_path):
     for name in ("000007.jpg", "b.jpg"):
-        picture(tmp_path / "in" / name)
+        image_file(tmp_path / "in" / name)
     out = run(tmp_path / "in", save_txt="voc", save_csv=True, save_json=True, nosave=True)
     assert files(out) == ["labels/000007.xml", "labels/b.xml", "predictions.csv", "predictions.json"]
     read = VocLabels(out / "labels", NAMES).read(Path("b.jpg"), (120, 160))
-    assert read.boxes[0] == pytest.approx([0, 0.375, 0.625, 0.25, 0.25], abs=1e-3)
+    assert read.label.tolist() == [0] and read.xywhn[0] == pytest.approx([0.375, 0.625, 0.25, 0.25], abs=1e-3)
     rows = list(csv.reader((out / "predictions.csv").open()))
     assert rows[0][:3] == ["Image Name", "Prediction", "Confidence"] and len(rows) == 3
     assert rows[1][:2] == ["000007.jpg", "ball"] and float(rows[1][2]) == pytest.approx(0.9)
@@ -339,10 +347,10 @@ def test_csv_json_and_voc(run, tmp_path):
 
 
 def test_broken_inputs_do_not_stop_the_run_but_fail_it(run, tmp_path, caplog):
-    picture(tmp_path / "in" / "a.jpg")
+    image_file(tmp_path / "in" / "a.jpg")
     (tmp_path / "in" / "b.jpg").write_text("words")
     (tmp_path / "in" / "c.mp4").write_bytes(b"")
-    film(tmp_path / "in" / "d.mp4", frames=3)
+    video_file(tmp_path / "in" / "d.mp4", frames=3)
     with pytest.raises(ValueError, match=r"2 input\(s\) could not be read: .*b\.jpg, .*c\.mp4"):
         run(tmp_path / "in", save_json=True)
     out = tmp_path / "runs" / "exp"
@@ -352,7 +360,7 @@ def test_broken_inputs_do_not_stop_the_run_but_fail_it(run, tmp_path, caplog):
 
 
 def test_results_never_overwrite_the_source(run, tmp_path):
-    source = picture(tmp_path / "runs" / "mine" / "a.png")
+    source = image_file(tmp_path / "runs" / "mine" / "a.png")
     before = source.read_bytes()
     with pytest.raises(ValueError, match="would overwrite"):
         run(tmp_path / "runs" / "mine", name="mine", exist_ok=True)
@@ -365,7 +373,7 @@ def test_streams_are_written_side_by_side(run, tmp_path, monkeypatch):
             for name, size in (("one", (120, 160)), ("two", (120, 160) if number < 3 else (60, 80))):
                 image = np.full((*size, 3), 50, np.uint8)
                 yield Frame(image, Path(name), number, VideoInfo(25, 0, size, live=True))
-        yield Broken(Path("two"), "two: given up")
+        yield Broken(Path("two"), "two: stream closed")
 
     monkeypatch.setattr(detect, "open_source", frames)
     with pytest.raises(ValueError, match="two"):
@@ -376,7 +384,7 @@ def test_streams_are_written_side_by_side(run, tmp_path, monkeypatch):
 
 
 def test_view_img_shows_frames_and_q_ends(run, tmp_path, monkeypatch):
-    source = film(tmp_path / "clip.mp4")
+    source = video_file(tmp_path / "clip.mp4")
     with pytest.raises(ImportError, match="opencv-python"):
         run(source, view_img=True)  # the tests' OpenCV has no windows
     shown = []
@@ -389,12 +397,12 @@ def test_view_img_shows_frames_and_q_ends(run, tmp_path, monkeypatch):
 def mobilevit(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("w") / "m.pt"
-    save_checkpoint(path, model_state(DetectionModel("yolov5-mobilevit-xxs.yaml", nc=3)))
+    save_checkpoint(path, Checkpoint.of(DetectionModel("yolov5-mobilevit-xxs.yaml", nc=3)))
     return path
 
 
 def test_visualize_writes_maps_and_attention(mobilevit, tmp_path):
-    source = picture(tmp_path / "a.jpg", (128, 128))
+    source = image_file(tmp_path / "a.jpg", (128, 128))
     cfg = detect.DetectConfig(
         weights=str(mobilevit), source=str(source), imgsz=128, device="cpu", project=str(tmp_path), visualize=True
     )
@@ -421,7 +429,7 @@ def test_attention_shown_is_the_attention_computed(mobilevit):
         mixed = torch.einsum("bhn,bnhd->bhd", weights, values).flatten(1)
         assert torch.allclose(module.out(mixed), module(tokens)[:, query], atol=1e-5)
     model = load_backend(mobilevit, torch.device("cpu")).model
-    inside = look_inside(model, torch.rand(1, 3, 128, 192), (0.9, 0.1))
+    inside = record_activations(model, torch.rand(1, 3, 128, 192), (0.9, 0.1))
     shapes = {name: tuple(maps.shape) for name, maps in inside.attention.items()}
     assert list(shapes.values()) == [(2, 8, 12), (4, 4, 6), (3, 2, 3)]
     assert all(torch.allclose(m.sum(dim=(1, 2)), torch.ones(len(m)), atol=1e-4) for m in inside.attention.values())

@@ -59,7 +59,7 @@ REASONS = {  # where the reason is not the name that the file calls
     "empty_pickle": "pickle exhausted before seeing STOP",
     "empty_file": "torch.save did not write it",
     "endless_instructions": "more than 1,000,000 instructions",
-    "rows_that_ask_for_a_billion_layers": "its rows ask for 1000000001 layers",
+    "rows_that_ask_for_a_billion_layers": "its rows build 1000000001 layers, expected at most 20000",
     "rows_that_ask_for_terabytes": "tensors do not fit the rows",
 }
 

@@ -1,4 +1,4 @@
-"""The Python API: every kind of picture, and the results in every form."""
+"""The Python API: every kind of image, and the results in every form."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from PIL import Image
 from shared import oracle, shared
 
 import hubconf
-from models.weights.checkpoint import model_state, save_checkpoint
+from models.weights.checkpoint import Checkpoint, save_checkpoint
 from models.yolo import DetectionModel
+from utils.boxes import Boxes
 from utils.images import imread, imwrite
 from utils.predict.results import Detections
 
@@ -28,18 +29,18 @@ def model(monkeypatch):
     return hubconf.load("x.pt", device="cpu")
 
 
-def test_every_kind_of_picture_gives_the_same_boxes(model, tmp_path) -> None:
+def test_every_kind_of_image_gives_the_same_boxes(model, tmp_path) -> None:
     image = draw((120, 160), BOXES)
     path = tmp_path / "a.png"
     imwrite(path, image)
     tensor = torch.from_numpy(image).permute(2, 0, 1)
-    pictures = [
+    images = [
         str(path), path, image, image[..., 0], np.dstack([image, image[..., 0]]), Image.fromarray(image),
         Image.open(path), Image.fromarray(image).convert("L"), tensor, tensor.float() / 255,
         image.transpose(2, 0, 1), image / 255,
     ]  # fmt: skip
-    results = model(pictures, size=160)
-    assert len(results) == results.n == len(pictures)
+    results = model(images, size=160)
+    assert len(results) == results.n == len(images)
     assert all(torch.equal(boxes, results.xyxy[0]) for boxes in results.xyxy)
     assert results.xyxy[0][:, :4].numpy() == pytest.approx(np.array(BOXES)[results.xyxy[0][:, 5].long()], abs=2)
     assert results.files[:3] == ["a.png", "a.png", "image2.jpg"] and results.files[6] == "a.png"
@@ -50,12 +51,12 @@ def test_every_kind_of_picture_gives_the_same_boxes(model, tmp_path) -> None:
 
 
 def test_mixed_sizes_equal_one_by_one(model) -> None:
-    pictures = [draw((120, 160), BOXES), draw((300, 200), BOXES[:1]), draw((64, 64), []), draw((300, 200), BOXES)]
-    together = model(pictures, size=320)
-    for picture, boxes in zip(pictures, together.xyxy, strict=True):
-        assert torch.equal(model(picture, size=320).xyxy[0], boxes)
+    images = [draw((120, 160), BOXES), draw((300, 200), BOXES[:1]), draw((64, 64), []), draw((300, 200), BOXES)]
+    together = model(images, size=320)
+    for image, boxes in zip(images, together.xyxy, strict=True):
+        assert torch.equal(model(image, size=320).xyxy[0], boxes)
     assert [len(rows) for rows in together.xyxy] == [2, 1, 0, 2]
-    augmented = model(pictures[0], size=320, augment=True)
+    augmented = model(images[0], size=320, augment=True)
     assert augmented.xyxy[0][:, :4].numpy() == pytest.approx(together.xyxy[0][:, :4].numpy(), abs=4)
 
 
@@ -100,8 +101,8 @@ def test_results_in_every_form(model, tmp_path, capsys) -> None:
 
 
 def test_save_and_crop(model, tmp_path) -> None:
-    picture = draw((120, 160), BOXES)
-    results = model([picture, picture], size=160)
+    image = draw((120, 160), BOXES)
+    results = model([image, image], size=160)
     folder = results.save(save_dir=tmp_path / "out")
     assert folder == tmp_path / "out" and results.save(save_dir=tmp_path / "out") == tmp_path / "out2"
     assert sorted(p.name for p in folder.iterdir()) == ["image0.jpg", "image1.jpg"]
@@ -113,12 +114,12 @@ def test_save_and_crop(model, tmp_path) -> None:
         assert piece["im"].shape[:2] == pytest.approx((y2 - y1, x2 - x1), abs=2) and piece["im"].mean() > 200
     assert len(list((tmp_path / "crops" / "crops").glob("*/*.jpg"))) == 4
     assert results.crop(save=False, save_dir=tmp_path / "none") and not (tmp_path / "none").exists()
-    twice = Detections([picture] * 2, [np.zeros((0, 6))] * 2, ["a.png", "A.png"], {})
+    twice = Detections([image] * 2, [Boxes.empty()] * 2, ["a.png", "A.png"], {})
     assert twice.unique_files() == ["a.png", "A-2.png"]
 
 
 @pytest.mark.parametrize(
-    ("picture", "match"),
+    ("wrong", "match"),
     [
         ("http://host/a.jpg", "nothing is downloaded"),
         (3, "is a int, expected a path"),
@@ -129,9 +130,9 @@ def test_save_and_crop(model, tmp_path) -> None:
         (np.zeros((4, 4, 3), np.int64), "is of int64"),
     ],
 )
-def test_mistakes_name_the_picture(model, picture, match) -> None:
+def test_mistakes_name_the_image(model, wrong, match) -> None:
     with pytest.raises(ValueError, match=match):
-        model([np.zeros((32, 32, 3), np.uint8), picture])
+        model([np.zeros((32, 32, 3), np.uint8), wrong])
 
 
 def test_through_torch_hub(tmp_path) -> None:
@@ -139,7 +140,7 @@ def test_through_torch_hub(tmp_path) -> None:
     network = DetectionModel("yolov5n.yaml", nc=2)
     network.names = {0: "cat", 1: "dog"}
     weights = tmp_path / "w.pt"
-    save_checkpoint(weights, model_state(network))
+    save_checkpoint(weights, Checkpoint.of(network))
     model = torch.hub.load(str(REPO), "custom", path=str(weights), source="local", device="cpu")
     assert model.names == {0: "cat", 1: "dog"} and model.grid == 32
     assert len(model(np.zeros((50, 70, 3), np.uint8), size=64).xyxy) == 1
@@ -152,7 +153,7 @@ def test_official_weights_give_the_recorded_boxes() -> None:
     model = hubconf.load(shared("weights/yolov5n.pt"), device="cpu")
     expected = oracle("yolov5n_detections.pt")["zidane.jpg"]["detections_xyxy_conf_cls"]
     predictor = hubconf.Predictor(model.backend, torch.device("cpu"), 640, rect=False)
-    found = torch.from_numpy(predictor([imread(shared("datasets/images/zidane.jpg"))])[0].boxes)
+    found = torch.from_numpy(predictor([imread(shared("datasets/images/zidane.jpg"))])[0].boxes.table())
     assert found.shape == expected.shape
     assert (found[:, :4] - expected[:, :4]).abs().max() < 2 and (found[:, 4] - expected[:, 4]).abs().max() < 0.02
     assert found[:, 5].tolist() == expected[:, 5].tolist()

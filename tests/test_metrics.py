@@ -8,9 +8,9 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
-from utils.evaluate.matching import best_confidence
+from utils.boxes import Boxes, Truth, areas
+from utils.evaluate.matching import best_confidence, covered
 from utils.evaluate.metrics import DetectionMetrics
 
 NAMES = {0: "ball", 1: "star", 2: "cup", 3: "never seen"}
@@ -18,7 +18,7 @@ SIZE = (120, 160)
 
 
 def random_set(seed, images=12, most=8, boxes=30, steps=20):
-    """Per image (boxes (n, 6), labels (m, 5)); scores tie in `steps` steps; some images empty; class 3 unlabelled."""
+    """Per image (boxes (n, 6), labels (m, 5)); scores tie in `steps` steps; some images empty; class 3 unlabeled."""
     rng = np.random.default_rng(seed)
     sets = []
     for i in range(images):
@@ -39,14 +39,18 @@ def random_set(seed, images=12, most=8, boxes=30, steps=20):
         xyxy[:, 2:] = np.maximum(xyxy[:, 2:], xyxy[:, :2] + 1)
         scores = rng.integers(1, steps, n) / steps
         found = np.concatenate([xyxy, scores[:, None], classes[:, None]], axis=1)
-        sets.append((torch.tensor(found), torch.tensor(labels)))
+        sets.append((found, labels))
     return sets
 
 
 def filled(sets, max_det=300, names=NAMES):
+    """Metrics of images, each of rows (n, 6) xyxy, score, class and labels (m, 5) class, xyxy."""
     metrics = DetectionMetrics(names, max_det)
-    for boxes, labels in sets:
-        metrics.update(boxes, labels, SIZE)
+    for rows, labels in sets:
+        found = Boxes(rows[:, :4], rows[:, 5].astype(int), rows[:, 4])
+        truth = Boxes.labeled(labels[:, 1:], labels[:, 0].astype(int))
+        crowd = np.zeros(len(truth), dtype=bool)
+        metrics.update(found, Truth(truth.xyxy, truth.label, truth.score, crowd, areas(truth.xyxy)), SIZE)
     return metrics
 
 
@@ -74,12 +78,12 @@ def reference_ap(sets, max_det):
         gt = coco.COCO()
         gt.dataset = {"images": images, "annotations": truth, "categories": categories}
         gt.createIndex()
-        judge = cocoeval.COCOeval(gt, gt.loadRes(found), "bbox")
-        judge.params.maxDets = [max_det]
-        judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
-        judge.evaluate()
-        judge.accumulate()
-    curves = judge.eval["precision"][:, :, :, 0, 0].mean(axis=1)
+        reference = cocoeval.COCOeval(gt, gt.loadRes(found), "bbox")
+        reference.params.maxDets = [max_det]
+        reference.params.areaRng, reference.params.areaRngLbl = [[0, 1e10]], ["all"]
+        reference.evaluate()
+        reference.accumulate()
+    curves = reference.eval["precision"][:, :, :, 0, 0].mean(axis=1)
     return curves[0], curves.mean(axis=0)
 
 
@@ -109,7 +113,7 @@ def iou(a, b):
 
 
 def reference_pr(sets, max_det):
-    """Precision and recall per labelled class, every threshold tried, everything matched anew with plain loops."""
+    """Precision and recall per labeled class, every threshold tried, everything matched anew with plain loops."""
     classes = sorted({int(c) for _, labels in sets for c in labels[:, 0]})
     best = None
     for threshold in sorted({s for boxes, _ in sets for s in boxes[:, 4].tolist()}, reverse=True):
@@ -146,7 +150,7 @@ def test_precision_and_recall_equal_brute_force(seed, max_det, steps):
 
 
 def perfect(labels, score=0.9):
-    return torch.cat([labels[:, 1:], torch.full((len(labels), 1), score).to(labels), labels[:, :1]], dim=1)
+    return np.column_stack([labels[:, 1:], np.full(len(labels), score, labels.dtype), labels[:, 0]])
 
 
 def test_perfect_predictions_score_one():
@@ -158,7 +162,7 @@ def test_perfect_predictions_score_one():
 
 
 def test_float32_inputs_are_accepted():
-    sets = [(perfect(labels).float(), labels.float()) for _, labels in random_set(21)]
+    sets = [(perfect(labels).astype(np.float32), labels.astype(np.float32)) for _, labels in random_set(21)]
     assert filled(sets).compute().map50_95 == pytest.approx(1)
 
 
@@ -180,9 +184,9 @@ def test_nothing_gives_zeros(case):
 
 
 def test_max_det_counts_only_the_best():
-    label = torch.tensor([[0, 10.0, 10, 50, 50]])
-    wrong = torch.tensor([[60.0, 60, 90, 90, 0.9, 0], [60.0, 20, 90, 50, 0.8, 0]])
-    boxes = torch.cat([perfect(label, 0.5), wrong])
+    label = np.array([[0, 10.0, 10, 50, 50]])
+    wrong = np.array([[60.0, 60, 90, 90, 0.9, 0], [60.0, 20, 90, 50, 0.8, 0]])
+    boxes = np.concatenate([perfect(label, 0.5), wrong])
     assert filled([(boxes, label)], max_det=3).compute().map50 == pytest.approx(1 / 3)
     limited = filled([(boxes, label)], max_det=2).compute()
     assert (limited.map50, limited.recall) == (0, 0)
@@ -195,9 +199,9 @@ def test_best_confidence_takes_equal_scores_together():
 
 
 def test_table_and_dict_show_counts():
-    a = torch.tensor([[0, 10.0, 10, 50, 50], [0, 60.0, 60, 90, 90], [1, 5.0, 5, 20, 20]])
-    b = torch.tensor([[0, 10.0, 10, 50, 50]])
-    m = filled([(perfect(a), a), (perfect(b)[:0], b), (b.new_zeros(0, 6), b.new_zeros(0, 5))]).compute()
+    a = np.array([[0, 10.0, 10, 50, 50], [0, 60.0, 60, 90, 90], [1, 5.0, 5, 20, 20]])
+    b = np.array([[0, 10.0, 10, 50, 50]])
+    m = filled([(perfect(a), a), (perfect(b)[:0], b), (np.zeros((0, 6)), np.zeros((0, 5)))]).compute()
     lines = [line.split() for line in m.table().splitlines()]
     assert lines[0] == ["Class", "Images", "Instances", "P", "R", "mAP50", "mAP50-95"]
     assert [line[0] for line in lines[1:]] == ["all", "ball", "star"]
@@ -211,6 +215,27 @@ def test_table_and_dict_show_counts():
     assert read["per_class"]["ball"]["recall"] == pytest.approx(2 / 3)
     assert read["per_class"]["ball"]["instances"] == 3
     assert read["map50"] == m.map50
+
+
+def test_nothing_can_be_added_after_the_metrics_were_computed():
+    metrics = filled(random_set(24))
+    metrics.compute()
+    with pytest.raises(RuntimeError, match="computed already"):
+        metrics.update(metrics.found[0], metrics.truth[0], SIZE)
+
+
+def test_the_covered_fraction_is_the_intersection_over_the_first_area():
+    rng = np.random.default_rng(25)
+    for n, m in ((30, 7), (1, 1), (0, 3), (3, 0), (0, 0)):
+        corners = rng.integers(0, 60, (2, max(n, m), 2)).astype(float)
+        a, b = (np.concatenate([low, low + rng.integers(1, 50, low.shape)], axis=1) for low in corners)
+        a, b = a[:n], b[:m]
+        expected = np.zeros((n, m))
+        for i, j in np.ndindex(n, m):
+            w, h = np.minimum(a[i, 2:], b[j, 2:]) - np.maximum(a[i, :2], b[j, :2])
+            expected[i, j] = max(w, 0) * max(h, 0) / areas(a[i : i + 1])[0]
+        assert covered(a, b) == pytest.approx(expected.max(axis=1, initial=0), abs=1e-12)
+    assert covered(np.array([[5.0, 5, 5, 5]]), np.array([[0.0, 0, 9, 9]])).tolist() == [0]
 
 
 def test_compute_prints_nothing(capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from shared import ROOT, oracle, randomise_norms
+from shared import ROOT, oracle, randomize_norms
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -135,7 +135,7 @@ def test_equals_timm(size: str) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: pip install timm to compare with its MobileViT")
     torch.manual_seed(0)
     theirs = timm.create_model(f"mobilevit_{size}", pretrained=False).eval()
-    randomise_norms(theirs)
+    randomize_norms(theirs)
     nn.init.normal_(theirs.head.fc.weight, std=0.1)  # timm starts it so small that logits say little
 
     ours = MobileViT(size).eval()

@@ -1,4 +1,4 @@
-"""int8: what becomes of weights and graph, and that nothing is lost which should not be."""
+"""int8: which weights and operators are quantized, and how much is lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.runtimes.load import load_backend
 from models.weights.checkpoint import build_model, load_checkpoint
 from utils.boxes import xyxy2xywhn
 from utils.images import imread, letterbox
-from utils.nms import non_max_suppression
+from utils.nms import NmsSettings, non_max_suppression
 
 CPU = torch.device("cpu")
 
@@ -31,28 +31,26 @@ def folder(tmp_path_factory):
 
 
 def write_labels(folder: Path, reference) -> Path:
-    """A data YAML whose labels are what the model itself finds: its mAP is high, and an int8 file can lose it."""
+    """A data YAML whose labels are the model's own detections: its mAP is high, and an int8 file can lose it."""
     (folder / "labels").mkdir(exist_ok=True)
     for path in sorted((folder / "images").iterdir()):
         image = imread(path)
         canvas, place = letterbox(image, (128, 128))
         rows = reference(torch.from_numpy(canvas).permute(2, 0, 1)[None].float() / 255)
-        boxes = non_max_suppression(rows, 0.5, 0.45)[0]
-        xywh = xyxy2xywhn(place.to_image(boxes[:, :4]).numpy(), image.shape[:2])
-        lines = [
-            f"{int(c)} {' '.join(f'{v:.6f}' for v in b)}" for b, c in zip(xywh.clip(0, 1), boxes[:, 5], strict=True)
-        ]
+        boxes = non_max_suppression(rows, NmsSettings(conf_thres=0.5))[0]
+        xywh = xyxy2xywhn(place.to_image(boxes.xyxy), image.shape[:2]).clip(0, 1)
+        lines = [f"{c} {' '.join(f'{v:.6f}' for v in b)}" for b, c in zip(xywh, boxes.label, strict=True)]
         (folder / "labels" / f"{path.stem}.txt").write_text("\n".join(lines) + "\n")
     (folder / "data.yaml").write_text("path: .\ntrain: images\nval: images\nnames: [cat, Bär, dog]\n")
     return folder / "data.yaml"
 
 
 @pytest.mark.parametrize("ops", quantize.INT8_OPS)
-def test_int8_keeps_the_decode_in_float(folder, tmp_path, monkeypatch, ops):
+def test_int8_keeps_the_decoding_in_float(folder, tmp_path, monkeypatch, ops):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr(export, "INT8_LOSS", 1.0)  # random weights; what is lost by trained ones is in docs/export.md
+    monkeypatch.setattr(export, "INT8_LOSS", 1.0)  # random weights; the losses of trained ones are in docs/export.md
     cfg = ExportConfig(
         weights=str(folder / "tiny.pt"),
         include=("onnx",),
@@ -71,7 +69,10 @@ def test_int8_keeps_the_decode_in_float(folder, tmp_path, monkeypatch, ops):
     assert ("QuantizeLinear" in kinds) == (ops != "weights") and "DequantizeLinear" in kinds
     large = [w.name for w in graph.graph.initializer if w.data_type == 1 and np.prod(w.dims) >= quantize.SMALL]
     assert large == []
-    assert "QuantizeLinear" not in {n.op_type for n in quantize.decode_and_heads(graph)[0]}
+    decoding, head = quantize.decoding_and_head(graph)
+    kinds_of = {node.name: node.op_type for node in graph.graph.node}
+    assert len(decoding) > 10 and [kinds_of[name] for name in head] == ["Conv", "Conv"]
+    assert "QuantizeLinear" not in {kinds_of[name] for name in decoding}
 
 
 def test_stored_weights_are_near_the_float_ones():
@@ -91,5 +92,5 @@ def test_stored_weights_are_near_the_float_ones():
     small = quantize.store_weights(model)
     onnx.checker.check_model(small)
     after = run(small).run(None, {"x": x})[0]
-    scale = np.abs(before).max(axis=(0, 2, 3), keepdims=True)  # of each channel: one small beside large ones is kept
+    scale = np.abs(before).max(axis=(0, 2, 3), keepdims=True)  # per channel: a small one beside large ones is kept
     assert 0 < (np.abs(after - before) / scale).max() < 0.02

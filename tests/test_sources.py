@@ -17,7 +17,7 @@ from PIL import Image
 
 import utils.predict.streams as streams
 from utils.predict.frames import Broken, Frame
-from utils.predict.sources import ahead, open_source
+from utils.predict.sources import open_source, read_ahead
 from utils.predict.streams import parse_screen, unique_names
 
 SIZE = (48, 64)
@@ -29,7 +29,7 @@ def jpeg(value: int = 90, size: tuple[int, int] = SIZE) -> bytes:
 
 
 class Camera(ThreadingHTTPServer):
-    """An MJPEG camera at http://127.0.0.1:port/cam; the grey of its pictures counts connections in steps of 40."""
+    """An MJPEG camera at http://127.0.0.1:port/cam; the gray of its frames counts connections in steps of 40."""
 
     daemon_threads = True
 
@@ -51,7 +51,7 @@ class Camera(ThreadingHTTPServer):
         return Handler
 
     def serve(self, request: BaseHTTPRequestHandler) -> None:
-        """One connection: some pictures, then the line is cut; later connections get a 503."""
+        """One connection: some frames, then the line is cut; later connections get a 503."""
         self.served += 1
         if self.served > self.connections:
             request.send_error(503)
@@ -59,10 +59,10 @@ class Camera(ThreadingHTTPServer):
         request.send_response(200)
         request.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
         request.end_headers()
-        picture = jpeg(40 * self.served)
-        head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+        image = jpeg(40 * self.served)
+        head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n".encode()
         for _ in range(self.per_connection):
-            request.wfile.write(head + picture + b"\r\n")
+            request.wfile.write(head + image + b"\r\n")
             request.wfile.flush()
             time.sleep(0.02)
 
@@ -77,7 +77,7 @@ def brightness(frame: Frame) -> int:
     return int(round(float(frame.image.mean()) - 20) / 40 + 0.5)
 
 
-def test_a_stream_that_is_cut_comes_back_and_is_given_up_in_the_end(quick: None, caplog) -> None:
+def test_a_stream_that_is_cut_is_reconnected_and_closed_in_the_end(quick: None, caplog) -> None:
     camera = Camera(per_connection=12, connections=2)
     frames, end = [], None
     for item in open_source(camera.url, stream_timeout=1.5):
@@ -85,13 +85,13 @@ def test_a_stream_that_is_cut_comes_back_and_is_given_up_in_the_end(quick: None,
             end = item
         else:
             frames.append(item)
-    assert {brightness(f) for f in frames} == {1, 2}  # pictures of both connections
+    assert {brightness(f) for f in frames} == {1, 2}  # frames of both connections
     assert frames[0].path.name == "127_0_0_1_cam" and frames[0].image.shape == (*SIZE, 3)
     numbers = [f.number for f in frames]
     assert numbers == sorted(set(numbers)) and numbers[-1] <= 24
     assert frames[0].video is not None and frames[0].video.live and frames[0].video.frames == 0
-    assert "connecting again" in caplog.text
-    assert end is not None and "given up" in end.reason
+    assert "reconnecting in" in caplog.text
+    assert end is not None and "stream closed" in end.reason
     assert not [t for t in threading.enumerate() if isinstance(t, streams.Stream)]
     camera.shutdown()
 
@@ -128,8 +128,8 @@ def test_stream_names_and_lists(tmp_path: Path) -> None:
     (tmp_path / "a.streams").write_text("# nothing\n")
     with pytest.raises(ValueError, match="no streams"):
         open_source(str(tmp_path / "a.streams"))
-    (tmp_path / "a.streams").write_text("picture.jpg\n")
-    with pytest.raises(ValueError, match=r"'picture\.jpg' is no URL"):
+    (tmp_path / "a.streams").write_text("image.jpg\n")
+    with pytest.raises(ValueError, match=r"'image\.jpg' is not a URL"):
         list(open_source(str(tmp_path / "a.streams")))
     with pytest.raises(ValueError, match="--stream-timeout"):
         open_source("rtsp://host/live", stream_timeout=-1)
@@ -157,10 +157,10 @@ def broken_corpus(root: Path) -> tuple[set[str], set[str]]:
     bad = {p.name for p in root.iterdir()}
     Image.fromarray(np.full((*SIZE, 4), 60, np.uint8), "CMYK").save(root / "cmyk.jpg")
     cv2.imwrite(str(root / "deep.png"), np.full((*SIZE, 3), 40_000, np.uint16))
-    cv2.imwrite(str(root / "grey.tif"), np.full(SIZE, 40_000, np.uint16))
+    cv2.imwrite(str(root / "gray.tif"), np.full(SIZE, 40_000, np.uint16))
     cv2.imwrite(str(root / "wide.png"), np.zeros((40, 30_000, 3), np.uint8))
-    pictures = [Image.fromarray(np.full((*SIZE, 3), 50 * k, np.uint8)) for k in range(4)]
-    pictures[0].save(root / "moving.gif", save_all=True, append_images=pictures[1:], duration=100)
+    images = [Image.fromarray(np.full((*SIZE, 3), 50 * k, np.uint8)) for k in range(4)]
+    images[0].save(root / "moving.gif", save_all=True, append_images=images[1:], duration=100)
     (root / "good.jpg").write_bytes(whole)
     return bad, {p.name for p in root.iterdir()} - bad
 
@@ -172,10 +172,10 @@ def test_broken_files_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     frames = {f.path.name: f.image for f in items if isinstance(f, Frame)}
     assert {item.path.name for item in broken} == bad
     assert all(item.path.name in item.reason for item in broken)
-    assert set(frames) == good and len(items) - len(broken) == len(good) + 3  # the GIF has four pictures
+    assert set(frames) == good and len(items) - len(broken) == len(good) + 3  # the GIF has four frames
     assert frames["wide.png"].shape == (40, 30_000, 3)
     assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in frames.values())
-    assert abs(int(frames["deep.png"][0, 0, 0]) - 156) <= 1 and abs(int(frames["grey.tif"][0, 0, 0]) - 156) <= 1
+    assert abs(int(frames["deep.png"][0, 0, 0]) - 156) <= 1 and abs(int(frames["gray.tif"][0, 0, 0]) - 156) <= 1
     expected = np.asarray(Image.open(tmp_path / "in" / "cmyk.jpg").convert("RGB")).astype(int)
     assert np.abs(frames["cmyk.jpg"].astype(int) - expected).max() <= 6
 
@@ -208,7 +208,7 @@ def test_a_video_is_decoded_ahead_but_not_held(tmp_path: Path) -> None:
     assert not [t for t in threading.enumerate() if t.name == "decoder"]
 
 
-def test_ahead_keeps_order_depth_and_errors() -> None:
+def test_read_ahead_keeps_order_depth_and_errors() -> None:
     made = []
 
     def numbers():
@@ -217,7 +217,7 @@ def test_ahead_keeps_order_depth_and_errors() -> None:
             yield k
         raise ValueError("the end")
 
-    got = ahead(numbers(), depth=3)
+    got = read_ahead(numbers(), depth=3)
     assert next(got) == 0
     time.sleep(0.1)
     assert len(made) <= 6  # one read, three waiting, one or two under way
@@ -246,7 +246,7 @@ def test_the_default_source_is_found_from_anywhere(tmp_path: Path, monkeypatch: 
 
 
 class FakeScreens:
-    """Two monitors side by side, 200 x 100 each; blue tells x, green y. Stands for the package mss."""
+    """Two monitors side by side, 200 x 100 each; blue is x / 2, green is y. Stands for the package mss."""
 
     class ScreenShotError(Exception):
         pass

@@ -11,7 +11,7 @@ import yaml
 import train
 from tools import study
 from tools.study import StudyConfig
-from utils.config import Hyp
+from utils.hyp import Hyp
 
 
 @pytest.fixture
@@ -57,37 +57,37 @@ def test_every_recipe_is_trained_once_and_the_table_has_mean_and_range(
 @pytest.mark.parametrize(
     ("changes", "what"), [({"fraction": 0.5}, "fraction"), ({"batch_size": 8}, "batch_size"), ({"arms": 0.2}, "hyp")]
 )
-def test_a_run_of_other_settings_is_no_result_of_this_study(
+def test_a_run_with_other_settings_is_refused(
     trained: list[train.TrainConfig], tmp_path: Path, changes: dict[str, Any], what: str
 ) -> None:
     study.main(config(tmp_path, {"a": {"lr0": 0.1}}))
     rate = changes.pop("arms", 0.1)
-    with pytest.raises(ValueError, match=f"a-s0.json: begun with another {what}; expected another --project"):
+    with pytest.raises(ValueError, match=f"a-s0.json: started with another {what}; expected another --project"):
         study.main(config(tmp_path, {"a": {"lr0": rate}}, **changes))
     assert len(trained) == 1
 
 
-def test_numbers_of_another_rule_are_no_result_of_this_one(
+def test_a_run_of_another_version_of_the_recipe_is_refused(
     trained: list[train.TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study.main(config(tmp_path, {"rule": {"rule": True}}))
-    monkeypatch.setattr("utils.train.recipe.RATE", 0.1)
-    with pytest.raises(ValueError, match="begun with another rule"):
+    monkeypatch.setattr("utils.train.recipe.LR", 0.1)
+    with pytest.raises(ValueError, match="started with another rule"):
         study.main(config(tmp_path, {"rule": {"rule": True}}))
 
 
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        (3, "x is 3, expected hyp keys"),
-        ({"flags": None}, "expected hyp keys and under 'flags'"),
+        (3, "x is 3, expected hyperparameters"),
+        ({"flags": None}, "expected hyperparameters and under 'flags'"),
         ({"lr": 1}, "unknown key.s. lr"),
-        ({"lr0": -1}, "lr0 is -1, expected 0 or more"),
-        ({"lr0": "fast"}, "x: "),
+        ({"lr0": -1}, "x: lr0 -1: expected at least 0"),
+        ({"lr0": "fast"}, "x: lr0 fast: expected at least 0"),
         ({"flags": {"lr": 1}}, "unknown flag lr"),
         ({"flags": {"clip_grad": "1"}}, "clip_grad is '1', expected a value like -1.0"),
         ({"flags": {"freeze": 10}}, "freeze is 10, expected a value like"),
-        ({"rule": True, "lr0": 0.1}, "expected no hyp keys"),
+        ({"rule": True, "lr0": 0.1}, "lets train.py choose the hyperparameters, expected none"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_named(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_sets import noise
 from PIL import Image
 
 from models.yolo import DetectionModel
@@ -38,15 +39,15 @@ def test_scalars_come_back_and_a_resumed_run_replaces_what_it_does_again(tmp_pat
     assert log.Tags()["scalars"] == ["train/box_loss", "val/box_loss"]
 
 
-def test_pictures_come_back(tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (8, 12, 3), np.uint8)
-    imwrite(tmp_path / "train_batch0.png", picture)
+def test_images_come_back(tmp_path: Path) -> None:
+    image = noise((8, 12), 0)
+    imwrite(tmp_path / "train_batch0.png", image)
     board = TensorBoard(tmp_path)
-    board.pictures([tmp_path / "train_batch0.png"], epoch=3)
+    board.images([tmp_path / "train_batch0.png"], epoch=3)
     board.close()
     (event,) = read(tmp_path).Images("train_batch0")
     assert event.step == 3
-    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(event.encoded_image_string))), picture)
+    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(event.encoded_image_string))), image)
 
 
 @pytest.mark.parametrize("name", ["yolov5n.yaml", "yolov5-mobilevit.yaml"])
@@ -73,8 +74,8 @@ def test_without_the_package_nothing_is_written(
     with caplog.at_level("INFO"):
         board = TensorBoard(tmp_path)
     board.scalars({"epoch": 0, "train/box_loss": 1.0})
-    board.pictures([tmp_path / "none.png"])
+    board.images([tmp_path / "none.png"])
     board.graph(torch.nn.Identity(), 32)
     board.close()
     assert not list(tmp_path.iterdir())
-    assert caplog.messages == ["TensorBoard logs: off; they need: pip install tensorboard"]
+    assert caplog.messages == ["TensorBoard logs are off, they need: pip install tensorboard"]

@@ -11,12 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from blobs import BlobBackend, make_set
 
 import val
-from utils.boxes import xywhn2xyxy
+from utils.boxes import Boxes, xywhn2xyxy
+from utils.data.data_yaml import SINGLE_CLASS, read_data_yaml
+from utils.data.dataset import DetectionDataset
+from utils.data.loader import build_loader
+from utils.evaluate import coco, metrics
 from utils.images import imread
+from utils.nms import NmsSettings
 from utils.predict.writers import hybrid
 
 
@@ -36,15 +42,15 @@ def run(tmp_path, monkeypatch):
     return start
 
 
-def test_a_perfect_model_has_every_picture_and_number(run, caplog) -> None:
+def test_a_perfect_model_has_every_chart_and_number(run, caplog) -> None:
     with caplog.at_level("INFO"):
-        metrics, folder = run(save_txt=True, save_conf=True)
-    assert metrics.map50 == pytest.approx(1) and metrics.coco["AP75"] > 0.9
-    pictures = {f"{name}_curve.png" for name in ("P", "R", "F1", "PR")} | {"confusion_matrix.png"}
-    pictures |= {f"val_batch{k}_{kind}.jpg" for k in range(2) for kind in ("labels", "pred")}
-    assert {p.name for p in folder.iterdir()} == pictures | {"metrics.json", "labels"}
-    assert all(imread(folder / name).std() > 5 for name in pictures)
-    assert json.loads((folder / "metrics.json").read_text())["coco"]["APs"] == pytest.approx(metrics.coco["APs"])
+        result, folder = run(save_txt=True, save_conf=True)
+    assert result.map50 == pytest.approx(1) and result.coco["AP75"] > 0.9
+    charts = {f"{name}_curve.png" for name in ("P", "R", "F1", "PR")} | {"confusion_matrix.png"}
+    charts |= {f"val_batch{k}_{kind}.jpg" for k in range(2) for kind in ("labels", "pred")}
+    assert {p.name for p in folder.iterdir()} == charts | {"metrics.json", "labels"}
+    assert all(imread(folder / name).std() > 5 for name in charts)
+    assert json.loads((folder / "metrics.json").read_text())["coco"]["APs"] == pytest.approx(result.coco["APs"])
     assert "AR300" in caplog.text and "speed:" in caplog.text
     rows = np.loadtxt(folder / "labels" / "000001.txt", ndmin=2)
     truth = np.loadtxt(folder.parent.parent / "set" / "labels" / "000001.txt", ndmin=2)
@@ -59,7 +65,7 @@ def test_no_plots_means_none(run) -> None:
 
 def test_predictions_json_scores_the_same_in_pycocotools(run, tmp_path) -> None:
     """The annotation file and the result file alone give what val.py printed."""
-    cocoeval, coco = pytest.importorskip("pycocotools.cocoeval"), pytest.importorskip("pycocotools.coco")
+    cocoeval, reader = pytest.importorskip("pycocotools.cocoeval"), pytest.importorskip("pycocotools.coco")
     root, images, rows = tmp_path / "set", [], []
     for k, path in enumerate(sorted((root / "images").iterdir())):
         h, w = imread(path).shape[:2]
@@ -75,17 +81,17 @@ def test_predictions_json_scores_the_same_in_pycocotools(run, tmp_path) -> None:
     truth.write_text(json.dumps({"images": images, "annotations": rows, "categories": categories}))
     given = {"val": "images", "annotations": {"val": "truth.json"}, "names": ["wide", "high"]}
     (root / "coco.yaml").write_text(yaml.safe_dump(given))
-    metrics, folder = run(data=str(root / "coco.yaml"), save_json=True, plots=False, max_det=100)
-    assert metrics.instances == 7
+    result, folder = run(data=str(root / "coco.yaml"), save_json=True, plots=False, max_det=100)
+    assert result.instances == 7
     with contextlib.redirect_stdout(io.StringIO()):
-        side = coco.COCO(str(truth))
-        judge = cocoeval.COCOeval(side, side.loadRes(str(folder / "predictions.json")), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
+        labels = reader.COCO(str(truth))
+        reference = cocoeval.COCOeval(labels, labels.loadRes(str(folder / "predictions.json")), "bbox")
+        reference.evaluate()
+        reference.accumulate()
+        reference.summarize()
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-    assert metrics.coco == pytest.approx(dict(zip(names, judge.stats, strict=True)), abs=1e-4)
-    assert 0.3 < metrics.map50_95 < 0.99
+    assert result.coco == pytest.approx(dict(zip(names, reference.stats, strict=True)), abs=1e-4)
+    assert 0.3 < result.map50_95 < 0.99
 
 
 def test_json_ids_without_an_annotation_file(run) -> None:
@@ -99,20 +105,22 @@ def test_hybrid_labels_replace_what_overlaps_them(run, tmp_path) -> None:
     _, folder = run(save_hybrid=True, save_conf=True, plots=False)
     rows = np.loadtxt(folder / "labels" / "000001.txt", ndmin=2)
     assert rows[0] == pytest.approx([0, 0.2, 0.25, 0.2, 0.3, 1])
-    boxes = np.array([[0, 0, 10, 10, 0.5, 0], [0, 0, 10, 10, 0.6, 1], [20, 20, 30, 30, 0.7, 0]], float)
-    merged = hybrid(boxes, np.array([[0, 0, 0, 10, 11]], float), 0.6)
-    assert merged[:, 4].tolist() == [1, 0.6, 0.7]
-    assert hybrid(boxes[:0], np.zeros((0, 5)), 0.6).shape == (0, 6)
+    xyxy = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]], float)
+    boxes = Boxes(xyxy, np.array([0, 1, 0]), np.array([0.5, 0.6, 0.7]))
+    truth = Boxes.labeled(np.array([[0, 0, 10, 11]], float), np.array([0]))
+    merged = hybrid(boxes, truth, 0.6)
+    assert merged.score.tolist() == [1, 0.6, 0.7] and merged.label.tolist() == [0, 1, 0]
+    assert len(hybrid(boxes[:0], truth[:0], 0.6)) == 0
+    assert len(hybrid(boxes, truth[:0], 0.6)) == 3 and hybrid(boxes[:0], truth, 0.6).score.tolist() == [1]
 
 
 def test_speed_uses_the_thresholds_of_detection(run, monkeypatch) -> None:
     seen = []
     real = val.non_max_suppression
-    monkeypatch.setattr(
-        val, "non_max_suppression", lambda d, conf, iou, **k: seen.append((conf, iou)) or real(d, conf, iou, **k)
-    )
-    metrics, folder = run(task="speed", conf_thres=0.001)
-    assert set(seen) == {(0.25, 0.45)} and set(metrics.speed_ms) == {"pre", "inference", "nms"}
+    monkeypatch.setattr(val, "non_max_suppression", lambda d, settings: seen.append(settings) or real(d, settings))
+    result, folder = run(task="speed", conf_thres=0.001)
+    assert set(seen) == {NmsSettings(0.25, 0.45, 300, multi_label=True)}
+    assert set(result.speed_ms) == {"pre", "inference", "nms"}
     assert {p.name for p in folder.iterdir()} == {"metrics.json"}
 
 
@@ -124,35 +132,65 @@ def test_study_measures_every_size_of_every_model(run, monkeypatch) -> None:
         rows = list(csv.DictReader(file))
     assert [r["imgsz"] for r in rows] == ["64", "128"]
     assert float(rows[1]["map50_95"]) > 0.9 and float(rows[0]["ms"]) > 0
+    _, folder = run(task="study", weights=("one/best.pt", "two/best.pt"), name="same")
+    files = {"study.png", "study_data_best.csv", "study_data_best-2.csv"}
+    assert {p.name for p in (folder.parent / "same").iterdir()} == files
 
 
 def test_one_class_for_all(run) -> None:
-    metrics, folder = run(single_cls=True)
-    assert [c.name for c in metrics.per_class] == ["object"] and metrics.map50 == pytest.approx(1)
+    result, folder = run(single_cls=True)
+    assert [c.name for c in result.per_class] == [SINGLE_CLASS] and result.map50 == pytest.approx(1)
     assert (folder / "confusion_matrix.png").is_file()
 
 
-def test_mistakes(run, tmp_path, monkeypatch) -> None:
+def test_mistakes(run, tmp_path) -> None:
     (tmp_path / "set" / "three.yaml").write_text("val: images\nnames: [a, b, c]\n")
     with pytest.raises(ValueError, match=r"has 2 classes, but .* has 3"):
         run(data=str(tmp_path / "set" / "three.yaml"))
     with pytest.raises(ValueError, match="--batch-size 0"):
         run(batch_size=0)
-    monkeypatch.undo()
-    with pytest.raises(ValueError, match="--weights is missing"):
-        val.main(val.ValConfig(data=str(tmp_path / "set" / "data.yaml"), device="cpu"))
 
 
-def test_evaluate_draws_when_told_where(tmp_path: Path) -> None:
+def test_detections_and_labels_are_matched_once(run, tmp_path, monkeypatch) -> None:
+    """The table, metrics.json, the curves and the confusion matrix share one COCO evaluation and one matching."""
+    evaluations, matchings = [], []
+
+    class Counted(coco.COCOeval_faster):
+        def evaluate(self) -> None:
+            evaluations.append(self)
+            super().evaluate()
+
+    match = metrics.match_greedily
+    monkeypatch.setattr(coco, "COCOeval_faster", Counted)
+    monkeypatch.setattr(metrics, "match_greedily", lambda *boxes: matchings.append(boxes) or match(*boxes))
+    result, folder = run(plots=True)
+    assert (folder / "PR_curve.png").is_file() and (folder / "confusion_matrix.png").is_file()
+    assert len(evaluations) == 1
+    labels = [np.loadtxt(path, ndmin=2)[:, 0] for path in (tmp_path / "set" / "labels").glob("*.txt")]
+    assert len(matchings) == sum(len(set(own.tolist())) for own in labels)  # once for each class of each image
+    assert result.map50 == pytest.approx(1)
+
+
+def test_without_weights_and_data_those_of_the_newest_run(run, tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.chdir(tmp_path)
+    opened = []
+    monkeypatch.setattr(val, "load_model", lambda weights, *_: opened.append(weights) or BlobBackend())
+    run_folder = tmp_path / "runs" / "train" / "site" / "a"
+    (run_folder / "weights").mkdir(parents=True)
+    (run_folder / "weights" / "best.pt").write_bytes(b"")
+    (run_folder / "opt.yaml").write_text("data: set/data.yaml\n")
+    with caplog.at_level("INFO"):
+        result, _ = run(weights="", data="", plots=False)
+    best = str(Path("runs", "train", "site", "a", "weights", "best.pt"))
+    assert opened == [best] and result.instances == 9 and result.map50 == pytest.approx(1)
+    assert f"using {best}" in caplog.text and f"{Path('set', 'data.yaml')}, on which" in caplog.text
+
+
+def test_evaluate_writes_plots_into_a_given_folder(tmp_path: Path) -> None:
     """The one call that train.py makes for its last validation."""
-    import torch
-
-    from utils.data.dataset import DetectionDataset, read_data_yaml, scan_split
-    from utils.data.loader import build_loader
-
     make_set(tmp_path / "set")
     data = read_data_yaml(tmp_path / "set" / "data.yaml")
-    loader = build_loader(DetectionDataset(scan_split(data, "val"), 128, 32), 4)
-    metrics = val.evaluate(BlobBackend(), loader, data.names, torch.device("cpu"), plots=tmp_path / "out")
-    assert metrics.map50 == pytest.approx(1)
+    loader = build_loader(DetectionDataset(data.scan("val"), 128, 32), 4)
+    result = val.evaluate(BlobBackend(), loader, data.names, torch.device("cpu"), plots=tmp_path / "out")
+    assert result.map50 == pytest.approx(1)
     assert (tmp_path / "out" / "val_batch1_pred.jpg").is_file() and (tmp_path / "out" / "PR_curve.png").is_file()

@@ -43,7 +43,7 @@ def fresh(name: str) -> DetectionModel:
 
 @cache
 def built(name: str) -> DetectionModel:
-    """The same in eval mode, with norms as after some training: what they see is carried on, not damped away."""
+    """The same in eval mode, with norms as after some training: their inputs keep their size from layer to layer."""
     model = deepcopy(fresh(name))
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for m in norms:
@@ -51,19 +51,19 @@ def built(name: str) -> DetectionModel:
         nn.init.uniform_(m.bias, -0.2, 0.2)
         m.momentum = 1.0
     with torch.no_grad():
-        model(pictures(8))
+        model(images_of(8))
     for m in norms:
         m.momentum = 0.03
     return model.eval()
 
 
-def pictures(n: int) -> Tensor:
-    """(n, 3, 64, 128), each with its own colour and contrast."""
+def images_of(n: int) -> Tensor:
+    """(n, 3, 64, 128), each with its own color and contrast."""
     generator = torch.Generator().manual_seed(n)
-    noise, colour, contrast = (
+    noise, color, contrast = (
         torch.rand(n, *shape, generator=generator) for shape in ((3, 64, 128), (3, 1, 1), (1, 1, 1))
     )
-    return (colour + contrast * (noise - 0.5)).clamp(0, 1)
+    return (color + contrast * (noise - 0.5)).clamp(0, 1)
 
 
 def tiny(*rows: list, **changes) -> dict:
@@ -327,7 +327,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def decode_by_hand(raw: list[Tensor], anchors: list[list[float]], strides: list[float]) -> np.ndarray:
-    """Boxes cell by cell: the centre lies -0.5..1.5 cells from the cell's corner, a side is 0..4 times the anchor's."""
+    """Boxes cell by cell: the center lies -0.5..1.5 cells from the cell's corner, a side is 0..4 times the anchor's."""
     images = []
     for image in range(len(raw[0])):
         boxes = []
@@ -367,7 +367,7 @@ def test_half_precision_maps_are_decoded_in_single() -> None:
 
 @pytest.mark.parametrize("name", [MOBILE, "yolov5-mobilevit-xxs.yaml", "yolov5n.yaml"])
 def test_a_batch_equals_its_images_alone(name: str) -> None:
-    model, x = built(name), pictures(3)
+    model, x = built(name), images_of(3)
     with torch.inference_mode():
         together = model(x)[0]
         alone = torch.cat([model(image[None])[0] for image in x])
@@ -377,7 +377,7 @@ def test_a_batch_equals_its_images_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", [MOBILE, "yolov5-mobilevit-xxs.yaml", "yolov5n.yaml"])
 def test_fusing_keeps_the_outputs(name: str) -> None:
-    x = pictures(2).double()  # in double precision only a mistake shows, not rounding
+    x = images_of(2).double()  # in double precision only a mistake shows, not rounding
     model = deepcopy(built(name)).double()
     with torch.inference_mode():
         decoded, raw = model(x)
@@ -402,7 +402,7 @@ def test_every_weight_learns() -> None:
 
 
 def everything(model: DetectionModel) -> dict:
-    """All that a look at a model must not change."""
+    """All that measuring a model must not change."""
     return {
         "state": {name: (t.data_ptr(), t.clone()) for name, t in model.state_dict().items()},
         "training": model.training,

@@ -1,4 +1,4 @@
-"""A detector of every kind of block that exporters trip over, small enough to be exported in a second or two."""
+"""A detector with every kind of block that is hard to export, small enough to be exported in a second or two."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.weights.checkpoint import model_state, save_checkpoint
+from models.weights.checkpoint import Checkpoint, save_checkpoint
 from models.yolo import DetectionModel
 from utils.images import imwrite
 
@@ -49,12 +49,12 @@ def tiny_model(seed: int = 0) -> DetectionModel:
 
 
 def write_tiny(folder: Path) -> Path:
-    """tiny.pt and three pictures in `folder`/images; returns the checkpoint."""
+    """tiny.pt and three images in `folder`/images; returns the checkpoint."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     for i, size in enumerate([(96, 128), (128, 128), (130, 90)]):
         coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        picture = np.kron(coarse, np.ones((22, 22, 1), np.uint8))[: size[0], : size[1]]
-        imwrite(folder / "images" / f"{i}.png", np.ascontiguousarray(picture))
-    save_checkpoint(folder / "tiny.pt", model_state(tiny_model()))
+        image = np.kron(coarse, np.ones((22, 22, 1), np.uint8))[: size[0], : size[1]]
+        imwrite(folder / "images" / f"{i}.png", np.ascontiguousarray(image))
+    save_checkpoint(folder / "tiny.pt", Checkpoint.of(tiny_model()))
     return folder / "tiny.pt"

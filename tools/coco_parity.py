@@ -1,6 +1,6 @@
-"""Compare val.py's figures with pycocotools: `python tools/coco_parity.py --weights best.pt --data my.yaml`.
+"""Compare val.py's metrics with pycocotools: `python tools/coco_parity.py --weights best.pt --data my.yaml`.
 
-Takes val.py's flags, detects once, and lets both judge the same detections and labels.
+It has val.py's flags, detects once, and evaluates the same detections and labels with both.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,19 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import val
-from models.runtimes.ensemble import load_model
+from models.runtimes.load import load_model
 from utils.config import run_script
-from utils.data.dataset import read_data_yaml
 from utils.device import select_device
-from utils.evaluate.metrics import AREAS, DetectionMetrics
+from utils.evaluate.coco import AREAS, detection_limits
+from utils.evaluate.metrics import DetectionMetrics
+from utils.runs import training_data, weights_or_newest
 
 LOGGER = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 
 
 def pycocotools_figures(metrics: DetectionMetrics) -> dict[str, float]:
-    """`Metrics.coco` of what `metrics` holds, by pycocotools.
+    """`Metrics.coco` of the images in `metrics`, computed by pycocotools.
 
     Raises:
         ImportError: pycocotools is not installed.
@@ -44,14 +46,14 @@ def pycocotools_figures(metrics: DetectionMetrics) -> dict[str, float]:
             side.dataset = {"images": images, "categories": categories, "annotations": [dict(row) for row in rows]}
             side.createIndex()
             sides.append(side)
-        judge = COCOeval(*sides, "bbox")
-        judge.params.maxDets = metrics.limits()
-        judge.evaluate()
-        judge.accumulate()
-    return summarise(judge.eval["precision"], judge.eval["recall"], metrics.limits())
+        evaluation = COCOeval(*sides, "bbox")
+        evaluation.params.maxDets = detection_limits(metrics.max_det)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return summarize(evaluation.eval["precision"], evaluation.eval["recall"], detection_limits(metrics.max_det))
 
 
-def summarise(p: np.ndarray, r: np.ndarray, limits: list[int]) -> dict[str, float]:
+def summarize(p: np.ndarray, r: np.ndarray, limits: list[int]) -> dict[str, float]:
     """The figures of COCO's arrays: p (IoU, recall, class, area, limit), r (IoU, class, area, limit)."""
 
     def mean(values: np.ndarray) -> float:
@@ -65,22 +67,24 @@ def summarise(p: np.ndarray, r: np.ndarray, limits: list[int]) -> dict[str, floa
 
 
 def main(cfg: val.ValConfig) -> None:
-    """Print both columns.
+    """Print each metric by val.py and by pycocotools.
 
     Raises:
-        ValueError: they differ by more than TOLERANCE.
+        ValueError: they differ by more than TOLERANCE; see val.main.
     """
-    device, data = select_device(cfg.device), read_data_yaml(cfg.data)
-    model = load_model(cfg.weights, device, cfg.half, cfg.augment)
+    weights = weights_or_newest(cfg.weights)
+    cfg = replace(cfg, weights=weights, data=cfg.data or training_data(weights))
+    device, data = select_device(cfg.device), val.read_data(cfg.data, cfg.single_cls)
+    model = load_model(cfg.weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
     loader = val.split_loader(cfg, data, model, cfg.imgsz)
-    metrics = val.measure(cfg, model, loader, data.names, device, None).metrics
+    metrics = val.detect_all(model, loader, data.names, device, val.eval_settings(cfg)).detections
     ours, theirs = metrics.compute().coco, pycocotools_figures(metrics)
     for name, value in ours.items():
         LOGGER.info(f"{name:<6}{value:>10.6f}{theirs[name]:>10.6f}")
     worst = max(abs(ours[name] - theirs[name]) for name in ours)
     LOGGER.info(f"{len(metrics.sizes)} images, largest difference {worst:.1e}")
     if worst > TOLERANCE:
-        raise ValueError(f"figures differ from pycocotools by {worst:.1e}, expected at most {TOLERANCE:g}")
+        raise ValueError(f"metrics differ from pycocotools by {worst:.1e}, expected at most {TOLERANCE:g}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Damage copies of a checkpoint at random and load each: `python tools/fuzz_checkpoint.py yolov5n.pt --count 2000`.
+"""Load randomly damaged copies of a checkpoint: `python tools/fuzz_checkpoint.py yolov5n.pt --count 2000`.
 
-Each copy must load or be refused by one line; a crash of the interpreter, a load of more than 10 s, another exception
-or more than 2 GB of memory is a failure, and the copy that did it is kept. POSIX only (it forks).
+Each copy must load or be refused with an error of one line. A crash of the interpreter, a load of more than 10 s,
+another exception or more than 2 GB of memory is a failure, and that copy is kept. POSIX only (it forks).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.weights.checkpoint import build_model, load_checkpoint
-from utils.config import argument, flag, run_script
+from utils.config import AT_LEAST_1, Config, argument, flag, run_script
 
 LOGGER = logging.getLogger(__name__)
 HANG = 10.0  # seconds
@@ -35,20 +35,20 @@ Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
-class FuzzConfig:
-    """Load randomly damaged copies of a checkpoint and count what happens."""
+class FuzzConfig(Config):
+    """Load randomly damaged copies of a checkpoint and count the outcomes."""
 
     weights: str = argument("checkpoint to damage")
-    count: int = flag(2000, "copies")
-    seed: int = flag(0, "of the damage")
-    out: str = flag("runs/fuzz", "where copies that caused a failure are kept")
+    count: int = flag(2000, "number of copies", bounds=AT_LEAST_1)
+    seed: int = flag(0, "random seed of the damage")
+    out: str = flag("runs/fuzz", "folder for copies that caused a failure")
 
 
-# --- damage: (bytes, rng) -> bytes ------------------------------------------------------------------------------------
+# --- kinds of damage: (bytes, rng) -> bytes ---------------------------------------------------------------------------
 
 
 def flip_bytes(data: bytes, rng: Rng) -> bytes:
-    """Some bytes anywhere become others."""
+    """Up to 64 bytes changed."""
     damaged = bytearray(data)
     for _ in range(int(rng.integers(1, 65))):
         damaged[rng.integers(len(damaged))] = rng.integers(256)
@@ -56,7 +56,7 @@ def flip_bytes(data: bytes, rng: Rng) -> bytes:
 
 
 def move_slices(data: bytes, rng: Rng) -> bytes:
-    """A piece is cut out, doubled, or replaces another one."""
+    """A slice removed, repeated, or copied over another one."""
     start, other = sorted(int(n) for n in rng.integers(len(data), size=2))
     length = int(rng.integers(1, 2 ** int(rng.integers(1, 12))))
     piece = data[start : start + length]
@@ -69,17 +69,18 @@ def move_slices(data: bytes, rng: Rng) -> bytes:
 
 
 def cut_short(data: bytes, rng: Rng) -> bytes:
+    """The end removed."""
     return data[: int(rng.integers(len(data)))]
 
 
 def damage_directory(data: bytes, rng: Rng) -> bytes:
-    """As flip_bytes, in the zip file's directory at its end."""
+    """flip_bytes in the directory at the end of the zip file."""
     start = data.rfind(b"PK\x01\x02", 0, max(data.find(b"PK\x01\x02"), 0) + 4)
     return data[:start] + flip_bytes(data[start:], rng) if start > 0 else flip_bytes(data, rng)
 
 
 def extreme_numbers(program: bytes, rng: Rng) -> bytes:
-    """Operands of number instructions (J, K, G) become extreme ones."""
+    """Operands of number instructions (J, K, G) replaced by extreme ones."""
     damaged = bytearray(program)
     places = [i for i, code in enumerate(program[:-9]) if code in b"JKG"]
     for _ in range(int(rng.integers(1, 9))):
@@ -94,7 +95,7 @@ def extreme_numbers(program: bytes, rng: Rng) -> bytes:
 
 
 def foreign_instructions(program: bytes, rng: Rng) -> bytes:
-    """Instructions that do not belong there, among them calls of what a checkpoint must not call."""
+    """Instructions inserted, among them calls that a checkpoint must not make."""
     pieces = [
         b"cos\nsystem\nX\x01\x00\x00\x00:\x85R",
         b"cbuiltins\neval\n",
@@ -111,8 +112,8 @@ def foreign_instructions(program: bytes, rng: Rng) -> bytes:
     return program
 
 
-def inside(change: Callable[[bytes, Rng], bytes], member: str) -> Callable[[bytes, Rng], bytes]:
-    """`change` applied to a member of the archive (any one with data for "data/"), with right sums around it."""
+def in_member(change: Callable[[bytes, Rng], bytes], member: str) -> Callable[[bytes, Rng], bytes]:
+    """`change` applied to a member of the archive (for "data/" any storage), with correct checksums."""
 
     def damage(data: bytes, rng: Rng) -> bytes:
         out = BytesIO()
@@ -130,14 +131,14 @@ def inside(change: Callable[[bytes, Rng], bytes], member: str) -> Callable[[byte
 
 DAMAGE = {
     "bytes of the file": flip_bytes,
-    "pieces of the file": move_slices,
+    "slices of the file": move_slices,
     "end of the file": cut_short,
     "zip directory": damage_directory,
-    "bytes of the pickle": inside(flip_bytes, "data.pkl"),
-    "pieces of the pickle": inside(move_slices, "data.pkl"),
-    "numbers of the pickle": inside(extreme_numbers, "data.pkl"),
-    "instructions of the pickle": inside(foreign_instructions, "data.pkl"),
-    "a storage": inside(move_slices, "data/"),
+    "bytes of the pickle": in_member(flip_bytes, "data.pkl"),
+    "slices of the pickle": in_member(move_slices, "data.pkl"),
+    "numbers of the pickle": in_member(extreme_numbers, "data.pkl"),
+    "instructions of the pickle": in_member(foreign_instructions, "data.pkl"),
+    "a storage": in_member(move_slices, "data/"),
 }
 
 
@@ -152,7 +153,7 @@ def damaged_copy(data: bytes, seed: int, index: int) -> tuple[str, bytes]:
 
 
 def load_copies(data: bytes, seed: int, indices: range, path: Path, results: Connection) -> None:
-    """In the child: damage, load, send (outcome, detail) for each index; anything but a ValueError ends the child."""
+    """In the child process: damage, load, and send (outcome, detail, GB) for each index; other exceptions end it."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     for index in indices:
@@ -161,14 +162,16 @@ def load_copies(data: bytes, seed: int, indices: range, path: Path, results: Con
             build_model(load_checkpoint(path))
             outcome = ("loaded", "")
         except ValueError as error:
-            outcome = ("refused", "") if "\n" not in str(error) else ("other exception", f"error of lines: {error}")
+            outcome = (
+                ("refused", "") if "\n" not in str(error) else ("other exception", f"error of several lines: {error}")
+            )
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
         results.send((*outcome, peak))
 
 
 def main(cfg: FuzzConfig) -> Counter[str]:
-    """Load cfg.count copies; print a table by kind of damage and a line of failures; exit code 1 if there are any."""
-    build_model(load_checkpoint(cfg.weights))  # a file that does not load whole would make every copy a success
+    """Load the copies and print the outcomes by kind of damage; returns their counts, exits with 1 on failures."""
+    build_model(load_checkpoint(cfg.weights))  # if the undamaged file did not load, every copy would count as refused
     data = Path(cfg.weights).read_bytes()
     folder = Path(cfg.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,6 +214,7 @@ def main(cfg: FuzzConfig) -> Counter[str]:
 
 
 def report(counts: Counter[str], table: dict[str, Counter[str]], slowest: float, peak: float) -> Counter[str]:
+    """Print the outcomes; exits with 1 if there are failures."""
     for kind, row in table.items():
         LOGGER.info(f"{kind:<28} {row['loaded']:>5} loaded {row['refused']:>5} refused")
     LOGGER.info(

@@ -1,9 +1,9 @@
-"""Kill a training run with SIGKILL at random moments, resume it, and compare with a run that was left alone.
+"""Kill training runs with SIGKILL at random moments, resume them, and compare them with an uninterrupted run.
 
     python tools/kill_and_resume.py --trials 20
 
-Draws a small set, trains on it once undisturbed, then `trials` times with a kill (or several) in between. Every trial
-must end with the same weights, averages, optimizer state and results.csv, bit for bit. Exit code 1 if one does not.
+Generates a small data set and trains on it once without interruption, then `trials` times with one or two kills. Every
+trial must end with the same weights, averages, optimizer state and results.csv, bit for bit; else the exit code is 1.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from models.weights.checkpoint import load_checkpoint
-from utils.config import REPO, flag, run_script
+from utils.config import flag, run_script
+from utils.files import REPO
 
-WALL_CLOCK = {"seconds"}  # columns and keys that differ from run to run
+WALL_CLOCK = {"seconds"}  # columns and keys of measured time, which are not compared
 
 
 @dataclass(frozen=True)
 class KillConfig:
-    """Kill and resume training runs; compare each with one that was never interrupted."""
+    """Kill and resume training runs, and compare each with an uninterrupted one."""
 
-    trials: int = flag(20, "runs to kill")
+    trials: int = flag(20, "number of runs to kill")
     cfg: str = flag("yolov5-mobilevit.yaml", "model YAML")
-    epochs: int = flag(4, "epochs of a run")
-    images: int = flag(32, "training pictures")
-    workers: int = flag(2, "loader processes of the undisturbed run; the trials take 0 to this many in turn")
-    seed: int = flag(0, "seed of the moments")
+    epochs: int = flag(4, "epochs of each run")
+    images: int = flag(32, "training images")
+    workers: int = flag(2, "data loader processes of the uninterrupted run; the trials have 0 to this many in turn")
+    seed: int = flag(0, "random seed of the moments")
 
 
 def train_command(data: Path, folder: Path, cfg: KillConfig, workers: int) -> list[str]:
+    """The command line that trains into `folder`."""
     return [
         *(sys.executable, str(REPO / "train.py"), "--cfg", cfg.cfg, "--data", str(data), "--device", "cpu"),
         *("--imgsz", "64", "--batch-size", "8", "--epochs", str(cfg.epochs), "--workers", str(workers), "--noplots"),
@@ -50,7 +52,7 @@ def train_command(data: Path, folder: Path, cfg: KillConfig, workers: int) -> li
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two nests of tensors and plain data are equal to the bit, wall clocks left out."""
+    """Whether nested tensors and plain data are equal bit for bit, without measured time."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -61,33 +63,36 @@ def same(a: Any, b: Any) -> bool:
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    """results.csv without the columns of wall clocks."""
+    """The rows of results.csv without measured time."""
     with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in csv.DictReader(file)]
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """The parts in which two run folders differ."""
+    """The names of the parts in which two run folders differ."""
     a, b = (load_checkpoint(folder / "weights" / "last.pt") for folder in (one, other))
-    found = [
-        key for key in ("model", "ema", "epoch", "fitness", "training", "names", "yaml") if not same(a[key], b[key])
-    ]
-    best = [load_checkpoint(folder / "weights" / "best.pt")["model"] for folder in (one, other)]
+    keys = ("model", "ema", "epoch", "fitness", "training", "names", "yaml")
+    found = [key for key in keys if not same(getattr(a, key), getattr(b, key))]
+    best = [load_checkpoint(folder / "weights" / "best.pt").model for folder in (one, other)]
     found += [] if same(*best) else ["best.pt"]
     return found + ([] if table(one) == table(other) else ["results.csv"])
 
 
 def killed_run(command: list[str], folder: Path, length: float, rng: random.Random) -> list[float]:
-    """Run `command`, kill it at a random moment, resume, maybe kill again, until it ends; returns the moments."""
-    moments, kills = [], rng.choice([1, 1, 2])
+    """Run `command`, kill it once or twice at random moments, resume it until it ends; returns the moments in seconds.
+
+    Args:
+        length: duration of an uninterrupted run, seconds.
+    """
+    moments, kills = list[float](), rng.choice([1, 1, 2])
     while True:
         moment = rng.uniform(0.3, 1.0) * length if len(moments) < kills else None
         log = folder.with_suffix(".log")
         with log.open("w") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
             try:
                 process.wait(moment)
-            except subprocess.TimeoutExpired:
-                moments.append(moment)
+            except subprocess.TimeoutExpired as expired:
+                moments.append(expired.timeout)
                 process.send_signal(signal.SIGKILL)
                 process.wait()
             else:
@@ -101,28 +106,31 @@ def killed_run(command: list[str], folder: Path, length: float, rng: random.Rand
 
 
 def main(cfg: KillConfig) -> None:
+    """Run all trials and print their differences."""
     rng = random.Random(cfg.seed)
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        draw = [sys.executable, str(REPO / "data" / "make_shapes.py"), "--out", str(root / "set")]
+        generate = [sys.executable, str(REPO / "data" / "make_shapes.py"), "--out", str(root / "set")]
         numbers = ["--train", str(cfg.images), "--val", "8", "--clip-frames", "0"]
-        subprocess.run([*draw, *numbers], check=True, capture_output=True)
+        subprocess.run([*generate, *numbers], check=True, capture_output=True)
         data, whole = root / "set" / "data.yaml", root / "whole"
         began = time.monotonic()
         subprocess.run(train_command(data, whole, cfg, cfg.workers), check=True, stdout=subprocess.DEVNULL)
         length = time.monotonic() - began
-        print(f"undisturbed: {cfg.epochs} epochs in {length:.1f} s")
+        print(f"uninterrupted: {cfg.epochs} epochs in {length:.1f} s")
         failed = 0
         for trial in range(cfg.trials):
             folder, workers = root / f"trial{trial}", trial % (cfg.workers + 1)
             moments = killed_run(train_command(data, folder, cfg, workers), folder, length, rng)
-            unlike = differences(whole, folder)
-            failed += bool(unlike)
-            at = ", ".join(f"{moment:.1f}" for moment in moments) or "not at all, it was faster"
-            print(
-                f"trial {trial + 1:>2}: workers {workers}, killed at {at} s: {', '.join(unlike) or 'equal'}", flush=True
+            found = differences(whole, folder)
+            failed += bool(found)
+            at = (
+                f"killed at {', '.join(f'{moment:.1f}' for moment in moments)} s"
+                if moments
+                else "ended before the kill"
             )
-        print(f"{cfg.trials - failed} of {cfg.trials} equal to the bit")
+            print(f"trial {trial + 1:>2}: workers {workers}, {at}: {', '.join(found) or 'equal'}", flush=True)
+        print(f"{cfg.trials - failed} of {cfg.trials} are equal bit for bit")
     sys.exit(1 if failed else 0)
 
 

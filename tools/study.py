@@ -1,10 +1,10 @@
-"""Train one model under several recipes, one run after the other, and print the table.
+"""Compare training recipes: train models with each of them and write a table of the results.
 
     python tools/study.py --data my.yaml --cfg yolov5n.yaml --arms tools/recipes.yaml --seeds 0 1 2
 
-`--arms` is a YAML: name -> hyp keys that differ from --base, and under `flags` those of train.py. A run that is already
-in --project is not repeated, one that was interrupted goes on, and one of other settings under its name is an error.
-The last table is in table.md there. Runs are trained in this process, with one thread.
+`--arms` is a YAML: name -> hyperparameters that differ from --base, and under `flags` flags of train.py. A finished run
+in --project is not repeated, an interrupted one is resumed, and a run with the same name but other settings is an
+error. The table is written to table.md in --project. Runs are trained one after the other in this process.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import torch
 import yaml
 
 import train
-from utils.config import Hyp, find, flag, read_yaml, run_script
-from utils.runs import write_atomic
+from utils.config import flag, run_script
+from utils.files import find, read_yaml, write_atomic
+from utils.hyp import Hyp
 from utils.train import recipe
 
 LOGGER = logging.getLogger(__name__)
@@ -34,32 +35,36 @@ COLUMNS = ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Compare recipes for training."""
+    """Compare training recipes."""
 
-    data: tuple[str, ...] = flag((), "data set YAMLs, required")
+    data: tuple[str, ...] = flag((), "data YAMLs, required")
     cfg: tuple[str, ...] = flag(("yolov5n.yaml",), "model YAMLs")
     weights: str = flag("", "checkpoint to fine-tune, instead of --cfg")
     arms: str = flag("tools/recipes.yaml", "YAML of recipes")
-    only: tuple[str, ...] = flag((), "names of the recipes to run; all of them if left out")
-    base: str = flag("hyp.scratch-low.yaml", "hyp YAML that the recipes change")
-    seeds: tuple[int, ...] = flag((0,), "seeds")
-    imgsz: int = flag(192, "side of the canvas, pixels")
-    batch_size: int = flag(16, "pictures a batch")
+    only: tuple[str, ...] = flag((), "names of the recipes to run; not given: all")
+    base: str = flag("hyp.scratch-low.yaml", "hyperparameter YAML that the recipes change")
+    seeds: tuple[int, ...] = flag((0,), "random seeds, a run for each")
+    imgsz: int = flag(192, "image size, pixels")
+    batch_size: int = flag(16, "images per batch")
     epochs: int = flag(30, "epochs of each run")
-    fraction: float = flag(1.0, "share of the training pictures")
-    threads: int = flag(1, "threads of arithmetic; more may slow runs down where cores are shared")
-    project: str = flag("runs/study", "where run folders and tables go")
+    fraction: float = flag(1.0, "fraction of the training images to use, 0..1")
+    threads: int = flag(1, "CPU threads; more may be slower if cores are shared")
+    project: str = flag("runs/study", "folder of the runs and the table")
 
 
 def run_one(cfg: StudyConfig, data: str, model: str, name: str, arm: Any, seed: int) -> Path:
-    """The run folder of one training, trained now unless it is there; ValueErrors of read_arm and keep_settings."""
+    """The folder of one run, which is trained unless it is finished.
+
+    Raises:
+        ValueError: see read_arm, check_settings.
+    """
     folder = Path(cfg.project) / f"{stem(data)}-{Path(model).stem}-{cfg.imgsz}-{cfg.epochs}-{name}-s{seed}"
     flags, hyp = read_arm(cfg, name, arm)
     start = {"weights": cfg.weights} if cfg.weights else {"cfg": model}
     common = {"data": data, "imgsz": cfg.imgsz, "batch_size": cfg.batch_size, "epochs": cfg.epochs, "seed": seed}
-    settings = {"fraction": cfg.fraction} | start | common | flags
-    rule = {key: value for key, value in vars(recipe).items() if key.isupper()}  # its numbers
-    keep_settings(folder.with_suffix(".json"), settings | ({"hyp": hyp.as_dict()} if hyp else {"rule": rule}))
+    settings: dict[str, Any] = {"fraction": cfg.fraction} | start | common | flags
+    constants = {name: v for name, v in vars(recipe).items() if name.isupper() and isinstance(v, int | float | tuple)}
+    check_settings(folder.with_suffix(".json"), settings | ({"hyp": hyp.as_dict()} if hyp else {"rule": constants}))
     if (folder / "metrics.json").exists():
         return folder
     if (folder / "weights" / "last.pt").exists():
@@ -68,39 +73,46 @@ def run_one(cfg: StudyConfig, data: str, model: str, name: str, arm: Any, seed: 
     if hyp:
         settings["hyp"] = str(folder.with_suffix(".hyp.yaml"))
         write_atomic(Path(settings["hyp"]), yaml.safe_dump(hyp.as_dict(), sort_keys=False))
-    places = {"project": str(folder.parent), "name": folder.name, "exist_ok": True, "workers": 0, "noplots": True}
+    places: dict[str, Any] = {
+        "project": str(folder.parent),
+        "name": folder.name,
+        "exist_ok": True,
+        "workers": 0,
+        "noplots": True,
+    }
     train.main(train.TrainConfig(**(settings | places)))
     return folder
 
 
 def stem(data: str) -> str:
-    """A short name of a data set YAML: its folder's, where the file itself is called data.yaml."""
+    """A short name of a data YAML: the name of the file, or of its folder if the file is data.yaml."""
     return Path(data).resolve().parent.name if Path(data).name == "data.yaml" else Path(data).stem
 
 
 def read_arm(cfg: StudyConfig, name: str, arm: Any) -> tuple[dict[str, Any], Hyp | None]:
-    """Flags of train.py and the hyps of a recipe, None where these are left to the rule.
+    """The flags of train.py and the hyperparameters of a recipe; None if train.py chooses these.
 
     Raises:
-        ValueError: an unknown key, or a value of the wrong kind; names the file and the recipe.
+        ValueError: an unknown key, or a value of the wrong type; names the file and the recipe.
     """
     where = f"{cfg.arms}: {name}"
     arm = {} if arm is None else arm
     if not isinstance(arm, dict) or not isinstance(arm.get("flags", {}), dict):
-        raise ValueError(f"{where} is {arm!r}, expected hyp keys and under 'flags' those of train.py")
+        raise ValueError(f"{where} is {arm!r}, expected hyperparameters and under 'flags' those of train.py")
     flags = {key.replace("-", "_"): value for key, value in arm.get("flags", {}).items()}
-    known = {f.name: f.default for f in fields(train.TrainConfig)}
+    defaults = {f.name: f.default for f in fields(train.TrainConfig)}
     for key, value in flags.items():
-        if key not in known:
+        if key not in defaults:
             raise ValueError(f"{where}: unknown flag {key}")
-        kind = (int, float) if isinstance(known[key], float) or known[key] is None else type(known[key])
+        default = defaults[key]
+        kind = (int, float) if isinstance(default, float) or default is None else type(default)
         flags[key] = value = tuple(value) if isinstance(value, list) else value
         if not isinstance(value, kind):
-            raise ValueError(f"{where}: {key} is {value!r}, expected a value like {known[key]!r}")
+            raise ValueError(f"{where}: {key} is {value!r}, expected a value like {default!r}")
     changes = {key: value for key, value in arm.items() if key not in ("flags", "rule")}
     if arm.get("rule"):
         if changes:
-            raise ValueError(f"{where}: 'rule: true' leaves the hyp to train.py, expected no hyp keys")
+            raise ValueError(f"{where}: 'rule: true' lets train.py choose the hyperparameters, expected none here")
         return flags, None
     unknown = set(changes) - {f.name for f in fields(Hyp)}
     if unknown:
@@ -111,38 +123,39 @@ def read_arm(cfg: StudyConfig, name: str, arm: Any) -> tuple[dict[str, Any], Hyp
         raise ValueError(f"{where}: {error}") from error
 
 
-def keep_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write what a run is made with beside its folder; raise ValueError where it was made with something else."""
-    mine = json.loads(json.dumps(settings))
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new run to `path`; raise ValueError if an existing run has others."""
+    own = json.loads(json.dumps(settings))
     if path.exists():
         try:
-            theirs = dict(json.loads(path.read_text(encoding="utf-8")))
+            saved = dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: not the settings of a run, expected another --project: {error}") from error
-        other = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
-        if other:
-            raise ValueError(f"{path}: begun with another {', '.join(sorted(other))}; expected another --project")
+        different = [key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key)]
+        if different:
+            raise ValueError(f"{path}: started with another {', '.join(sorted(different))}; expected another --project")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(mine, indent=2))
+    write_atomic(path, json.dumps(own, indent=2))
 
 
 def best(folder: Path) -> list[float]:
-    """The best mAP50 and the best mAP50-95 of a run's epochs."""
+    """The best mAP50 and the best mAP50-95 of the epochs of a run."""
     with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [max(float(row[column]) for row in rows) for column in COLUMNS]
 
 
 def cell(values: list[float]) -> str:
-    """Mean, and half of the range where there are several."""
+    """The mean, and half of the range if there are several values."""
     spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{spread}"
 
 
 def main(cfg: StudyConfig) -> None:
+    """Train all runs and print the table."""
     if not cfg.data:
-        raise ValueError("--data is missing, expected one or more data set YAMLs")
+        raise ValueError("--data is missing, expected one or more data YAMLs")
     arms = read_yaml(find(cfg.arms, "tools"))
     missing = set(cfg.only) - set(arms)
     if missing:

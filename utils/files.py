@@ -1,14 +1,73 @@
-"""Files and folders that are made in one place and stand in another."""
+"""Files: finding them, reading YAML, atomic writing."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPO = Path(__file__).resolve().parents[1]
+VERSION = "0.1.0"  # of the project; pyproject.toml and the metadata of exported files take it from here
+
+
+def find(name: str, folder: str = "") -> Path:
+    """The path of `name`: as given, below the repository, or below its `folder` (such as 'models' or 'data/hyps').
+
+    Raises:
+        FileNotFoundError: names the paths that were tried.
+    """
+    tries = [Path(name), REPO / name, REPO / folder / name]
+    for path in tries:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"'{name}' not found, tried: {', '.join(str(p) for p in dict.fromkeys(tries))}")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
+    return data
+
+
+def write_atomic(path: Path, content: str | bytes | memoryview, sync: bool = True) -> None:
+    """Write a file, text as UTF-8: readers see the old file or the new one, even after a kill or on a full disk.
+
+    If several processes write the same file, the last one wins.
+
+    Args:
+        sync: wait until the file is on the disk, so that it survives a power failure; takes some milliseconds.
+
+    Raises:
+        OSError: the file could not be written; an earlier one is unchanged.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        reason = f"{error.strerror}; not saved, an earlier file is unchanged"
+        raise OSError(error.errno, reason, str(path)) from error
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder, if it is there."""
+    """Delete a file or folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -16,12 +75,12 @@ def remove(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Put a finished file or folder of the same disk in the place of `target`; a file is replaced in one step."""
+    """Rename a complete file or folder to `target` on the same disk; replacing a file is atomic."""
     if source.is_dir() or target.is_dir():
         remove(target)
     os.replace(source, target)
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """The size of a file, or of all files in a folder, in bytes."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size

@@ -1,4 +1,4 @@
-"""Reading images, the one letterbox, the one division by 255."""
+"""Images: reading, writing, letterbox, and the conversion to the network's input."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.boxes import clip_xyxy
+from utils.files import write_atomic
+
 LOGGER = logging.getLogger(__name__)
-PAD = 114  # grey of letterbox borders, as in YOLOv5
+PAD = 114  # gray of letterbox borders, as in YOLOv5
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def imread(path: str | Path) -> np.ndarray:
-    """The picture as (H, W, 3) uint8 RGB, turned upright by its EXIF; grey, RGBA and 16-bit files are converted.
+    """The image as (H, W, 3) uint8 RGB, EXIF orientation applied; gray, RGBA and 16-bit files are converted.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not a picture.
+        FileNotFoundError, ValueError: no such file; not an image.
     """
     data = np.fromfile(path, dtype=np.uint8)  # not cv2.imread: it fails on non-ASCII paths on some systems
     image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
@@ -31,7 +34,7 @@ def imread(path: str | Path) -> np.ndarray:
 
 
 def imwrite(path: Path, image: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 RGB picture in the format of the suffix.
+    """Write an (H, W, 3) uint8 RGB image in the format of the suffix.
 
     Raises:
         OSError: it could not be written.
@@ -39,12 +42,17 @@ def imwrite(path: Path, image: np.ndarray) -> None:
     ok, data = cv2.imencode(path.suffix or ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not ok:
         raise OSError(f"{path}: could not encode the image")
-    path.write_bytes(data.tobytes())
+    write_atomic(path, data.tobytes(), sync=False)
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image lies on its canvas, in whole pixels. Sizes are (height, width)."""
+    """The place of a resized image on its canvas, in whole pixels.
+
+    Attributes:
+        image, resized, canvas: (height, width) of the original image, of the resized one, and of the canvas.
+        top, left: of the resized image on the canvas.
+    """
 
     image: tuple[int, int]
     resized: tuple[int, int]
@@ -57,20 +65,19 @@ class Letterbox:
         scale, shift = self.scale_shift()
         return xyxy * np.asarray(scale) + np.asarray(shift)
 
-    def to_image(self, xyxy: Tensor) -> Tensor:
-        """(n, 4) corner pixels of the canvas -> of the image, clipped to it; a new tensor."""
-        scale, shift = (xyxy.new_tensor(v) for v in self.scale_shift())
-        h, w = self.image
-        return ((xyxy - shift) / scale).clamp(min=0).minimum(xyxy.new_tensor([w, h, w, h]))
+    def to_image(self, xyxy: np.ndarray) -> np.ndarray:
+        """(n, 4) corner pixels of the canvas -> of the image, clipped to it; a new array of the same type."""
+        scale, shift = (np.asarray(v, dtype=xyxy.dtype) for v in self.scale_shift())
+        return clip_xyxy((xyxy - shift) / scale, self.image)
 
     def scale_shift(self) -> tuple[list[float], list[float]]:
-        """x, y, x, y factors that were really used, and offsets in canvas pixels."""
+        """Factors of x, y, x, y as the rounded sizes give them, and offsets in canvas pixels."""
         y, x = (new / old for new, old in zip(self.resized, self.image, strict=True))
         return [x, y, x, y], [self.left, self.top, self.left, self.top]
 
 
 def place(image: tuple[int, int], canvas: tuple[int, int], enlarge: bool = True) -> Letterbox:
-    """Where an image of this (height, width) lies when it is scaled to fit `canvas` (height, width) and centred.
+    """The place of an image of this (height, width), scaled to fit `canvas` (height, width) and centered.
 
     Args:
         enlarge: False never scales up.
@@ -90,13 +97,13 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def letterbox(image: np.ndarray, canvas: tuple[int, int], enlarge: bool = True) -> tuple[np.ndarray, Letterbox]:
-    """`image` (H, W, 3) on grey at its `place` on `canvas` (height, width); `image` is not modified."""
+    """A gray canvas (height, width) with `image` (H, W, 3) resized and centered on it, and its place there."""
     placed = place((image.shape[0], image.shape[1]), canvas, enlarge)
     return paste(resize(image, placed.resized), placed), placed
 
 
 def paste(image: np.ndarray, placed: Letterbox) -> np.ndarray:
-    """The grey canvas with `image` (H, W, 3), already resized, at its place."""
+    """A gray canvas with `image` (H, W, 3), already resized, at its place."""
     out = np.full((*placed.canvas, 3), PAD, dtype=np.uint8)
     h, w = placed.resized
     out[placed.top : placed.top + h, placed.left : placed.left + w] = image
@@ -111,7 +118,7 @@ def fit_canvas(image: tuple[int, int], imgsz: int, grid: int) -> tuple[int, int]
 
 
 def check_imgsz(imgsz: int, grid: int) -> int:
-    """`imgsz` rounded up to a multiple of `grid`, with a warning that names both.
+    """`imgsz` rounded up to a multiple of `grid`; a warning names both sizes if they differ.
 
     Raises:
         ValueError: not positive.
@@ -125,13 +132,13 @@ def check_imgsz(imgsz: int, grid: int) -> int:
 
 
 def to_input(images: Tensor, device: torch.device, half: bool = False) -> Tensor:
-    """uint8 (B, 3, H, W) -> float in 0..1 on `device`."""
+    """uint8 (B, 3, H, W) -> float32 or float16 in 0..1 on `device`."""
     images = images.to(device, non_blocking=True)
     return (images.half() if half else images.float()) / 255
 
 
 def rescale(images: Tensor, grid: int, rng: np.random.Generator) -> Tensor:
-    """(B, 3, H, W) resized by a factor of 0.5 to 1.5, both sides in multiples of `grid`."""
+    """(B, 3, H, W) resized by a random factor of 0.5 to 1.5, both sides multiples of `grid`."""
     factor = rng.uniform(0.5, 1.5)
     size = [max(round(side * factor / grid), 1) * grid for side in images.shape[-2:]]
     return images if size == list(images.shape[-2:]) else F.interpolate(images, size, mode="bilinear")

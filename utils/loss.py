@@ -1,4 +1,4 @@
-"""YOLOv5's detection loss: which cells answer for which box, and what they are told."""
+"""Target assignment and loss terms of the anchor-based head, as in YOLOv5."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.boxes import paired_ciou, xywh2xyxy
-from utils.config import Hyp
+from utils.boxes import Targets, paired_ciou, xywh2xyxy
+from utils.hyp import Hyp
 
 BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06), 5: (4.0, 1.0, 0.25, 0.06, 0.02)}
 
 
 @dataclass(frozen=True)
 class LossGains:
-    """Weights of the loss, after scaling; `anchor_t`, `fl_gamma`, `*_pw` as in Hyp; `smooth` is label smoothing."""
+    """Weights of the loss parts, scaled to a run.
+
+    Attributes:
+        box, obj, cls: gains of the parts. cls_pw, obj_pw, anchor_t, fl_gamma: as in Hyp.
+        smooth: label smoothing, 0..1.
+    """
 
     box: float
     obj: float
@@ -32,7 +37,7 @@ class LossGains:
 
 
 def loss_gains(hyp: Hyp, nc: int, imgsz: int, levels: int = 3, smooth: float = 0.0) -> LossGains:
-    """Hyp's gains are for 80 classes, 640 px and 3 levels; scale them to this run."""
+    """The gains of `hyp`, which are for 80 classes, 640 px and 3 levels, scaled to a run."""
     per_level = 3 / levels
     return LossGains(
         box=hyp.box * per_level,
@@ -55,52 +60,51 @@ class LossParts(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """The k cells of one level that answer for a box."""
+    """The k cells of one level that are responsible for a box."""
 
     image: Tensor  # (k,) index in the batch
     anchor: Tensor  # (k,) index of the anchor
     row: Tensor  # (k,) cell
     column: Tensor  # (k,) cell
-    xywh: Tensor  # (k, 4) the box in cells, its centre relative to the cell's corner
+    xywh: Tensor  # (k, 4) the box in cells, its center relative to the cell's corner
     anchor_wh: Tensor  # (k, 2) cells
     label: Tensor  # (k,) class
 
 
-def assign_targets(targets: Tensor, anchors: Tensor, size: tuple[int, int], anchor_t: float) -> Matches:
-    """Match boxes with anchors and cells of one level.
+def assign_targets(targets: Targets, anchors: Tensor, size: tuple[int, int], anchor_t: float) -> Matches:
+    """The cells and anchors of one level that are responsible for the boxes of a batch.
 
     A box takes every anchor from which no side differs by more than the factor `anchor_t`, in its own cell and in the
-    nearest neighbour across and down (three cells, fewer at the map's edge).
+    nearest neighbor across and down (three cells, fewer at the map's edge).
 
     Args:
-        targets: (n, 6) image, class, cx, cy, w, h in 0..1; n may be 0.
         anchors: (A, 2) width, height in cells. size: (height, width) of the map in cells.
     """
     h, w = size
-    unit = targets.new_tensor([w, h])
-    centre, wh = targets[:, 2:4] * unit, targets[:, 4:6] * unit
+    unit = targets.xywhn.new_tensor([w, h])
+    center, wh = targets.xywhn[:, :2] * unit, targets.xywhn[:, 2:] * unit
     ratio = wh[None] / anchors[:, None]  # (A, n, 2)
     fits = torch.maximum(ratio, 1 / ratio).amax(dim=2) < anchor_t
     anchor, box = fits.nonzero(as_tuple=True)
 
-    centre, from_far = centre[box], unit - centre[box]
-    # the neighbour lies on the side to which the centre leans, unless that is outside the map
-    left, above = ((centre % 1 < 0.5) & (centre > 1)).T
+    center, from_far = center[box], unit - center[box]
+    # the neighbor lies on the side to which the center leans, unless that is outside the map
+    left, above = ((center % 1 < 0.5) & (center > 1)).T
     right, below = ((from_far % 1 < 0.5) & (from_far > 1)).T
     chosen = torch.stack([torch.ones_like(left), left, above, right, below])  # (5, k)
-    step = targets.new_tensor([[0, 0], [0.5, 0], [0, 0.5], [-0.5, 0], [0, -0.5]])
+    offset = targets.xywhn.new_tensor([[0, 0], [0.5, 0], [0, 0.5], [-0.5, 0], [0, -0.5]])
     which, match = chosen.nonzero(as_tuple=True)
-    cell = (centre[match] - step[which]).long()
+    cell = (center[match] - offset[which]).long()
     column, row = cell.T
     box = box[match]
     return Matches(
-        image=targets[box, 0].long(),
+        image=targets.image[box],
         anchor=anchor[match],
         row=row.clamp(0, h - 1),
         column=column.clamp(0, w - 1),
-        xywh=torch.cat([centre[match] - cell, wh[box]], dim=1),
+        xywh=torch.cat([center[match] - cell, wh[box]], dim=1),
         anchor_wh=anchors[anchor[match]],
-        label=targets[box, 1].long(),
+        label=targets.label[box],
     )
 
 
@@ -115,81 +119,86 @@ def bce(logits: Tensor, target: Tensor, pos_weight: float, gamma: float) -> Tens
     if gamma <= 0:
         return loss
     p = logits.sigmoid()
-    miss = target * (1 - p) + (1 - target) * p  # how far the answer is off
+    error = target * (1 - p) + (1 - target) * p
     alpha = 0.25 * target + 0.75 * (1 - target)
-    return (alpha * miss**gamma * loss).sum()
+    return (alpha * error**gamma * loss).sum()
 
 
-def alone(counts: Tensor) -> Tensor:
-    """The sum over the processes of a run that has one."""
-    return counts
+def local_sum(values: Tensor) -> Tensor:
+    """The sum over the processes of a run with one process: `values`."""
+    return values
 
 
 class DetectionLoss:
     """Box, objectness and class loss of raw head maps.
 
     Args:
-        anchors: (levels, A, 2) width, height in pixels. stride: (levels,) pixels a cell. nc: classes.
+        anchors: (levels, A, 2) width, height in pixels. stride: (levels,) pixels per cell. nc: number of classes.
         gains: see `loss_gains`.
-        total: sums a tensor over the processes that share a batch. Each then returns its part of the loss of the whole
-            batch, so that the sum over the processes is what one process would have computed.
+        all_reduce_sum: sums a tensor over the processes that share a batch. The losses that the processes return sum up
+            to what one process would compute for the whole batch.
     """
 
     def __init__(
-        self, anchors: Tensor, stride: Tensor, nc: int, gains: LossGains, total: Callable[[Tensor], Tensor] = alone
+        self,
+        anchors: Tensor,
+        stride: Tensor,
+        nc: int,
+        gains: LossGains,
+        all_reduce_sum: Callable[[Tensor], Tensor] = local_sum,
     ):
         self.anchors = anchors / stride.view(-1, 1, 1)  # cells
         self.nc = nc
         self.gains = gains
-        self.total = total
+        self.all_reduce_sum = all_reduce_sum
         self.balance = BALANCE[len(anchors)] if len(anchors) > 1 else (1.0,)
 
-    def __call__(self, preds: list[Tensor], targets: Tensor) -> tuple[Tensor, LossParts]:
-        """(scalar loss times batch size, weighted parts).
+    def __call__(self, preds: list[Tensor], targets: Targets) -> tuple[Tensor, LossParts]:
+        """The scalar loss times the batch size, and its weighted parts.
 
         Args:
-            preds: per level (B, A, h, w, 5+nc), logits.
-            targets: (n, 6) image, class, cx, cy, w, h in 0..1; n may be 0.
+            preds: logits (B, A, h, w, 5+nc) of each level.
         """
         g = self.gains
-        targets = targets.to(preds[0].device)
+        device = preds[0].device
+        targets = targets.to(device)
         levels = [
             assign_targets(targets, anchors, (pred.shape[2], pred.shape[3]), g.anchor_t)
-            for pred, anchors in zip(preds, self.anchors.to(targets.device), strict=True)
+            for pred, anchors in zip(preds, self.anchors.to(device), strict=True)
         ]
         counts = [len(m.image) for m in levels] + [len(preds[0])]
-        *matches, images = self.total(targets.new_tensor(counts)).tolist()
-        box = obj = cls = torch.zeros((), device=preds[0].device)
+        *matches, images = self.all_reduce_sum(targets.xywhn.new_tensor(counts)).tolist()
+        box = obj = cls = torch.zeros((), device=device)
         for pred, m, count, weight in zip(preds, levels, matches, self.balance, strict=True):
             objectness = torch.zeros_like(pred[..., 4])
             if len(m.image):
-                answers = pred[m.image, m.anchor, m.row, m.column]
-                iou = self.box_iou(answers, m)
+                matched = pred[m.image, m.anchor, m.row, m.column]
+                iou = self.box_iou(matched, m)
                 box = box + (1 - iou).sum() / count
                 objectness[m.image, m.anchor, m.row, m.column] = iou.detach().clamp(min=0).to(objectness.dtype)
                 if self.nc > 1:
-                    wanted = self.class_targets(answers[:, 5:], m.label)
-                    cls = cls + bce(answers[:, 5:], wanted, g.cls_pw, g.fl_gamma) / (count * self.nc)
+                    one_hot = self.class_targets(matched[:, 5:], m.label)
+                    cls = cls + bce(matched[:, 5:], one_hot, g.cls_pw, g.fl_gamma) / (count * self.nc)
             cells = objectness[0].numel() * images
             obj = obj + weight * bce(pred[..., 4], objectness, g.obj_pw, g.fl_gamma) / cells
         parts = LossParts(box * g.box, obj * g.obj, cls * g.cls)
         return sum(parts) * images, LossParts(*(p.detach() for p in parts))
 
-    def alone(self) -> DetectionLoss:
-        """The same loss for a batch that no other process shares."""
+    def for_one_process(self) -> DetectionLoss:
+        """The same loss for batches that are not shared with other processes."""
         other = copy.copy(self)
-        other.total = alone
+        other.all_reduce_sum = local_sum
         return other
 
     @staticmethod
-    def box_iou(answers: Tensor, m: Matches) -> Tensor:
-        """(k,) complete IoU of the answering cells' boxes with their targets, in fp32."""
-        y = answers[:, :4].float().sigmoid()
+    def box_iou(matched: Tensor, m: Matches) -> Tensor:
+        """(k,) complete IoU, in fp32, of the boxes that the logits (k, 5+nc) of the matched cells predict."""
+        y = matched[:, :4].float().sigmoid()
         predicted = torch.cat([y[:, :2] * 2 - 0.5, (y[:, 2:] * 2) ** 2 * m.anchor_wh], dim=1)
         return paired_ciou(xywh2xyxy(predicted), xywh2xyxy(m.xywh))
 
     def class_targets(self, like: Tensor, label: Tensor) -> Tensor:
-        """(k, nc): 1 - smooth/2 at the label, smooth/2 elsewhere."""
+        """(k, nc) of the type of `like`: 1 - smooth/2 at the label, smooth/2 elsewhere."""
         off = 0.5 * self.gains.smooth
         target = torch.full_like(like, off)
         target[torch.arange(len(label), device=label.device), label] = 1 - off

@@ -1,33 +1,19 @@
-"""A run's folder and what is written there."""
+"""Run folders: making them, finding them, and the files in them."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-import os
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from utils.files import REPO, read_yaml, write_atomic
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, so that a reader sees the old one or the new one, never half of it.
-
-    Several processes may write the same file: the last one wins.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+LOGGER = logging.getLogger(__name__)
 
 
 class Run:
@@ -37,13 +23,13 @@ class Run:
         rank: of this process; only rank 0 makes folders and writes files.
 
     Raises:
-        ValueError: the place is taken by a file.
+        ValueError: a file has this path.
     """
 
     def __init__(self, project: str | Path, name: str, exist_ok: bool = False, rank: int = 0):
         self.dir, self.rank = Path(project) / name, rank
         if self.dir.is_file():
-            raise ValueError(f"{self.dir}: a file is in the way, expected a folder or a free name")
+            raise ValueError(f"{self.dir}: is a file, expected a folder or an unused name")
         number = 2
         while rank == 0:
             try:
@@ -55,25 +41,26 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """The folder of checkpoints, made when first asked for."""
+        """The folder of checkpoints, which is made if it does not exist."""
         folder = self.dir / "weights"
         if self.rank == 0:
             folder.mkdir(exist_ok=True)
         return folder
 
     def clear(self) -> None:
-        """Remove an earlier run's mark that it was finished; its weights stay until new ones replace them."""
+        """Remove metrics.json, which marks an earlier run as finished; its weights stay until they are replaced."""
         if self.rank == 0:
             (self.dir / "metrics.json").unlink(missing_ok=True)
 
     def dump(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write `values` as YAML."""
+        """Write `values` as the YAML file `name`."""
         if self.rank == 0:
             write_atomic(self.dir / name, yaml.safe_dump(dict(values), sort_keys=False))
 
     def log(self, row: Mapping[str, float | int]) -> None:
-        """Append a row to results.csv; the first one writes the header, and a row of an earlier run of the same or a
-        later epoch goes: a resumed run writes it again.
+        """Append a row to results.csv, with a header before the first.
+
+        Rows of the same and of later epochs are removed: a resumed run repeats them.
         """
         if self.rank:
             return
@@ -88,38 +75,50 @@ class Run:
         write_atomic(path, text.getvalue())
 
 
-def newest_checkpoint(project: Path) -> Path:
-    """The last.pt below `project` that was written last.
+def newest_checkpoint(project: Path, name: str = "last.pt") -> Path | None:
+    """The checkpoint `name` that was written last in a run below `project`, however nested; None if there is none."""
+    found = project.rglob(f"weights/{name}")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def weights_or_newest(weights: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """`weights`, or if empty best.pt of the newest training run, here or in the repository, which is logged.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: empty, and there is no run; says which command makes one.
     """
-    found = list(project.glob("*/weights/last.pt"))
-    if not found:
-        raise FileNotFoundError(f"{project}: no run to resume, looked for {project / '*' / 'weights' / 'last.pt'}")
-    return max(found, key=lambda path: path.stat().st_mtime)
+    if weights and all(weights):
+        return weights
+    for root in dict.fromkeys((Path.cwd(), REPO)):
+        best = newest_checkpoint(root / "runs", "best.pt")
+        if best is not None:
+            path = best.relative_to(root) if root == Path.cwd() else best
+            LOGGER.info(f"--weights not given: using {path}, the newest training run")
+            return str(path)
+    raise FileNotFoundError(
+        "--weights not given, and no training run found in ./runs; "
+        "train one with: python train.py --cfg yolov5-mobilevit.yaml"
+    )
 
 
-class EarlyStopping:
-    """Tells when the fitness has not risen for `patience` epochs (0: never)."""
+def training_data(weights: str | tuple[str, ...], builtin: str = "data/shapes.yaml") -> str:
+    """The data YAML of the run that wrote `weights`, from opt.yaml in its folder; `builtin` for weights of no run.
 
-    def __init__(self, patience: int):
-        self.patience = patience or math.inf
-        self.best, self.best_epoch = -math.inf, 0
+    A relative name is also looked for in the folders above the run, one of which is where it was trained. The choice
+    is logged.
 
-    def improved(self, fitness: float, epoch: int) -> bool:
-        """Record an epoch; True if it is the best so far (a tie counts, NaN does not)."""
-        if not fitness >= self.best:
-            return False
-        self.best, self.best_epoch = fitness, epoch
-        return True
-
-    def should_stop(self, epoch: int) -> bool:
-        """Never before an epoch was measured."""
-        return self.best > -math.inf and epoch - self.best_epoch >= self.patience
-
-    def state_dict(self) -> dict[str, float]:
-        return {"best": self.best, "best_epoch": self.best_epoch}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.best, self.best_epoch = state["best"], int(state["best_epoch"])
+    Raises:
+        FileNotFoundError: the YAML of the run is not there any more.
+    """
+    first = weights if isinstance(weights, str) else weights[0]
+    options = Path(first).resolve().parent.parent / "opt.yaml"
+    data = read_yaml(options).get("data") if options.is_file() else None
+    if not isinstance(data, str):
+        LOGGER.info(f"--data not given: using the built-in set, {builtin}")
+        return builtin
+    tries = [Path(data), *(folder / data for folder in options.parent.parents), REPO / data, REPO / "data" / data]
+    path = next((path for path in tries if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"--data not given, and {data}, on which {first} was trained, not found; pass --data")
+    LOGGER.info(f"--data not given: using {path}, on which {first} was trained")
+    return str(path)

@@ -1,4 +1,4 @@
-// The page: pictures from a file, a drop, ?image=URL or the camera go through the detector; boxes are drawn over them.
+// The page: detects objects in images from a file, a drop, ?image=URL or the camera, and draws their boxes.
 
 import * as ort from "./ort/ort.wasm.min.mjs";
 import { Detector } from "./detector.mjs";
@@ -7,35 +7,35 @@ const $ = (id) => document.getElementById(id);
 const canvas = $("picture");
 const context = canvas.getContext("2d", { willReadFrequently: true });
 const video = $("video");
-const SPOKEN_EVERY = 2000; // ms between announcements of what the camera sees
+const ANNOUNCE_MS = 2000; // between announcements of detections in the camera's image
 
 let detector;
-let last = null; // {source, result}: what is shown, to draw again when a slider moves
+let last = null; // {source, result} on display, to draw it again when a slider moves
 let stream = null;
-let turn = 0; // counts what was asked for, so that a late answer does not cover a newer one
+let request = 0; // number of the newest request: results of older ones are not shown
 
-function say(text, wrong = false) {
+function setStatus(text, wrong = false) {
   $("status").textContent = text;
   $("status").classList.toggle("wrong", wrong);
 }
 
 const hue = (label) => (label * 137.5) % 360;
-const colour = (label) => `hsl(${hue(label)} 85% 45%)`;
-const ink = (label) => (hue(label) > 35 && hue(label) < 200 ? "black" : "white"); // yellow to cyan are bright
+const color = (label) => `hsl(${hue(label)} 85% 45%)`;
+const textColor = (label) => (hue(label) > 35 && hue(label) < 200 ? "black" : "white"); // yellow to cyan are bright
 
-/** Runs the network on a video or bitmap and shows what it finds, unless something newer was asked for meanwhile. */
+/** Runs the network on a video or bitmap and shows the boxes, unless there was a newer request meanwhile. */
 async function detect(source, width, height) {
-  const mine = ++turn;
+  const own = ++request;
   canvas.width = width;
   canvas.height = height;
   context.drawImage(source, 0, 0, width, height);
   const result = await detector.run(context.getImageData(0, 0, width, height));
-  if (mine !== turn) return;
+  if (own !== request) return;
   last = { source, result };
   show();
 }
 
-/** Draws picture and boxes for the sliders' values, and fills the list. */
+/** Draws image and boxes for the sliders' values, and fills the list. */
 function show() {
   const { source, result } = last;
   const start = performance.now();
@@ -46,16 +46,16 @@ function show() {
   $("stage").classList.add("filled");
   fillList(boxes);
   const { letterbox, network } = result.times;
-  canvas.setAttribute("aria-label", boxes.length ? `Picture with ${summary(boxes)}` : "Picture, nothing found");
+  canvas.setAttribute("aria-label", boxes.length ? `Image with ${summary(boxes)}` : "Image without detections");
   const times = `${network.toFixed(0)} ms network, ${(letterbox + spent).toFixed(0)} ms before and after`;
-  announce(`${summary(boxes) || "nothing found"} · ${times}`);
+  announce(`${summary(boxes) || "no detections"} · ${times}`);
 }
 
-let spoken = 0;
+let announced = 0;
 function announce(text) {
-  if (stream && performance.now() - spoken < SPOKEN_EVERY) return;
-  spoken = performance.now();
-  say(text);
+  if (stream && performance.now() - announced < ANNOUNCE_MS) return;
+  announced = performance.now();
+  setStatus(text);
 }
 
 function summary(boxes) {
@@ -65,18 +65,18 @@ function summary(boxes) {
 }
 
 function draw({ x1, y1, x2, y2, score, label, name }) {
-  const unit = canvas.width / (canvas.clientWidth || canvas.width); // a pixel of the page, whatever the picture's size
+  const unit = canvas.width / (canvas.clientWidth || canvas.width); // one pixel of the page, in pixels of the image
   context.lineWidth = 2.5 * unit;
-  context.strokeStyle = colour(label);
+  context.strokeStyle = color(label);
   context.strokeRect(x1, y1, x2 - x1, y2 - y1);
   const text = `${name} ${score.toFixed(2)}`;
   context.font = `600 ${13 * unit}px system-ui, sans-serif`;
   const width = context.measureText(text).width + 8 * unit;
   const top = Math.max(y1 - 18 * unit, 0);
   const left = Math.max(Math.min(x1 - 1.25 * unit, canvas.width - width), 0);
-  context.fillStyle = colour(label);
+  context.fillStyle = color(label);
   context.fillRect(left, top, width, 18 * unit);
-  context.fillStyle = ink(label);
+  context.fillStyle = textColor(label);
   context.fillText(text, left + 4 * unit, top + 13.5 * unit);
 }
 
@@ -86,7 +86,7 @@ function fillList(boxes) {
       const item = document.createElement("li");
       const swatch = document.createElement("span");
       swatch.className = "swatch";
-      swatch.style.background = colour(box.label);
+      swatch.style.background = color(box.label);
       const name = document.createElement("span");
       name.textContent = box.name;
       const score = document.createElement("span");
@@ -98,20 +98,20 @@ function fillList(boxes) {
   );
 }
 
-async function openPicture(blob, name) {
+async function openImage(blob, name) {
   stopCamera();
   let bitmap;
   try {
     bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" }); // the pixels that training saw
   } catch {
-    say(`${name} is not a picture this browser can read`, true);
+    setStatus(`${name} is not an image that this browser can read`, true);
     return;
   }
-  say("Looking …");
+  setStatus("Detecting …");
   try {
     await detect(bitmap, bitmap.width, bitmap.height);
   } catch (error) {
-    say(`${name} could not be searched: ${error.message}`, true);
+    setStatus(`${name} failed: ${error.message}`, true);
   }
 }
 
@@ -119,16 +119,16 @@ function stopCamera() {
   stream?.getTracks().forEach((track) => track.stop());
   stream = null;
   video.srcObject = null;
-  turn++;
+  request++;
   $("camera").setAttribute("aria-pressed", "false");
 }
 
 async function startCamera() {
   if (!navigator.mediaDevices) {
-    say("The camera needs https, or localhost", true);
+    setStatus("The camera needs https or localhost", true);
     return;
   }
-  $("camera").disabled = true; // until the browser has asked
+  $("camera").disabled = true; // until the browser has asked for permission
   try {
     const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     video.srcObject = stream = opened;
@@ -140,7 +140,7 @@ async function startCamera() {
       await new Promise(requestAnimationFrame);
     }
   } catch (error) {
-    if (stream || $("camera").disabled) say(`No camera: ${error.message}`, true); // else it was stopped meanwhile
+    if (stream || $("camera").disabled) setStatus(`No camera: ${error.message}`, true); // else the user stopped it meanwhile
     stopCamera();
   } finally {
     $("camera").disabled = false;
@@ -149,7 +149,7 @@ async function startCamera() {
 
 function listen() {
   $("file").addEventListener("change", ({ target }) => {
-    if (target.files[0]) openPicture(target.files[0], target.files[0].name);
+    if (target.files[0]) openImage(target.files[0], target.files[0].name);
     target.value = "";
   });
   $("camera").addEventListener("click", () => (stream ? stopCamera() : startCamera()));
@@ -176,7 +176,7 @@ function listen() {
     event.preventDefault();
     stage.classList.remove("drop");
     const [file] = event.dataTransfer.files;
-    if (file) openPicture(file, file.name);
+    if (file) openImage(file, file.name);
   });
 }
 
@@ -184,18 +184,18 @@ async function start() {
   try {
     detector = await Detector.load(ort, new URL(".", location.href));
   } catch (error) {
-    say(`The model could not be loaded: ${error.message}`, true);
+    setStatus(`The model could not be loaded: ${error.message}`, true);
     return;
   }
   listen();
   $("camera").disabled = false;
   const names = Object.values(detector.meta.names);
-  say(`Ready. Knows ${names.length} ${names.length === 1 ? "class" : "classes"}: ${names.slice(0, 6).join(", ")}${names.length > 6 ? " …" : ""}`);
-  const asked = new URLSearchParams(location.search).get("image");
-  if (asked) {
-    const response = await fetch(asked);
-    if (response.ok) await openPicture(await response.blob(), asked);
-    else say(`${asked}: ${response.status} ${response.statusText}`, true);
+  setStatus(`Ready. ${names.length} ${names.length === 1 ? "class" : "classes"}: ${names.slice(0, 6).join(", ")}${names.length > 6 ? " …" : ""}`);
+  const url = new URLSearchParams(location.search).get("image");
+  if (url) {
+    const response = await fetch(url);
+    if (response.ok) await openImage(await response.blob(), url);
+    else setStatus(`${url}: ${response.status} ${response.statusText}`, true);
   }
   document.body.dataset.ready = "true";
 }

@@ -1,29 +1,29 @@
-// The detector without the page: a picture's pixels in, boxes in its pixels out. The steps are those of detect.py.
+// The detector, without the page: pixels of an image in, boxes in its pixels out. The steps are those of detect.py.
 
 const PAD = 114 / 255;
-const ONE = 2048; // weights of the letterbox are whole numbers up to this, as in OpenCV, so that pixels agree
+const ONE = 2048; // interpolation weights are integers up to this, as in OpenCV, so that pixels are equal
 
 /**
- * A picture scaled to fit height x width and centred on grey, as the network wants it.
- * Bilinear between pixel centres in OpenCV's arithmetic, so that the browser's own scaling has no say.
+ * The image scaled to fit height x width and centered on gray, as the input of the network.
+ * Bilinear between pixel centers in OpenCV's arithmetic, not by the browser's own scaling.
  *
- * @param {{data: Uint8ClampedArray, width: number, height: number}} picture RGBA.
+ * @param {{data: Uint8ClampedArray, width: number, height: number}} image RGBA.
  * @returns {{tensor: Float32Array, place: {x: number, y: number, left: number, top: number}}}
- *   tensor (3, height, width) in 0..1; a point p of the picture lies at p * (x, y) + (left, top).
+ *   tensor (3, height, width) in 0..1; a point p of the image is at p * (x, y) + (left, top).
  */
-export function letterbox(picture, height, width) {
-  const ratio = Math.min(height / picture.height, width / picture.width);
-  const h = Math.max(round(picture.height * ratio), 1);
-  const w = Math.max(round(picture.width * ratio), 1);
-  const place = { x: w / picture.width, y: h / picture.height, left: (width - w) >> 1, top: (height - h) >> 1 };
-  const rows = taps(picture.height, h);
-  const columns = taps(picture.width, w);
+export function letterbox(image, height, width) {
+  const ratio = Math.min(height / image.height, width / image.width);
+  const h = Math.max(round(image.height * ratio), 1);
+  const w = Math.max(round(image.width * ratio), 1);
+  const place = { x: w / image.width, y: h / image.height, left: (width - w) >> 1, top: (height - h) >> 1 };
+  const rows = taps(image.height, h);
+  const columns = taps(image.width, w);
   const plane = height * width;
   const tensor = new Float32Array(3 * plane).fill(PAD);
-  const { data } = picture;
+  const { data } = image;
   for (let y = 0; y < h; y++) {
-    const above = rows.low[y] * picture.width;
-    const below = rows.high[y] * picture.width;
+    const above = rows.low[y] * image.width;
+    const below = rows.high[y] * image.width;
     const v = rows.part[y];
     let target = (y + place.top) * width + place.left;
     for (let x = 0; x < w; x++, target++) {
@@ -62,7 +62,7 @@ function taps(from, to) {
 }
 
 /**
- * The final boxes of one picture, best first; boxes of different classes do not suppress each other.
+ * The final boxes of one image, best first; boxes of different classes do not suppress each other.
  *
  * @param {Float32Array} rows (N, 5+nc) cx, cy, w, h in canvas pixels, objectness, class probabilities.
  * @returns {{x1, y1, x2, y2, score, label}[]} in canvas pixels.
@@ -114,28 +114,28 @@ export class Detector {
     this.meta = meta;
     this.session = session;
     this.classes = Object.keys(meta.names).length;
-    this.before = Promise.resolve(); // the run before: a session takes one at a time
+    this.before = Promise.resolve(); // the previous run: a session runs one input at a time
   }
 
-  /** Runs the network on RGBA pixels. The result can be asked for boxes again and again. */
-  run(picture) {
-    const result = this.before.then(() => this.infer(picture));
+  /** Runs the network on RGBA pixels; `boxes` then reads the result, for any thresholds. */
+  run(image) {
+    const result = this.before.then(() => this.infer(image));
     this.before = result.catch(() => {});
     return result;
   }
 
-  async infer(picture) {
+  async infer(image) {
     const [height, width] = this.meta.imgsz;
     const start = performance.now();
-    const { tensor, place } = letterbox(picture, height, width);
+    const { tensor, place } = letterbox(image, height, width);
     const ready = performance.now();
     const input = new this.ort.Tensor("float32", tensor, [1, 3, height, width]);
     const results = await this.session.run({ images: input });
     const times = { letterbox: ready - start, network: performance.now() - ready };
-    return { rows: results.output.data, place, width: picture.width, height: picture.height, times };
+    return { rows: results.output.data, place, width: image.width, height: image.height, times };
   }
 
-  /** The boxes of a result of `run`, in pixels of the picture and within it. */
+  /** The boxes of a result of `run`, in pixels of the image and within it. */
   boxes(result, confidence, overlap) {
     const { place, width, height } = result;
     const clip = (value, most) => Math.min(Math.max(value, 0), most);

@@ -1,1 +1,1 @@
-"""Models to files: one writer per format, int8, metadata, inspection."""
+"""Models to files: one writer per format, int8, Core ML's NMS, metadata."""

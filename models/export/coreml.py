@@ -1,20 +1,19 @@
-"""Core ML: the pipeline that ends in Apple's NMS, and the check of a program that cannot be run here."""
+"""Core ML: the pipeline that ends in Apple's NMS layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.export.graph import NmsSettings
 from models.export.metadata import Metadata
-from models.runtimes.exported import need
+from utils.nms import NmsSettings
+from utils.optional import import_optional
 
 
-class ForAppleNms(nn.Module):
-    """One picture's decoded rows as Apple's NMS layer wants them: scores (N, nc), boxes (N, 4) cx, cy, w, h in 0..1."""
+class AppleNmsInputs(nn.Module):
+    """Decoded rows of one image as Apple's NMS layer takes them: scores (N, nc), boxes (N, 4) cx, cy, w, h in 0..1."""
 
     def __init__(self, decoded: nn.Module, imgsz: tuple[int, int]):
         super().__init__()
@@ -27,9 +26,11 @@ class ForAppleNms(nn.Module):
 
 
 def with_nms(converted: Any, meta: Metadata, settings: NmsSettings) -> Any:
-    """A program with the outputs "scores" and "boxes" -> a pipeline: picture and thresholds in, confidence
-    (n, nc) and coordinates (n, 4) out, which Vision shows as recognized objects with their names."""
-    ct = need("coremltools")
+    """A program with the outputs "scores" and "boxes" -> a pipeline from image and thresholds to final boxes.
+
+    Its outputs are confidence (n, nc) and coordinates (n, 4), which Vision returns as recognized objects with names.
+    """
+    ct = import_optional("coremltools")
     detector = converted.get_spec()
     kinds = ct.proto.FeatureTypes_pb2
     nms = ct.proto.Model_pb2.Model(specificationVersion=detector.specificationVersion)
@@ -53,23 +54,9 @@ def with_nms(converted: Any, meta: Metadata, settings: NmsSettings) -> Any:
         array.dataType = kinds.ArrayFeatureType.ArrayDataType.Value("FLOAT32")
         for low, high in ((0, -1), (width, width)):  # any number of boxes
             array.shapeRange.sizeRanges.add(lowerBound=low, upperBound=high)
-    whole = ct.proto.Model_pb2.Model(specificationVersion=detector.specificationVersion)
-    whole.pipeline.models.extend([detector, nms])
-    whole.pipeline.names.extend(["detector", "nms"])
-    whole.description.input.extend([*detector.description.input, *nms.description.input[2:]])
-    whole.description.output.extend(nms.description.output)
-    return ct.models.MLModel(whole, weights_dir=converted.weights_dir, skip_model_load=True)
-
-
-def operations(spec: Any) -> Iterator[tuple[str, int]]:
-    """(operator, rank of its largest output) of every step of a Core ML program, pipelines included."""
-    if spec.WhichOneof("Type") == "pipeline":
-        for part in spec.pipeline.models:
-            yield from operations(part)
-        return
-    if spec.WhichOneof("Type") != "mlProgram":
-        return
-    for function in spec.mlProgram.functions.values():
-        for block in function.block_specializations.values():
-            for step in block.operations:
-                yield step.type, max((out.type.tensorType.rank for out in step.outputs), default=0)
+    pipeline = ct.proto.Model_pb2.Model(specificationVersion=detector.specificationVersion)
+    pipeline.pipeline.models.extend([detector, nms])
+    pipeline.pipeline.names.extend(["detector", "nms"])
+    pipeline.description.input.extend([*detector.description.input, *nms.description.input[2:]])
+    pipeline.description.output.extend(nms.description.output)
+    return ct.models.MLModel(pipeline, weights_dir=converted.weights_dir, skip_model_load=True)

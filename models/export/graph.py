@@ -1,26 +1,18 @@
-"""The network in the form a runtime wants: raw maps, decoded rows, or final boxes."""
+"""The network to export: a fused copy whose output is raw maps, decoded rows or final boxes."""
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
 from models.common import Attention, Conv, Focus
-from models.export.metadata import Metadata
-from models.yolo import Detect, DetectionModel
-
-
-@dataclass(frozen=True)
-class NmsSettings:
-    """Constants of the NMS in a graph. `max_det` rows come out whatever is found."""
-
-    conf_thres: float = 0.25
-    iou_thres: float = 0.45
-    max_det: int = 300
+from models.heads import Detect
+from models.yolo import DetectionModel
+from utils.nms import NmsSettings
 
 
 class ExportHead(nn.Module):
@@ -46,36 +38,42 @@ class ExportHead(nn.Module):
         maps = [conv(level) for conv, level in zip(self.detect.m, x, strict=True)]
         if self.form == "raw":
             return tuple(maps)
-        decoded = decode(self.detect, maps)
+        decoded = self.detect.decode_all(maps)
         if self.form == "decoded":
             return decoded
         images = [self.suppress(rows) for rows in decoded]
         return tuple(torch.stack(part) for part in zip(*images, strict=True))
 
     def suppress(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, 5+nc) of one image -> boxes, scores, classes, count, as in the class's text without B."""
-        limits, most = self.settings, self.settings.max_det
+        """Decoded rows (N, 5+nc) of one image -> its boxes, scores, classes and count, see the class, without B."""
+        max_det = self.settings.max_det
         score, label = (rows[:, 5:] * rows[:, 4:5]).max(dim=1)
-        likely = (score > limits.conf_thres).nonzero().flatten()
-        score, label, rows = score[likely], label[likely], rows[likely]
-        centre, half = rows[:, 0:2], rows[:, 2:4] / 2
-        xyxy = torch.cat([centre - half, centre + half], dim=1)
-        apart = label.to(xyxy.dtype)[:, None] * 1e4  # pixels; puts each class on a plane of its own
-        kept = nms(xyxy + apart, score, limits.iou_thres)[:most]
+        candidates = (score > self.settings.conf_thres).nonzero().flatten()
+        score, label, rows = score[candidates], label[candidates], rows[candidates]
+        center, half = rows[:, 0:2], rows[:, 2:4] / 2
+        xyxy = torch.cat([center - half, center + half], dim=1)
+        kept = nms(xyxy + self.class_offsets(xyxy, label), score, self.settings.iou_thres)[:max_det]
         parts = xyxy[kept], score[kept], label[kept]
-        filled = [torch.cat([part, part.new_zeros((most, *part.shape[1:]))])[:most] for part in parts]
+        filled = [torch.cat([part, part.new_zeros((max_det, *part.shape[1:]))])[:max_det] for part in parts]
         return filled[0], filled[1], filled[2], torch.ones_like(kept).sum()
 
+    def class_offsets(self, xyxy: Tensor, label: Tensor) -> Tensor:
+        """(n, 4) shifts in pixels after which boxes (n, 4) of different classes cannot overlap.
 
-def decode(detect: Detect, maps: list[Tensor]) -> Tensor:
-    """Raw maps (B, A*(5+nc), h, w) of each level -> (B, N, 5+nc), see Detect.forward."""
-    return torch.cat([detect.decode(level, i) for i, level in enumerate(maps)], dim=1)
+        The classes lie side by side on a square, each on a tile that holds all boxes. In one long row the shift of
+        class 1000 would round float32 coordinates to a quarter of a pixel.
+        """
+        columns = math.ceil(math.sqrt(self.detect.nc))
+        corners = torch.cat([xyxy.flatten(), xyxy.new_zeros(1)])  # not empty, even without boxes
+        tile = corners.max() - corners.min() + 1
+        shift = torch.stack([label % columns, label // columns], dim=1).to(xyxy.dtype) * tile
+        return torch.cat([shift, shift], dim=1)
 
 
 def export_form(
     model: DetectionModel, form: str = "decoded", settings: NmsSettings | None = None, fused_attention: bool = True
 ) -> DetectionModel:
-    """A fused copy of `model` in eval mode whose forward returns what ExportHead tells; `model` is not modified.
+    """A fused copy of `model` in eval mode with the output of ExportHead; `model` is not modified.
 
     Args:
         fused_attention: False writes attention as matmul and softmax, for runtimes slow at the fused operator.
@@ -113,22 +111,3 @@ def focus_as_convolution(focus: Focus) -> nn.Sequential:
     assert old.bias is not None  # it is fused
     new.bias = nn.Parameter(old.bias.detach().clone(), requires_grad=False)
     return nn.Sequential(new, inner.act).eval()
-
-
-def decoder(meta: Metadata) -> Detect:
-    """A Detect that can `decode` the raw maps of the file that `meta` describes; its own convolutions are not used."""
-    levels = len(meta.strides)
-    flat = [[side for anchor in level for side in anchor] for level in meta.anchors]
-    detect = Detect(len(meta.names), flat, [1] * levels).eval()
-    detect.stride.copy_(torch.tensor(meta.strides))
-    return detect
-
-
-def rows_of_final(boxes: Tensor, scores: Tensor, classes: Tensor, nc: int) -> Tensor:
-    """The "nms" form as decoded rows (B, D, 5+nc): objectness is the score, its class has probability 1.
-
-    A second NMS with thresholds at least as strict finds the same boxes.
-    """
-    centre, size = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
-    which = torch.nn.functional.one_hot(classes.long(), nc).to(boxes.dtype)
-    return torch.cat([centre, size, scores[..., None], which], dim=-1)

@@ -1,13 +1,13 @@
 """int8 for ONNX, OpenVINO, LiteRT and Core ML.
 
-How much becomes int8 is one word:
+What is computed in int8:
 
-* "weights": they are stored in int8 and multiplied in float. The least loss; the size of the others.
-* "conv": convolutions are computed in int8; attention stays in float, its weights are stored in int8.
-* "all": attention's products, too.
+* "weights": nothing; weights are stored in int8 and multiplied in float. The smallest loss, the same size.
+* "conv": convolutions; attention is computed in float from weights stored in int8.
+* "all": the matrix products of attention, too.
 
-The decode is never quantized: pixels up to the image's side and probabilities in 0..1 cannot share one scale. Neither
-are the head's convolutions in ONNX and OpenVINO, whose outputs it turns into pixels.
+The box decoding is never quantized: pixels up to the image's side and probabilities in 0..1 cannot share one scale.
+Neither are the head's convolutions in ONNX and OpenVINO, whose outputs it converts to pixels.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from models.runtimes.exported import need, need_openvino
+from utils.optional import import_openvino, import_optional
 
 INT8_OPS = ("weights", "conv", "all")
 LITERT = "requirements-litert.txt"
-SMALL = 1024  # numbers; a smaller weight stays in float
+SMALL = 1024  # numbers in a tensor; smaller weights stay in float
 
 
-def pictures(calibration: Tensor | None) -> list[np.ndarray]:
-    """Each (1, 3, H, W) float32.
+def calibration_images(calibration: Tensor | None) -> list[np.ndarray]:
+    """The images (n, 3, H, W), each as (1, 3, H, W) float32.
 
     Raises:
-        ValueError: none given.
+        ValueError: there are none.
     """
     if calibration is None or not len(calibration):
-        raise ValueError("--int8: no calibration pictures, expected --data with a data YAML")
+        raise ValueError("--int8: no calibration images, expected --data with a data YAML")
     return [image[None].numpy() for image in calibration]
 
 
@@ -46,7 +46,7 @@ def quantize_onnx(graph: Any, ops: str, calibration: Tensor | None) -> Any:
     """
     if ops == "weights":
         return store_weights(graph)
-    onnx, quantization = need("onnx"), need("onnxruntime.quantization")
+    onnx, quantization = import_optional("onnx"), import_optional("onnxruntime.quantization")
     kinds = quantization.QuantType
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
@@ -54,11 +54,11 @@ def quantize_onnx(graph: Any, ops: str, calibration: Tensor | None) -> Any:
         quantization.quantize_static(
             source,
             target,
-            reader(graph.graph.input[0].name, pictures(calibration)),
+            calibration_reader(graph.graph.input[0].name, calibration_images(calibration)),
             quant_format=quantization.QuantFormat.QDQ,
-            extra_options={"CalibMovingAverage": True},  # the mean of the pictures' ranges: no outlier stretches it
+            extra_options={"CalibMovingAverage": True},  # the mean of the images' ranges, against outliers
             op_types_to_quantize=["Conv"] if ops == "conv" else None,
-            nodes_to_exclude=[*after_convolutions(graph), *head_convolutions(graph)],
+            nodes_to_exclude=[name for names in decoding_and_head(graph) for name in names],
             per_channel=True,
             reduce_range=True,
             activation_type=kinds.QUInt8,
@@ -67,52 +67,42 @@ def quantize_onnx(graph: Any, ops: str, calibration: Tensor | None) -> Any:
         return store_weights(onnx.load(target))
 
 
-def reader(name: str, images: list[np.ndarray]) -> Any:
-    """Feeds calibration pictures to ONNX Runtime one after the other."""
-    base = need("onnxruntime.quantization").CalibrationDataReader
+def calibration_reader(name: str, images: list[np.ndarray]) -> Any:
+    """An object from which ONNX Runtime reads the calibration images one after the other; `name` is the input's."""
+    base = import_optional("onnxruntime.quantization").CalibrationDataReader
 
-    class Pictures(base):  # type: ignore[misc, valid-type]
+    class Images(base):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
-            self.left: Iterator[np.ndarray] = iter(images)
+            self.remaining: Iterator[np.ndarray] = iter(images)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self.left, None)
+            image = next(self.remaining, None)
             return None if image is None else {name: image}
 
-    return Pictures()
+    return Images()
 
 
-def decode_and_heads(graph: Any) -> tuple[list[Any], list[Any]]:
-    """(nodes between the head's convolutions and the outputs, those convolutions) of an ONNX model."""
-    maker = {output: node for node in graph.graph.node for output in node.output}
-    decode: dict[str, Any] = {}
-    heads: dict[str, Any] = {}
-    ahead = [out.name for out in graph.graph.output]
-    while ahead:
-        node = maker.get(ahead.pop())
-        if node is None or node.name in decode:
+def decoding_and_head(graph: Any) -> tuple[list[str], list[str]]:
+    """Names of nodes of an ONNX model: (decoding, and NMS after it; convolutions of the head)."""
+    producer = {output: node for node in graph.graph.node for output in node.output}
+    decoding: dict[str, None] = {}  # a set in order
+    head: dict[str, None] = {}
+    waiting = [out.name for out in graph.graph.output]
+    while waiting:
+        node = producer.get(waiting.pop())
+        if node is None or node.name in decoding:
             continue
         if node.op_type == "Conv":
-            heads[node.name] = node
+            head[node.name] = None
         else:
-            decode[node.name] = node
-            ahead += node.input
-    return list(decode.values()), list(heads.values())
-
-
-def after_convolutions(graph: Any) -> list[str]:
-    """Names of the nodes of the decode, and of the NMS if it is there."""
-    return [node.name for node in decode_and_heads(graph)[0]]
-
-
-def head_convolutions(graph: Any) -> list[str]:
-    """Names of the head's convolutions."""
-    return [node.name for node in decode_and_heads(graph)[1]]
+            decoding[node.name] = None
+            waiting += node.input
+    return list(decoding), list(head)
 
 
 def store_weights(graph: Any) -> Any:
-    """Large float weights of convolutions and products become int8 with a scale for each output channel; in place."""
-    onnx = need("onnx")
+    """`graph` with large float weights of convolutions and products in int8, a scale per output channel; in place."""
+    onnx = import_optional("onnx")
     weights = {w.name: w for w in graph.graph.initializer if w.data_type == onnx.TensorProto.FLOAT}
     added, replaced = [], {}
     for node in graph.graph.node:
@@ -123,8 +113,8 @@ def store_weights(graph: Any) -> Any:
             values = onnx.numpy_helper.to_array(weights[name])
             if values.size < SMALL:
                 continue
-            turned = any(a.name == "transB" and a.i for a in node.attribute)
-            axis = 0 if node.op_type == "Conv" or turned else values.ndim - 1
+            transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            axis = 0 if node.op_type == "Conv" or transposed else values.ndim - 1
             others = tuple(i for i in range(values.ndim) if i != axis)
             scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127, 1e-12).astype(np.float32)
             small = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
@@ -147,14 +137,14 @@ def store_weights(graph: Any) -> Any:
 
 
 def quantize_openvino(model: Any, ops: str, calibration: Tensor | None) -> Any:
-    """An OpenVINO model -> its int8 form by nncf, which itself avoids what overflows without VNNI."""
-    need_openvino()
-    nncf = need("nncf")
+    """An OpenVINO model -> its int8 form by nncf, which itself avoids overflows on processors without VNNI."""
+    import_openvino()
+    nncf = import_optional("nncf")
     if ops == "weights":
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    images = pictures(calibration)
+    images = calibration_images(calibration)
     float_types = ["MatMul"] if ops == "conv" else []
-    scope = nncf.IgnoredScope(names=openvino_heads(model), types=float_types, validate=False)
+    scope = nncf.IgnoredScope(names=openvino_head(model), types=float_types, validate=False)
     done = nncf.quantize(
         model,
         nncf.Dataset(images),
@@ -165,27 +155,30 @@ def quantize_openvino(model: Any, ops: str, calibration: Tensor | None) -> Any:
     return nncf.compress_weights(done, mode=nncf.CompressWeightsMode.INT8_ASYM) if ops == "conv" else done
 
 
-def openvino_heads(model: Any) -> list[str]:
+def openvino_head(model: Any) -> list[str]:
     """Names of the head's convolutions of an OpenVINO model: the last ones before its outputs."""
-    heads, seen = [], set()
-    ahead = [result.input_value(0).get_node() for result in model.get_results()]
-    while ahead:
-        node = ahead.pop()
+    head, seen = [], set()
+    waiting = [result.input_value(0).get_node() for result in model.get_results()]
+    while waiting:
+        node = waiting.pop()
         name = node.get_friendly_name()
         if name in seen:
             continue
         seen.add(name)
         if node.get_type_name() == "Convolution":
-            heads.append(name)
+            head.append(name)
         else:
-            ahead += [value.get_node() for value in node.input_values()]
-    return heads
+            waiting += [value.get_node() for value in node.input_values()]
+    return head
 
 
 def quantize_litert(path: Path, ops: str, calibration: Tensor | None) -> None:
-    """Rewrite a LiteRT file: "half" stores weights in float16, else see the module's text."""
-    quantizer = need("ai_edge_quantizer.quantizer", LITERT)
-    recipe, types = need("ai_edge_quantizer.recipe", LITERT), need("ai_edge_quantizer.qtyping", LITERT)
+    """Rewrite a LiteRT file: "half" stores weights in float16, other `ops` are those of INT8_OPS."""
+    quantizer = import_optional("ai_edge_quantizer.quantizer", LITERT)
+    recipe, types = (
+        import_optional("ai_edge_quantizer.recipe", LITERT),
+        import_optional("ai_edge_quantizer.qtyping", LITERT),
+    )
     work = quantizer.Quantizer(str(path))
     operations = types.TFLOperationName
     calibrated = None
@@ -205,19 +198,19 @@ def quantize_litert(path: Path, ops: str, calibration: Tensor | None) -> None:
             work.add_weight_only_config(".*", operations.FULLY_CONNECTED, num_bits=8)
             for operation in (operations.CONV_2D, operations.DEPTHWISE_CONV_2D):
                 work.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
-        calibrated = work.calibrate(litert_samples(path, pictures(calibration)), num_threads=1)
+        calibrated = work.calibrate(litert_samples(path, calibration_images(calibration)), num_threads=1)
     path.write_bytes(work.quantize(calibrated, enable_progress_report=False).quantized_model)
 
 
 def litert_samples(path: Path, images: list[np.ndarray]) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Calibration pictures under the names of the file's signature."""
-    model = need("ai_edge_litert.interpreter", LITERT).Interpreter(str(path))
+    """Calibration images under the names in the file's signature."""
+    model = import_optional("ai_edge_litert.interpreter", LITERT).Interpreter(str(path))
     signature, parts = next(iter(model.get_signature_list().items()))
     return {signature: [{parts["inputs"][0]: image.transpose(0, 2, 3, 1)} for image in images]}
 
 
 def quantize_coreml(model: Any) -> Any:
-    """A Core ML program with its weights stored in int8: activations need a Mac to be calibrated."""
-    optimize = need("coremltools.optimize.coreml")
+    """A Core ML program with its weights stored in int8; calibrating activations would need a Mac."""
+    optimize = import_optional("coremltools.optimize.coreml")
     config = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALL)
     return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=config))

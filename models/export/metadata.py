@@ -1,4 +1,4 @@
-"""What an exported file says about itself, so that it needs no YAML beside it."""
+"""Metadata of exported files: names, sizes and the form of the output, so that a file needs no YAML beside it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from models.yolo import DetectionModel
+from utils.files import VERSION
 
-VERSION = "0.1.0"
-LICENSE = "Apache-2.0 (the code; weights have the licence of their training)"
+LICENSE = "Apache-2.0 (the code; weights have the license of their training)"
 FORMS = ("decoded", "raw", "nms")
 DYNAMIC = ("none", "batch", "size")
 MEMBER = "metadata.json"
@@ -24,13 +24,13 @@ class Metadata:
 
     Attributes:
         names: class index -> name.
-        stride: pixels a cell of the coarsest level. grid: both sides of an input must be multiples of it.
-        imgsz: (height, width) of the input; batch: its images. `dynamic` tells which of them may change.
-        form: what comes out: "decoded" (B, N, 5+nc), see Detect.forward; "raw" (B, A*(5+nc), h, w) for each level;
+        stride: pixels per cell of the coarsest level. grid: both sides of an input must be multiples of it.
+        imgsz: (height, width) of the input. batch: images in it. dynamic: which of them may change.
+        form: of the output: "decoded" (B, N, 5+nc), see Detect.forward; "raw" (B, A*(5+nc), h, w) for each level;
             "nms" boxes (B, D, 4) xyxy pixels, scores (B, D), classes (B, D), count (B,), see ExportHead.
         anchors: (levels, A, 2) pixels; strides: of each level. They decode the raw form.
         conf_thres: of the NMS in the file; 0 where there is none.
-        precision: float32, float16 or int8, with what it covers.
+        precision: float32, float16, or int8 and what is computed in it.
     """
 
     names: dict[int, str]
@@ -50,15 +50,16 @@ class Metadata:
 
     @classmethod
     def of(cls, model: DetectionModel, imgsz: tuple[int, int], batch: int, **more: Any) -> Metadata:
+        """The metadata of `model` at an input size; `more` are other attributes."""
         strides = [int(s) for s in model.stride]
         anchors = model.head.anchors.tolist()
         return cls(dict(model.names), max(strides), model.grid, imgsz, batch, anchors, strides, **more)
 
     def checked(self) -> Metadata:
-        """Itself.
+        """The same metadata, its values checked.
 
         Raises:
-            ValueError: a number that cannot be, a word that is unknown.
+            ValueError: a number out of range or an unknown word.
         """
         for name in ("stride", "grid", "batch"):
             if not positive(getattr(self, name)):
@@ -76,7 +77,7 @@ class Metadata:
         return json.dumps(asdict(self), ensure_ascii=False)
 
     def to_strings(self) -> dict[str, str]:
-        """A flat text for each key: strings as they are, all else as JSON. For stores of string pairs."""
+        """One string per key: strings as they are, all else as JSON; for formats that store pairs of strings."""
         return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in asdict(self).items()}
 
     @classmethod
@@ -84,7 +85,7 @@ class Metadata:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: not a description that this project wrote; names `where`.
+            ValueError: not metadata that this project wrote; names `where`.
         """
         try:
             values = json.loads(text)
@@ -93,7 +94,7 @@ class Metadata:
             return cls(**values).checked()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{where}: no metadata of this project in it ({error}), expected a file of export.py"
+                f"{where}: no metadata of this project in it ({error}), expected a file written by export.py"
             ) from None
 
     @classmethod
@@ -109,7 +110,9 @@ class Metadata:
                 k: pairs[k] if k in texts else json.loads(pairs[k]) for k in cls.__dataclass_fields__ if k in pairs
             }
         except ValueError as error:
-            raise ValueError(f"{where}: metadata that is not JSON ({error}), expected a file of export.py") from None
+            raise ValueError(
+                f"{where}: metadata that is not JSON ({error}), expected a file written by export.py"
+            ) from None
         return cls.from_json(json.dumps(values), where)
 
 
@@ -118,20 +121,20 @@ def positive(value: Any) -> bool:
 
 
 def append_metadata(path: Path, meta: Metadata) -> None:
-    """Add a zip archive with the description at the end of a flatbuffer, whose readers do not look there."""
+    """Add a zip archive with the metadata at the end of a flatbuffer, which its readers ignore."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(MEMBER, meta.to_json())
 
 
 def appended_metadata(path: Path) -> Metadata:
-    """What `append_metadata` wrote.
+    """The metadata that `append_metadata` wrote.
 
     Raises:
-        ValueError: nothing there.
+        ValueError: there is none.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             text = archive.read(MEMBER)
     except (zipfile.BadZipFile, KeyError):
-        raise ValueError(f"{path}: no metadata in it, expected a file of export.py") from None
+        raise ValueError(f"{path}: no metadata in it, expected a file written by export.py") from None
     return Metadata.from_json(text, path)

@@ -1,4 +1,4 @@
-"""One writer a format: `write(job, path)` puts the network, with its metadata, into a file or folder at `path`."""
+"""Export formats, each with a writer: `write(job, path)` saves the network and its metadata as a file or folder."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from models.export import int8 as quantize
-from models.export.coreml import ForAppleNms, with_nms
-from models.export.graph import NmsSettings, export_form
+from models.export.coreml import AppleNmsInputs, with_nms
+from models.export.graph import export_form
 from models.export.metadata import MEMBER, Metadata, append_metadata
-from models.runtimes.exported import need, need_openvino
 from models.yolo import DetectionModel
+from utils.nms import NmsSettings
+from utils.optional import import_openvino, import_optional
 
 LITERT, EXECUTORCH = "requirements-litert.txt", "requirements-executorch.txt"
 OPSET = 18  # the least that torch's exporter writes correctly
-LARGEST = 64  # of a dynamic size, in grids
+MAX_SIDE = 64  # of a dynamic size, in multiples of the grid
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to write: `example` (B, 3, H, W) fixes the sizes that are not dynamic.
+    """What to write, for one or several formats.
 
-    calibration: pictures (n, 3, H, W) in 0..1 for int8, else None. int8_ops: see models/export/int8.py.
+    Attributes:
+        example: (B, 3, H, W), an input of the sizes that are not dynamic.
+        settings: of the NMS in the file.
+        calibration: images (n, 3, H, W) in 0..1 for int8, else None. int8_ops: see models/export/int8.py.
     """
 
     model: DetectionModel
@@ -50,23 +54,25 @@ class Job:
 
     @cached_property
     def program(self) -> ExportedProgram:
-        """The network as torch.export sees it, with the sizes that may change."""
+        """The network captured by torch.export."""
         return exported_program(self.module, self.example, self.meta)
 
 
 def exported_program(module: torch.nn.Module, example: Tensor, meta: Metadata) -> ExportedProgram:
-    """`module` captured by torch.export; `meta.dynamic` tells which sizes stay open."""
+    """`module` captured by torch.export; the sizes of `meta.dynamic` stay open."""
     if meta.dynamic == "none":
         return torch.export.export(module, (example,))
     axes: dict[int, Any] = {0: Dim("batch", min=1, max=1024)}
     image = example[:1]
     if meta.dynamic == "size":
-        axes |= {2 + i: meta.grid * Dim(name, min=1, max=LARGEST) for i, name in enumerate(("rows", "columns"))}
-        image = torch.nn.functional.pad(image, (0, meta.grid))  # unequal sides: none is taken for the other
+        axes |= {2 + i: meta.grid * Dim(name, min=1, max=MAX_SIDE) for i, name in enumerate(("rows", "columns"))}
+        # Unequal sides, or torch.export would take them for equal in every input.
+        image = torch.nn.functional.pad(image, (0, meta.grid))
     return torch.export.export(module, (image.repeat(2, 1, 1, 1),), dynamic_shapes=({**axes},))
 
 
 def output_names(meta: Metadata) -> list[str]:
+    """Names of the outputs, in the order of Metadata.form."""
     if meta.form == "nms":
         return ["boxes", "scores", "classes", "count"]
     return [f"level{i}" for i in range(len(meta.strides))] if meta.form == "raw" else ["output"]
@@ -82,21 +88,21 @@ def write_torch_export(job: Job, path: Path) -> None:
 
 
 def write_onnx(job: Job, path: Path) -> None:
-    """ONNX by torch's exporter, slimmed, its opset checked.
+    """ONNX by torch's exporter, simplified by onnxslim.
 
     Raises:
-        ValueError: an opset that would be written wrongly, or was not written.
+        ValueError: an opset that torch writes incorrectly, or another one than asked for in the file.
     """
     if job.opset < OPSET:
         raise ValueError(f"--opset {job.opset}: torch {torch.__version__} writes {OPSET} and above")
-    onnx = need("onnx")
-    need("onnxscript")
+    onnx = import_optional("onnx")
+    import_optional("onnxscript")
     names = output_names(job.meta)
     options: dict[str, Any] = {"opset_version": job.opset, "external_data": False, "verbose": False, "dynamo": True}
     torch.onnx.export(job.program, (), path, input_names=["images"], output_names=names, **options)
     graph = onnx.load(path)
     if job.simplify:
-        graph = need("onnxslim").slim(graph)
+        graph = import_optional("onnxslim").slim(graph)
     written = max(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
     if written != job.opset:
         raise ValueError(f"{path.name}: opset {written} was written, --opset {job.opset} was asked for")
@@ -114,29 +120,29 @@ def write_onnx(job: Job, path: Path) -> None:
 
 
 def halve_onnx(graph: Any) -> Any:
-    """An ONNX model in float16 whose inputs, outputs and decode stay float32: beyond 512 float16 knows half pixels."""
-    float16 = need("onnxruntime.transformers.float16")
-    decode = quantize.after_convolutions(graph)
-    graph = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=decode)
-    need("onnxruntime.transformers.onnx_model").OnnxModel(graph).topological_sort()
+    """An ONNX model in float16 with inputs, outputs and decoding in float32: beyond 512 float16 has steps of 0.5."""
+    float16 = import_optional("onnxruntime.transformers.float16")
+    decoding, _ = quantize.decoding_and_head(graph)
+    graph = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=decoding)
+    import_optional("onnxruntime.transformers.onnx_model").OnnxModel(graph).topological_sort()
     return graph
 
 
 def name_axes(graph: Any, meta: Metadata) -> None:
-    """Give the open axes plain names: the exporter writes formulas of its own symbols."""
+    """Name the dynamic axes batch, height, width and rows, in place; the exporter writes formulas of its symbols."""
     if meta.dynamic == "none":
         return
     axes = ["batch", None, "height", "width"] if meta.dynamic == "size" else ["batch"]
     rows = ["batch", "rows"] if meta.dynamic == "size" else ["batch"]
-    for value, given in [(graph.graph.input[0], axes), *((out, rows) for out in graph.graph.output)]:
-        for dim, name in zip(value.type.tensor_type.shape.dim, given, strict=False):
+    for value, names in [(graph.graph.input[0], axes), *((out, rows) for out in graph.graph.output)]:
+        for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
             if name:
                 dim.dim_param = name
-    del graph.graph.value_info[:]  # they speak of the old symbols; every runtime infers them
+    del graph.graph.value_info[:]  # with the old symbols; every runtime infers these shapes itself
 
 
 def write_openvino(job: Job, path: Path) -> None:
-    ov = need_openvino()
+    ov = import_openvino()
     model = ov.convert_model(job.program)
     if job.meta.dynamic == "none":
         model.reshape(tuple(job.example.shape))
@@ -151,9 +157,9 @@ def write_openvino(job: Job, path: Path) -> None:
 
 
 def write_ncnn(job: Job, path: Path) -> None:
-    """ncnn by pnnx, which ends well whatever it could not convert: loading the file tells."""
-    pnnx = need("pnnx")
-    need("ncnn")
+    """ncnn by pnnx, which reports no error for a layer that it could not convert; loading the file then fails."""
+    pnnx = import_optional("pnnx")
+    import_optional("ncnn")
     work = path.with_name(path.name + ".work")
     work.mkdir()
     torch.jit.save(torch.jit.trace(job.module, job.example), work / "model.pt")
@@ -170,8 +176,8 @@ def write_ncnn(job: Job, path: Path) -> None:
 
 
 def write_tflite(job: Job, path: Path) -> None:
-    """LiteRT with input (B, H, W, 3), as its camera pipelines deliver."""
-    litert = need("litert_torch", LITERT)
+    """LiteRT with input (B, H, W, 3), the layout of camera images there."""
+    litert = import_optional("litert_torch", LITERT)
     module = litert.to_channel_last_io(job.module, args=[0])
     litert.convert(module, (job.example.permute(0, 2, 3, 1).contiguous(),)).export(str(path))
     if job.int8_ops or job.half:
@@ -181,8 +187,8 @@ def write_tflite(job: Job, path: Path) -> None:
 
 def write_executorch(job: Job, path: Path) -> None:
     """ExecuTorch with XNNPACK, attention as matmul and softmax: the fused form takes twice the time there."""
-    exir = need("executorch.exir", EXECUTORCH)
-    xnnpack = need("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXECUTORCH)
+    exir = import_optional("executorch.exir", EXECUTORCH)
+    xnnpack = import_optional("executorch.backends.xnnpack.partition.xnnpack_partitioner", EXECUTORCH)
     module = export_form(job.model, job.meta.form, job.settings, fused_attention=False)
     program = exported_program(module, job.example, job.meta)
     edge = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
@@ -191,23 +197,23 @@ def write_executorch(job: Job, path: Path) -> None:
 
 
 def write_coreml(job: Job, path: Path) -> None:
-    """A Core ML program that takes an RGB picture; with the "nms" form a pipeline ending in Apple's own NMS layer."""
-    ct = need("coremltools")
-    final = job.meta.form == "nms"
-    module = ForAppleNms(export_form(job.model), job.meta.imgsz) if final else job.module
+    """A Core ML program that takes an RGB image; with the "nms" form a pipeline that ends in Apple's NMS layer."""
+    ct = import_optional("coremltools")
+    nms = job.meta.form == "nms"
+    module = AppleNmsInputs(export_form(job.model), job.meta.imgsz) if nms else job.module
     program = torch.export.export(module, (job.example,)).run_decompositions({})
-    picture = ct.ImageType(name="image", shape=tuple(job.example.shape), scale=1 / 255, color_layout=ct.colorlayout.RGB)
-    names = ["scores", "boxes"] if final else output_names(job.meta)
+    image = ct.ImageType(name="image", shape=tuple(job.example.shape), scale=1 / 255, color_layout=ct.colorlayout.RGB)
+    names = ["scores", "boxes"] if nms else output_names(job.meta)
     converted = ct.convert(
         program,
-        inputs=[picture],
+        inputs=[image],
         outputs=[ct.TensorType(name=name) for name in names],
         minimum_deployment_target=ct.target.iOS16,
         compute_precision=ct.precision.FLOAT16 if job.half else ct.precision.FLOAT32,
     )
     if job.int8_ops:
         converted = quantize.quantize_coreml(converted)
-    if final:
+    if nms:
         converted = with_nms(converted, job.meta, job.settings or NmsSettings())
     converted.short_description = f"Object detector, classes: {', '.join(job.meta.names.values())}"[:500]
     converted.version, converted.license = job.meta.version, job.meta.license
@@ -217,11 +223,15 @@ def write_coreml(job: Job, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Format:
-    """`ending` of the name after the stem. `takes`: the options it knows, of half, int8, nms, batch and size."""
+    """A file format.
+
+    Attributes:
+        ending: of the name, after the stem. options: those it has, of half, int8, nms, batch and size.
+    """
 
     ending: str
     write: Callable[[Job, Path], None]
-    takes: frozenset[str]
+    options: frozenset[str]
 
 
 FORMATS = {

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,38 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.export.graph import decode, decoder, rows_of_final
 from models.export.metadata import MEMBER, Metadata, appended_metadata
+from models.heads import Detect
+from utils.images import PAD
+from utils.optional import import_openvino, import_optional
 
 LOGGER = logging.getLogger(__name__)
-GREY = 114 / 255  # what fills an input larger than the picture, as in the letterbox
-
-
-def need(module: str, requirements: str = "requirements-export.txt") -> ModuleType:
-    """The module, imported.
-
-    Raises:
-        ImportError: it is not installed; says what to type.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != module.split(".")[0]:
-            raise  # the package is there and lacks something itself
-        name = module.split(".")[0].replace("_", "-")
-        raise ImportError(f"the package {name} is missing: pip install -r {requirements}") from error
-
-
-def need_openvino() -> ModuleType:
-    """OpenVINO without its reporting: the converter and nncf send usage data to Intel unless that package is absent."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it now fails
-    return need("openvino")
 
 
 class ExportedBackend:
-    """What all exported files share: batches cut to the file's, pictures padded to its size, any form decoded.
+    """An exported file: batches are split into the file's, images padded to its size, outputs of any form decoded.
 
-    A subclass gives `run`. The precision is in the file, so `half` is refused.
+    Subclasses define `run`. The precision is that of the file, so `half` is refused.
 
     Raises:
         ValueError: half, or a file without metadata.
@@ -58,7 +35,7 @@ class ExportedBackend:
         self.path, self.meta = path, meta
         self.names, self.nc, self.stride, self.grid = meta.names, len(meta.names), meta.stride, meta.grid
         if meta.dynamic != "size" and meta.imgsz[0] == meta.imgsz[1]:
-            self.grid = meta.imgsz[0]  # the only square it takes; every path that chooses a size asks the grid
+            self.grid = meta.imgsz[0]  # the only size it accepts: every script rounds --imgsz to the grid
         self.detect = decoder(meta) if meta.form == "raw" else None
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
@@ -69,44 +46,44 @@ class ExportedBackend:
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> decoded (B, N, 5+nc) float32, on the device of `images`.
 
-        A file of a fixed size takes smaller pictures, too: they lie at its top left, so that boxes keep their frame.
+        Smaller images than the file's fixed size are padded at the right and bottom, so that boxes keep their frame.
 
         Raises:
-            ValueError: a picture larger than the file's fixed size.
+            ValueError: an image larger than the file's fixed size.
         """
         size = self.meta.batch if self.meta.dynamic == "none" else len(images)
-        parts = [self.rows(chunk, size) for chunk in self.fit(images.float().cpu()).split(size)]
+        parts = [self.rows(chunk, size) for chunk in self.pad(images.float().cpu()).split(size)]
         return torch.cat(parts).to(images.device)
 
-    def fit(self, images: Tensor) -> Tensor:
-        """Pad to the size of the file, where that is fixed."""
+    def pad(self, images: Tensor) -> Tensor:
+        """The images, padded to the size of the file where that is fixed."""
         if self.meta.dynamic == "size":
             return images
         h, w = self.meta.imgsz
         below, right = h - images.shape[2], w - images.shape[3]
         if below < 0 or right < 0:
             raise ValueError(
-                f"{self.path} was exported for {h}x{w}, got a picture of {images.shape[2]}x{images.shape[3]}; "
+                f"{self.path} was exported for {h}x{w}, got an image of {images.shape[2]}x{images.shape[3]}; "
                 f"use --imgsz {max(h, w)}, or export with --dynamic size"
             )
-        return F.pad(images, (0, right, 0, below), value=GREY)
+        return F.pad(images, (0, right, 0, below), value=PAD / 255)
 
     def rows(self, images: Tensor, size: int) -> Tensor:
-        """Decoded rows of at most `size` images, which the file takes at once."""
+        """Decoded rows of at most `size` images, the number that the file takes at once."""
         count = len(images)
-        filled = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - count))
-        out = [torch.from_numpy(np.array(a, copy=True)) for a in self.run(filled.contiguous().numpy())]
+        batch = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - count))
+        out = [torch.from_numpy(np.array(a, copy=True)) for a in self.run(batch.contiguous().numpy())]
         if self.detect is not None:
-            rows = decode(self.detect, [level.float() for level in out])
+            rows = self.detect.decode_all([level.float() for level in out])
         elif self.meta.form == "nms":
-            rows = rows_of_final(out[0].float(), out[1].float(), out[2], self.nc)
+            rows = final_to_decoded(out[0].float(), out[1].float(), out[2], self.nc)
         else:
             rows = out[0].float()
         return rows[:count]
 
 
 class TorchScriptBackend(ExportedBackend):
-    """A traced .torchscript file, on the device it is asked for."""
+    """A traced .torchscript file, run by PyTorch on `device`."""
 
     def __init__(self, path: Path, device: torch.device, half: bool, threads: int):
         extra = {MEMBER: ""}
@@ -131,17 +108,17 @@ class ExportedProgramBackend(ExportedBackend):
         except (RuntimeError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: not an archive of torch.export ({str(error).splitlines()[0]})") from error
         super().__init__(path, Metadata.from_json(extra[MEMBER], path), half)
-        self.module = program.module(check_guards=False)  # one of them refuses batches that give right results
+        self.module = program.module(check_guards=False)  # one of its guards refuses batches whose results are right
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         return arrays(self.module(torch.from_numpy(images)))
 
 
 class OnnxBackend(ExportedBackend):
-    """ONNX Runtime: CUDA where the device asks for it and the package has it, else the CPU."""
+    """ONNX Runtime: on a GPU if `device` is one and the package supports CUDA, else on the CPU."""
 
     def __init__(self, path: Path, device: torch.device, half: bool, threads: int):
-        ort = need("onnxruntime")
+        ort = import_optional("onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -149,8 +126,8 @@ class OnnxBackend(ExportedBackend):
             ["CUDAExecutionProvider", "CPUExecutionProvider"] if device.type == "cuda" else ["CPUExecutionProvider"]
         )
         providers = [name for name in wanted if name in ort.get_available_providers()]
-        kinds = vars(need("onnxruntime.capi.onnxruntime_pybind11_state")).values()  # its exceptions share no base
-        self.errors = tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception))
+        members = vars(import_optional("onnxruntime.capi.onnxruntime_pybind11_state")).values()
+        self.errors = tuple(m for m in members if isinstance(m, type) and issubclass(m, Exception))  # no common base
         try:
             self.session = ort.InferenceSession(str(path), options, providers=providers)
         except self.errors as error:
@@ -164,15 +141,15 @@ class OnnxBackend(ExportedBackend):
         try:
             return self.session.run(None, {self.input: images})
         except self.errors as error:
-            raise ValueError(f"{self.path}: ONNX Runtime stopped ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{self.path}: ONNX Runtime failed ({str(error).splitlines()[0]})") from error
 
 
 class OpenVinoBackend(ExportedBackend):
-    """OpenVINO on the CPU in single precision; the .xml, or the folder it lies in."""
+    """OpenVINO on the CPU in single precision: the .xml file, or its folder."""
 
     def __init__(self, path: Path, device: torch.device, half: bool, threads: int):
-        ov = need_openvino()
-        xml = path if path.is_file() else one_inside(path, "*.xml")
+        ov = import_openvino()
+        xml = path if path.is_file() else only_file(path, "*.xml")
         core = ov.Core()
         try:
             model = core.read_model(xml)
@@ -192,30 +169,29 @@ class OpenVinoBackend(ExportedBackend):
 
 
 class NcnnBackend(ExportedBackend):
-    """ncnn on the CPU: a folder with model.ncnn.param, model.ncnn.bin and the metadata; one picture at a time."""
+    """ncnn on the CPU: a folder with model.ncnn.param, model.ncnn.bin and the metadata; one image at a time."""
 
     def __init__(self, path: Path, device: torch.device, half: bool, threads: int):
         folder = path if path.is_dir() else path.parent
-        super().__init__(path, Metadata.from_json(one_inside(folder, MEMBER).read_bytes(), folder), half)
-        self.ncnn = need("ncnn")
+        super().__init__(path, Metadata.from_json(only_file(folder, MEMBER).read_bytes(), folder), half)
+        self.ncnn = import_optional("ncnn")
         self.net = self.ncnn.Net()
         if threads:
             self.net.opt.num_threads = threads
         if self.meta.precision == "float32":  # else it computes in 16 bits where the processor can
             for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
                 setattr(self.net.opt, option, False)
-        parts = (self.net.load_param, "*.param"), (self.net.load_model, "*.bin")
-        for load, pattern in parts:
-            file = one_inside(folder, pattern)
+        for load, pattern in ((self.net.load_param, "*.param"), (self.net.load_model, "*.bin")):
+            file = only_file(folder, pattern)
             if load(str(file)) != 0:
-                raise ValueError(f"{file}: ncnn cannot load it, a layer in it is unknown to this version")
+                raise ValueError(f"{file}: ncnn cannot load it, this version does not know a layer in it")
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         with self.net.create_extractor() as extractor:
             extractor.input(self.net.input_names()[0], self.ncnn.Mat(images[0]).clone())
             outputs = [extractor.extract(name) for name in self.net.output_names()]
             if any(code for code, _ in outputs):
-                raise ValueError(f"{self.path}: ncnn stopped with {[code for code, _ in outputs]}")
+                raise ValueError(f"{self.path}: ncnn failed with codes {[code for code, _ in outputs]}")
             return [np.array(mat)[None] for _, mat in outputs]
 
 
@@ -223,7 +199,7 @@ class LiteRtBackend(ExportedBackend):
     """LiteRT (TensorFlow Lite) on the CPU; its input is (B, H, W, 3), quantized or float."""
 
     def __init__(self, path: Path, device: torch.device, half: bool, threads: int):
-        interpreter = need("ai_edge_litert.interpreter")
+        interpreter = import_optional("ai_edge_litert.interpreter")
         super().__init__(path, appended_metadata(path), half)
         try:
             self.model = interpreter.Interpreter(str(path), num_threads=threads or None)
@@ -234,9 +210,9 @@ class LiteRtBackend(ExportedBackend):
         self.outputs = sorted(self.model.get_output_details(), key=lambda d: d["name"])
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        self.model.set_tensor(self.input["index"], to_stored(images.transpose(0, 2, 3, 1), self.input))
+        self.model.set_tensor(self.input["index"], quantize(images.transpose(0, 2, 3, 1), self.input))
         self.model.invoke()
-        return [from_stored(self.model.get_tensor(out["index"]), out) for out in self.outputs]
+        return [dequantize(self.model.get_tensor(out["index"]), out) for out in self.outputs]
 
 
 class ExecuTorchBackend(ExportedBackend):
@@ -244,7 +220,7 @@ class ExecuTorchBackend(ExportedBackend):
 
     def __init__(self, path: Path, device: torch.device, half: bool, threads: int):
         super().__init__(path, appended_metadata(path), half)
-        runtime = need("executorch.runtime", "requirements-executorch.txt")
+        runtime = import_optional("executorch.runtime", "requirements-executorch.txt")
         try:
             self.program = runtime.Runtime.get().load_program(path)
         except RuntimeError as error:
@@ -255,20 +231,17 @@ class ExecuTorchBackend(ExportedBackend):
         return arrays(tuple(self.method.execute([torch.from_numpy(images)])))
 
 
-def no_coreml(path: Path, device: torch.device, half: bool, threads: int) -> NoReturn:
-    """Core ML files can be checked here, not run.
-
-    Raises:
-        ValueError: always.
-    """
-    raise ValueError(f"{path}: Core ML runs on Apple devices only (this is {sys.platform}); see docs/export.md")
+def refuse_coreml(path: Path, device: torch.device, half: bool, threads: int) -> NoReturn:
+    """Raise ValueError: Core ML files run on Apple devices only."""
+    raise ValueError(f"{path}: Core ML files are not run here, only on Apple devices; see docs/export.md")
 
 
 def arrays(output: Tensor | tuple[Tensor, ...]) -> list[np.ndarray]:
+    """One or several tensors as arrays."""
     return [t.detach().cpu().numpy() for t in (output if isinstance(output, tuple | list) else (output,))]
 
 
-def one_inside(folder: Path, pattern: str) -> Path:
+def only_file(folder: Path, pattern: str) -> Path:
     """The only file of that pattern in `folder`.
 
     Raises:
@@ -280,8 +253,8 @@ def one_inside(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def to_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """Floats as the tensor of a LiteRT model stores them."""
+def quantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """Floats in the type and scale of a tensor of a LiteRT model."""
     scale, zero = tensor["quantization"]
     if not scale:
         return np.ascontiguousarray(values, dtype=tensor["dtype"])
@@ -289,7 +262,26 @@ def to_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
     return np.clip(np.round(values / scale) + zero, limits.min, limits.max).astype(tensor["dtype"])
 
 
-def from_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """The floats that a tensor of a LiteRT model stands for."""
+def dequantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """Values of a tensor of a LiteRT model as floats."""
     scale, zero = tensor["quantization"]
     return (values.astype(np.float32) - zero) * scale if scale else values
+
+
+def decoder(meta: Metadata) -> Detect:
+    """A Detect to decode the raw maps of the file that `meta` describes; its convolutions are not used."""
+    levels = len(meta.strides)
+    flat = [[side for anchor in level for side in anchor] for level in meta.anchors]
+    detect = Detect(len(meta.names), flat, [1] * levels).eval()
+    detect.stride.copy_(torch.tensor(meta.strides))
+    return detect
+
+
+def final_to_decoded(boxes: Tensor, scores: Tensor, classes: Tensor, nc: int) -> Tensor:
+    """The "nms" form as decoded rows (B, D, 5+nc): objectness is the score, the class has probability 1.
+
+    NMS with the same thresholds keeps these boxes.
+    """
+    center, size = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    probabilities = torch.nn.functional.one_hot(classes.long(), nc).to(boxes.dtype)
+    return torch.cat([center, size, scores[..., None], probabilities], dim=-1)

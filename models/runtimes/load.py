@@ -1,112 +1,47 @@
-"""Weights of any supported format behind one callable."""
+"""Loading weights of any supported format as a backend."""
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
 
-from models.runtimes import exported as runtimes
-from models.weights.checkpoint import SUFFIXES, build_model, load_checkpoint
-
-LOGGER = logging.getLogger(__name__)
-
-
-class Backend(Protocol):
-    """What runs a detector: float (B, 3, H, W) in 0..1 -> decoded rows (B, N, 5+nc), see Detect.forward.
-
-    Attributes:
-        names: class index -> name. nc: classes.
-        stride: pixels a cell of the coarsest level. grid: both sides of an input must be multiples of it.
-    """
-
-    names: dict[int, str]
-    nc: int
-    stride: int
-    grid: int
-
-    def __call__(self, images: Tensor) -> Tensor: ...
-
-
-class TorchBackend:
-    """A checkpoint run by PyTorch: fused, in eval mode, without gradients.
-
-    Raises:
-        ValueError: half precision on a CPU; no C++ compiler for `compiled`.
-    """
-
-    def __init__(
-        self, weights: Path, device: torch.device, half: bool = False, threads: int = 0, compiled: bool = False
-    ):
-        if half and device.type == "cpu":
-            raise ValueError("--half on a CPU: expected a GPU; leave --half out")
-        if threads:
-            torch.set_num_threads(threads)
-        self.model = build_model(load_checkpoint(weights)).fuse().to(device).requires_grad_(False)
-        if half:
-            self.model.half()
-        self.device, self.dtype = device, torch.float16 if half else torch.float32
-        self.names = dict(self.model.names)
-        self.nc = self.model.nc
-        self.stride = int(self.model.stride.max())
-        self.grid = self.model.grid
-        self.forward = compile_model(self.model, device) if compiled else self.model
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in 0..1 -> decoded (B, N, 5+nc), float32 whatever the model computes in."""
-        decoded, _ = self.forward(images.to(self.device, self.dtype))
-        return decoded.float()
-
-
-def compile_model(model: nn.Module, device: torch.device) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
-    """`model` by torch.compile, which starts at the first input and again at every new shape.
-
-    Raises:
-        ValueError: no C++ compiler, on the CPU.
-    """
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
-        raise ValueError(f"--compile needs a C++ compiler on the CPU, {compiler} was not found; leave it out")
-    LOGGER.info("--compile: the first picture of every size takes a minute or more, the following ones are faster")
-    return torch.compile(model, dynamic=False)
-
+from models.runtimes import exported
+from models.runtimes.ensemble import Augmented, Ensemble
+from models.runtimes.torch_backend import TorchBackend
+from models.weights.checkpoint import SUFFIXES
+from utils.backend import Backend
 
 LOADERS: dict[str, Callable[..., Backend]] = {
     **{suffix: TorchBackend for suffix in SUFFIXES},
-    ".torchscript": runtimes.TorchScriptBackend,
-    ".pt2": runtimes.ExportedProgramBackend,
-    ".onnx": runtimes.OnnxBackend,
-    ".xml": runtimes.OpenVinoBackend,
-    ".param": runtimes.NcnnBackend,
-    ".tflite": runtimes.LiteRtBackend,
-    ".pte": runtimes.ExecuTorchBackend,
-    ".mlpackage": runtimes.no_coreml,
+    ".torchscript": exported.TorchScriptBackend,
+    ".pt2": exported.ExportedProgramBackend,
+    ".onnx": exported.OnnxBackend,
+    ".xml": exported.OpenVinoBackend,
+    ".param": exported.NcnnBackend,
+    ".tflite": exported.LiteRtBackend,
+    ".pte": exported.ExecuTorchBackend,
+    ".mlpackage": exported.refuse_coreml,
 }
 FOLDERS: dict[str, Callable[..., Backend]] = {
-    "_openvino_model": runtimes.OpenVinoBackend,
-    "_ncnn_model": runtimes.NcnnBackend,
-}  # by how the name ends
+    "_openvino_model": exported.OpenVinoBackend,
+    "_ncnn_model": exported.NcnnBackend,
+}  # by the end of the folder's name
 
 
 def load_backend(
     weights: str | Path, device: torch.device, half: bool = False, threads: int = 0, compiled: bool = False
 ) -> Backend:
-    """The backend for the suffix of `weights`, or the ending of a folder's name.
+    """The backend for the suffix of `weights`, or for the end of a folder's name.
 
     Args:
-        half: compute in half precision, .pt on a GPU only. threads: of the CPU; 0 leaves the choice to the runtime.
+        half: compute in half precision, .pt on a GPU only. threads: CPU threads (0: runtime default).
         compiled: run through torch.compile, .pt only.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; a suffix or a content that does not work.
-        ImportError: the runtime is not installed; says what to type.
+        FileNotFoundError, ValueError: no such file; an unknown suffix or damaged content.
+        ImportError: the runtime is not installed.
     """
     path = Path(weights)
     ending = next((end for end in FOLDERS if path.name.endswith(end)), None)
@@ -119,5 +54,26 @@ def load_backend(
     if path.suffix.lower() in SUFFIXES:
         return TorchBackend(path, device, half, threads, compiled)
     if compiled:
-        raise ValueError(f"{path}: --compile is for .pt weights; an exported file is compiled already")
+        raise ValueError(f"{path}: --compile is for .pt weights, expected an exported file without it")
     return loader(path, device, half, threads)
+
+
+def load_model(
+    weights: str | Path | Sequence[str],
+    device: torch.device,
+    half: bool = False,
+    augment: bool = False,
+    threads: int = 0,
+    compiled: bool = False,
+) -> Backend:
+    """One weights file, or several as an ensemble, with test-time augmentation if `augment`; see load_backend.
+
+    Raises:
+        ValueError: no weights.
+    """
+    paths = [weights] if isinstance(weights, str | Path) else list(weights)
+    if not paths or not all(str(path) for path in paths):
+        raise ValueError("--weights is missing, expected a checkpoint such as runs/train/exp/weights/best.pt")
+    backends = [load_backend(path, device, half, threads, compiled) for path in paths]
+    model: Backend = backends[0] if len(backends) == 1 else Ensemble(backends)
+    return Augmented(model) if augment else model

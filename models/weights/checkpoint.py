@@ -1,88 +1,120 @@
-"""The .pt file: tensors and plain data only, so that loading one cannot run code; YOLOv5's are read as data too."""
+"""Checkpoint files: tensors and plain data only, so that loading one cannot run code; YOLOv5's are read as data."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
-import os
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from models.weights.safe_pickle import FAULTS
+from models.weights.safe_pickle import PICKLE_ERRORS
 from models.weights.torch_file import read
-from models.weights.transfer import BUILD_FAULTS, check_fit
+from models.weights.transfer import BUILD_ERRORS, check_fit
 from models.weights.yolov5 import holds_yolov5, import_yolov5
 from models.yolo import DetectionModel
+from utils.files import write_atomic
 
 LOGGER = logging.getLogger(__name__)
 VERSION = 1
-KEYS = ("version", "yaml", "names", "model")  # what every checkpoint holds
+REQUIRED = ("version", "yaml", "names", "model")  # keys of every checkpoint
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
-def model_state(model: DetectionModel) -> dict[str, Any]:
-    """What rebuilds `model` anywhere: mapping, names, weights; anchors, stride and grid for those who only read."""
-    return {
-        "version": VERSION,
-        "yaml": model.yaml,
-        "names": dict(model.names),
-        "anchors": model.head.anchors.flatten(1).tolist(),
-        "stride": model.stride.tolist(),
-        "grid": model.grid,
-        "model": {k: v.detach().cpu().clone() for k, v in model.state_dict().items()},
-    }
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint file; tensors are on the CPU.
+
+    Attributes:
+        yaml: the model mapping, of which the rows are built. names: class index -> name.
+        model: state dict. ema: state dict of the averaged weights, where `model` has those that are trained.
+        anchors, stride, grid: of the model, for programs that only read the file.
+        epoch: index of the last epoch. fitness, metrics: of its validation.
+        hyp, opt: hyperparameters and flags of the run.
+        training: the state that a resumed run needs, see TrainState; None if the file has only weights.
+    """
+
+    yaml: dict[str, Any]
+    names: dict[int, str]
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None = None
+    anchors: list[list[float]] | None = None
+    stride: list[float] | None = None
+    grid: int | None = None
+    epoch: int | None = None
+    fitness: float | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    hyp: dict[str, float] = field(default_factory=dict)
+    opt: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, model: DetectionModel) -> Checkpoint:
+        """What rebuilds `model` anywhere; its tensors are copied."""
+        return cls(
+            yaml=model.yaml,
+            names=dict(model.names),
+            model={k: v.detach().cpu().clone() for k, v in model.state_dict().items()},
+            anchors=model.head.anchors.flatten(1).tolist(),
+            stride=model.stride.tolist(),
+            grid=model.grid,
+        )
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], path: Path) -> Checkpoint:
+        """The checkpoint that `as_dict` wrote; other keys are ignored.
+
+        Raises:
+            ValueError: a required key is missing, or holds something else than it should.
+        """
+        check_content(path, content)
+        return cls(**{f.name: content[f.name] for f in fields(cls) if content.get(f.name) is not None})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data and tensors under the keys of the file; without fields that are None or empty."""
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"version": VERSION} | {k: v for k, v in known.items() if v is not None and v != {}}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict to detect with: the averaged weights where there are some."""
+        return self.ema or self.model
 
 
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint so that a kill or a full disk leaves the previous file whole.
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint so that a kill or a full disk leaves the previous file unchanged.
 
     Raises:
         ValueError: it holds something that `load_checkpoint` would refuse.
     """
     buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
+    torch.save(checkpoint.as_dict(), buffer)
     try:
         torch.load(io.BytesIO(buffer.getbuffer()), weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: a checkpoint may hold only tensors and plain data ({error})") from error
-    write_bytes(path, buffer.getbuffer())
+    write_atomic(path, buffer.getbuffer())
 
 
-def save_safetensors(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write the weights as safetensors; the plain data is JSON in the file's metadata. Atomic, as `save_checkpoint`.
-
-    The averaged weights are written where the checkpoint has them; optimizer state has no place in the format.
-    """
-    state = {name: t.contiguous() for name, t in (checkpoint.get("ema") or checkpoint["model"]).items()}
-    plain = {k: v for k, v in checkpoint.items() if k not in ("model", "ema", "training")}
-    write_bytes(path, safetensors.torch.save(state, {"checkpoint": json.dumps(plain)}))
+def save_safetensors(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the averaged weights as safetensors; the plain data is JSON in the file's metadata. Atomic."""
+    content = replace(checkpoint, model=checkpoint.weights, ema=None, training=None).as_dict()
+    state = {name: t.contiguous() for name, t in content.pop("model").items()}
+    write_atomic(path, safetensors.torch.save(state, {"checkpoint": json.dumps(content)}))
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old one or the new one, whatever happens."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{error.strerror}; not saved, an earlier file is still whole", str(path)) from error
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint of this project (.pt, .safetensors) or of YOLOv5 v5 to v7.
 
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of this project (.pt, .safetensors) or of YOLOv5 v5 to v7; tensors on the CPU.
-
-    Nothing in the file is run. One of YOLOv5 comes back as this project's, with the averaged weights if it has them.
+    Nothing in the file is run. From one of YOLOv5 the averaged weights are read if it has them.
 
     Raises:
         FileNotFoundError, ValueError: no such file; not such a checkpoint.
@@ -90,78 +122,77 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights '{path}' not found")
-    checkpoint = load_safetensors(path) if path.suffix == ".safetensors" else load_archive(path)
-    check_content(path, checkpoint)
-    return checkpoint
+    content = load_safetensors(path) if path.suffix == ".safetensors" else load_archive(path)
+    return Checkpoint.from_dict(content, path)
 
 
-def check_content(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Raise ValueError unless KEYS are there and hold what they should."""
-    if any(key not in checkpoint for key in KEYS):
-        raise ValueError(f"{path}: not a checkpoint of this project, expected the keys {', '.join(KEYS)}")
-    if checkpoint["version"] != VERSION:
-        raise ValueError(f"{path}: checkpoint version {checkpoint['version']!r:.20}, expected {VERSION}")
+def check_content(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the required keys are there and hold what they should."""
+    if any(key not in content for key in REQUIRED):
+        raise ValueError(f"{path}: not a checkpoint of this project, expected the keys {', '.join(REQUIRED)}")
+    if content["version"] != VERSION:
+        raise ValueError(f"{path}: checkpoint version {content['version']!r:.20}, expected {VERSION}")
     for key in ("model", "ema"):
-        state = checkpoint.get(key) or {}
-        if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-            raise ValueError(f"{path}: '{key}' of the checkpoint does not hold tensors alone")
-    names = checkpoint["names"]
-    if not isinstance(checkpoint["yaml"], dict) or not isinstance(names, dict):
-        raise ValueError(f"{path}: 'yaml' and 'names' of the checkpoint must be mappings")
-    if sorted(names) != list(range(len(names))) or len(names) != checkpoint["yaml"].get("nc"):
-        raise ValueError(
-            f"{path}: the checkpoint's {len(names)} names do not fit its {checkpoint['yaml'].get('nc')} classes"
-        )
+        state = content.get(key) or {}
+        if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+            raise ValueError(f"{path}: '{key}' of the checkpoint holds something other than tensors")
+    for key in ("yaml", "names", "metrics", "hyp", "opt"):
+        if not isinstance(content.get(key, {}), dict):
+            raise ValueError(
+                f"{path}: '{key}' of the checkpoint is a {type(content[key]).__name__}, expected a mapping"
+            )
+    names, nc = content["names"], content["yaml"].get("nc")
+    if sorted(names) != list(range(len(names))) or len(names) != nc:
+        raise ValueError(f"{path}: the checkpoint has {len(names)} names for {nc} classes")
 
 
 def load_archive(path: Path) -> dict[str, Any]:
-    """A checkpoint that torch.save wrote.
+    """The content of a file that torch.save wrote, under the keys of this project.
 
     Raises:
         ValueError: neither this project's nor YOLOv5's.
     """
     try:
-        content = read(path)  # also refuses what would harm the reader below
+        content = read(path)  # refuses everything that could harm torch.load below
         if holds_yolov5(content):
             checkpoint = {"version": VERSION} | import_yolov5(content)
             LOGGER.info(f"{path}: a YOLOv5 checkpoint, read without running it")
             return checkpoint
-        if not isinstance(content, dict) or not content.keys() >= {*KEYS}:
-            raise ValueError(f"expected the keys {', '.join(KEYS)}, or a pickled YOLOv5 model")
+        if not isinstance(content, dict) or not content.keys() >= {*REQUIRED}:
+            raise ValueError(f"expected the keys {', '.join(REQUIRED)}, or a pickled YOLOv5 model")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (ValueError, RuntimeError, pickle.UnpicklingError, *FAULTS) as error:
+    except (ValueError, RuntimeError, pickle.UnpicklingError, *PICKLE_ERRORS) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not a checkpoint that can be used, nothing in it was run: {reason}") from error
+        raise ValueError(f"{path}: not a usable checkpoint, nothing in it was run: {reason}") from error
 
 
 def load_safetensors(path: Path) -> dict[str, Any]:
-    """A checkpoint that `save_safetensors` wrote.
+    """The content of a file that `save_safetensors` wrote.
 
     Raises:
         ValueError: not such a file.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            checkpoint = json.loads((file.metadata() or {})["checkpoint"])
-            checkpoint["model"] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        checkpoint["names"] = {int(i): name for i, name in checkpoint["names"].items()}  # JSON keys are text
+            content = json.loads((file.metadata() or {})["checkpoint"])
+            content["model"] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        content["names"] = {int(i): name for i, name in content["names"].items()}  # JSON keys are text
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a checkpoint of this project in safetensors ({error})") from error
-    return checkpoint
+    return content
 
 
-def build_model(checkpoint: Mapping[str, Any]) -> DetectionModel:
+def build_model(checkpoint: Checkpoint) -> DetectionModel:
     """The model of a checkpoint, in eval mode: the averaged weights where it has them.
 
     Raises:
         ValueError: its weights do not fit its rows.
     """
-    state = checkpoint.get("ema") or checkpoint["model"]
-    check_fit(checkpoint["yaml"], state)
+    check_fit(checkpoint.yaml, checkpoint.weights)
     try:
-        model = DetectionModel(checkpoint["yaml"])
-        model.load_state_dict(state)
-    except BUILD_FAULTS as error:
+        model = DetectionModel(checkpoint.yaml)
+        model.load_state_dict(checkpoint.weights)
+    except BUILD_ERRORS as error:
         raise ValueError(f"the checkpoint's model cannot be built ({str(error).splitlines()[0][:200]})") from error
-    model.names = dict(checkpoint["names"])
+    model.names = dict(checkpoint.names)
     return model.eval()

@@ -1,4 +1,4 @@
-"""Published MobileViT ImageNet weights: read from CVNets' and timm's files, put into a detector's backbone."""
+"""MobileViT ImageNet weights of CVNets and timm: reading them, and loading them into a detector's backbone."""
 
 from __future__ import annotations
 
@@ -15,29 +15,23 @@ from torch import Tensor, nn
 from models.common import MobileViTBlock
 from models.mobilevit import SIZES, from_published, layout_of
 from models.weights.torch_file import read
-from models.weights.transfer import Transfer, part_of, shape_in, transfer
+from models.weights.transfer import TransferReport, part_of, shape_in, transfer
 from models.yolo import DetectionModel
 
 LOGGER = logging.getLogger(__name__)
 TIMM = "timm:"
-WRAPPERS = (
-    "ema_state_dict",
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model_state_dict",
-    "model",
-)  # averages first
+# Keys under which training checkpoints hold a state dict, averaged ones first.
+WRAPPERS = ("ema_state_dict", "state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 PUBLISHED_EPS = 1e-5
 
 
 def read_published(source: str) -> dict[str, Tensor]:
-    """The state dict in a .pt, .pth or .safetensors file, or of 'timm:NAME', which timm fetches or has in its cache.
+    """The state dict in a .pt, .pth or .safetensors file, or of 'timm:NAME', which timm downloads or has in its cache.
 
-    Nothing in a file is run. A state dict inside a training checkpoint is found, the averaged one first.
+    Nothing in a file is run. The file may be a training checkpoint; its averaged weights come first.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; no state dict in it; timm could not get it.
+        FileNotFoundError, ValueError: no such file; no state dict in it; timm failed.
         ImportError: timm is not installed.
     """
     if source.startswith(TIMM):
@@ -50,11 +44,11 @@ def read_published(source: str) -> dict[str, Tensor]:
     try:
         return unwrap(safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read(path))
     except (ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: no weights to read, nothing in it was run: {error}") from error
+        raise ValueError(f"{path}: no weights that can be read, nothing in it was run: {error}") from error
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:
-    """The dict of tensors in what was read, without the prefix that parallel training leaves.
+    """The state dict in the content of a file, without the prefix of parallel training.
 
     Raises:
         ValueError: there is none.
@@ -64,14 +58,14 @@ def unwrap(content: Any) -> dict[str, Tensor]:
             return {str(key).removeprefix("module."): value for key, value in content.items()}
         found = next((content[key] for key in WRAPPERS if key in content), None) if isinstance(content, dict) else None
         content = found
-    raise ValueError(f"expected a state dict (name -> tensor), alone or under one of {', '.join(WRAPPERS)}")
+    raise ValueError(f"expected a state dict (name -> tensor) as it is or under one of the keys {', '.join(WRAPPERS)}")
 
 
 def from_timm(name: str) -> dict[str, Tensor]:
     """The pretrained state dict of a timm MobileViT.
 
     Raises:
-        ImportError, ValueError: no timm; not one of its MobileViTs, or it could not get the file.
+        ImportError, ValueError: no timm; not one of its MobileViTs, or it failed.
     """
     known = [f"mobilevit_{size}" for size in SIZES]
     if name.partition(".")[0] not in known:
@@ -82,22 +76,22 @@ def from_timm(name: str) -> dict[str, Tensor]:
         import timm
     except ImportError as error:
         raise ImportError(f"{TIMM}{name} needs timm: pip install timm") from error
-    LOGGER.info(f"asking timm for {name}; what it does not have in its cache it fetches from the Hugging Face Hub")
+    LOGGER.info(f"{TIMM}{name}: timm downloads the weights from the Hugging Face Hub unless they are in its cache")
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{TIMM}{name}: timm could not get it ({reason})") from error
+        raise ValueError(f"{TIMM}{name}: timm could not load it ({reason})") from error
 
 
-def load_backbone(model: DetectionModel, source: str, partial: bool = False) -> Transfer:
+def load_backbone(model: DetectionModel, source: str, partial: bool = False) -> TransferReport:
     """Put the MobileViT weights of `source` (see read_published) into the backbone of `model`, in place.
 
-    CVNets' networks were trained on BGR pictures and a detector here reads RGB, so the stem's input channels of that
-    layout are turned around.
+    CVNets' networks were trained on BGR images and a detector here reads RGB, so the input channels of the stem are
+    reversed for that layout.
 
     Args:
-        partial: take what fits; else every tensor of the backbone must be in the file, and the other way round.
+        partial: copy what fits; else the backbone and the file must have the same tensors.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see read_published; the weights do not fit.
@@ -117,24 +111,24 @@ def load_backbone(model: DetectionModel, source: str, partial: bool = False) -> 
         raise ValueError(f"{source}: {model.where} has no MobileViT backbone, expected a yolov5-mobilevit-*.yaml")
     if not fitting or (unmatched and not partial):
         first = unmatched[0]
-        advice = "; --partial takes what fits" if fitting else ""
+        advice = "; --partial transfers what fits" if fitting else ""
         raise ValueError(
-            f"{source}{size_of(published)}: {len(unmatched)} tensors of the backbone do not match {model.where}, the "
-            f"first is {first}: {shape_in(state, first)} in the file, {shape_in(own, first)} in the model{advice}"
+            f"{source}{size_label(published)}: {len(unmatched)} tensors of the backbone do not match {model.where}, "
+            f"the first is {first}: {shape_in(state, first)} in the file, {shape_in(own, first)} in the model{advice}"
         )
-    done = transfer(model, {name: t for name, t in state.items() if name in own})
+    report = transfer(model, {name: t for name, t in state.items() if name in own})
     rows = model.model[: len(model.yaml["backbone"])]
-    odd = {m.eps for m in rows.modules() if isinstance(m, nn.BatchNorm2d)}
-    if odd - {PUBLISHED_EPS}:
+    eps = {m.eps for m in rows.modules() if isinstance(m, nn.BatchNorm2d)}
+    if eps - {PUBLISHED_EPS}:
         LOGGER.warning(
-            f"{model.where} has batch norms of eps {max(odd):g}, the published weights were trained with "
+            f"{model.where} has batch norms of eps {max(eps):g}, the published weights were trained with "
             f"{PUBLISHED_EPS:g}: put 'norm_eps: 1.0e-5' into the YAML"
         )
-    return replace(done, left={name: why for name, why in done.left.items() if name in own})
+    return replace(report, skipped={name: why for name, why in report.skipped.items() if name in own})
 
 
-def size_of(published: Mapping[str, Tensor]) -> str:
-    """' (MobileViT-XXS)' or another size, by the width of the last stage; '' if it is none of them."""
+def size_label(published: Mapping[str, Tensor]) -> str:
+    """' (MobileViT-XXS)' or another size, by the width of the last stage; '' for other widths."""
     fusion = published.get("features.9.fusion.conv.weight")
     width = len(fusion) if fusion is not None and fusion.ndim else 0
     return next((f" (MobileViT-{size.upper()})" for size, spec in SIZES.items() if spec.widths[-1] == width), "")

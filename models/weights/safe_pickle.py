@@ -1,9 +1,9 @@
-"""Reads what torch.save wrote without running it: tensors, containers, and inert records where objects stood.
+"""A pickle interpreter that runs no code: torch.save's files as tensors, containers and records of objects.
 
-A pickle is a program, so here is a machine that can only do what harms nobody: it builds lists, dicts, tuples, numbers,
-strings and views of the archive's own bytes. A name in the pickle is never imported and nothing is ever called; an
-object becomes a `Record` of its class's name and attributes. Names, nesting, sizes and the number of steps are limited,
-so that a hostile file costs a second and an error line.
+A pickle is a program. This interpreter only builds lists, dicts, tuples, numbers, strings and views of the archive's
+bytes. It never imports a name and never calls anything; an object becomes a `Record` of its class's name and
+attributes. Names, nesting, sizes and the number of instructions are limited, so that a hostile file costs a second and
+an error line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 MAX_PICKLE = 32 * 2**20  # bytes; that of yolov5x has 0.2 MB
-MAX_STEPS = 1_000_000  # instructions, some seconds; a model of yolov5x has 84,000, a checkpoint may hold it twice
+MAX_STEPS = 1_000_000  # instructions, some seconds; a model of yolov5x has 84,000, a checkpoint may hold two
 MAX_BITS = 1024  # of an integer: arithmetic on one of a million digits takes minutes
 MAX_DIMENSIONS = 8
 
@@ -48,8 +48,17 @@ INERT = re.compile(
     r"|argparse\.Namespace|collections\.defaultdict|_codecs\.encode|datetime\.(datetime|date)"
 )
 KEYS = (str, int, float, bytes, type(None))  # of dicts: hashing a deeply nested tuple would crash the interpreter
-# What following a malformed program can raise. Every value below was made here, so nothing of the file runs in these.
-FAULTS = (IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError, struct.error)
+# What interpreting a malformed program can raise. All values were built here, so no code of the file runs meanwhile.
+PICKLE_ERRORS = (
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +87,9 @@ class Record:
 
 
 class Machine:
-    """Runs one pickle: bytes, or a stream that is left behind its end.
+    """Interprets one pickle: bytes, or a stream that is then positioned after it.
 
-    `storage` gives a storage's bytes by key; None leaves tensors out. `sizes` is the bytes of each storage referred to.
+    `storage` returns a storage's bytes by key; with None there are no tensors. `sizes`: bytes of each storage named.
     """
 
     def __init__(self, program: bytes | BytesIO, storage: Callable[[str], bytearray] | None):
@@ -114,12 +123,12 @@ class Machine:
                     STEPS[opcode.name](self, argument)
                 else:
                     raise ValueError(f"instruction {opcode.name}, which no checkpoint needs")
-        except FAULTS as error:
+        except PICKLE_ERRORS as error:
             raise ValueError(f"malformed at byte {at} of its pickle ({type(error).__name__})") from error
         raise ValueError("its pickle has no end")
 
     def slice(self) -> list[Any]:
-        """Pop what lies above the latest mark."""
+        """Pop the items above the latest mark."""
         start = self.marks.pop()
         if start > len(self.stack):
             raise IndexError
@@ -139,7 +148,7 @@ class Machine:
         self.stack.append(Name(dotted))
 
     def call(self) -> None:
-        """What the pickle would call or make is written down; only tensors and empty containers are built."""
+        """A call becomes a Record of its name and arguments; only tensors and empty containers are built."""
         called, args = self.pair()
         if not isinstance(called, Name) or type(args) is not tuple:
             raise ValueError("it calls something that is not a name")
@@ -160,7 +169,7 @@ class Machine:
         target, state = self.pair()
         if isinstance(target, Record):
             target.state = state
-        elif type(target) is not dict:  # an OrderedDict's own attributes say nothing
+        elif type(target) is not dict:  # attributes of an OrderedDict are not needed
             raise ValueError(f"it sets attributes of a {type(target).__name__}")
         self.stack.append(target)
 
@@ -177,19 +186,19 @@ class Machine:
 
     def update(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if isinstance(target, Record):  # a defaultdict, as some data sets and optimizers have; its items are not needed
+        if isinstance(target, Record):  # a defaultdict, of some data sets and optimizers; its items are not needed
             return
         if type(target) is not dict or len(items) % 2 or not all(isinstance(key, KEYS) for key in items[::2]):
             raise TypeError
         target.update(zip(items[::2], items[1::2], strict=True))
 
     def refer(self) -> None:
-        """What lies outside the pickle: ('storage', type, key, device, elements); a class comes with its source."""
+        """A reference out of the pickle: ('storage', type, key, device, elements), or a class with its source."""
         reference = self.stack.pop()
         if type(reference) is not tuple or len(reference) < 4:
             raise TypeError
         kind, named, *rest = reference
-        if kind == "module" and type(named) is Name:  # only older files have it; the source is left aside
+        if kind == "module" and type(named) is Name:  # in older files; the source is not read
             self.stack.append(named)
             return
         if kind != "storage" or type(named) is not Name or named.dotted not in STORAGES or len(rest) not in (3, 4):
@@ -220,11 +229,13 @@ class Machine:
         return torch.frombuffer(data, dtype=dtype).as_strided(size, stride, offset)
 
 
-def nothing(machine: Machine, argument: Any) -> None:
-    """PROTO and FRAME only describe the stream."""
+def skip(machine: Machine, argument: Any) -> None:
+    """Do nothing: PROTO and FRAME only describe the stream."""
 
 
-def take_tuple(count: int) -> Callable[[Machine, Any], None]:
+def pop_tuple(count: int) -> Callable[[Machine, Any], None]:
+    """The instruction that replaces the top `count` items by a tuple of them."""
+
     def step(machine: Machine, argument: Any) -> None:
         stack = machine.stack
         if len(stack) < count:
@@ -243,18 +254,18 @@ LITERALS = {
     *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "STRING", "BINSTRING", "SHORT_BINSTRING"),
 }
 STEPS: dict[str, Callable[[Machine, Any], object]] = {
-    "PROTO": nothing,
-    "FRAME": nothing,
+    "PROTO": skip,
+    "FRAME": skip,
     "NONE": lambda m, _: m.stack.append(None),
     "NEWTRUE": lambda m, _: m.stack.append(True),
     "NEWFALSE": lambda m, _: m.stack.append(False),
     "EMPTY_DICT": lambda m, _: m.stack.append({}),
     "EMPTY_LIST": lambda m, _: m.stack.append([]),
-    "EMPTY_SET": lambda m, _: m.stack.append([]),  # a set is never asked for what it holds
+    "EMPTY_SET": lambda m, _: m.stack.append([]),  # items of a set are not needed
     "EMPTY_TUPLE": lambda m, _: m.stack.append(()),
-    "TUPLE1": take_tuple(1),
-    "TUPLE2": take_tuple(2),
-    "TUPLE3": take_tuple(3),
+    "TUPLE1": pop_tuple(1),
+    "TUPLE2": pop_tuple(2),
+    "TUPLE3": pop_tuple(3),
     "TUPLE": lambda m, _: m.stack.append(tuple(m.slice())),
     "MARK": lambda m, _: m.marks.append(len(m.stack)),
     "POP": lambda m, _: m.stack.pop(),

@@ -1,4 +1,4 @@
-"""Files of torch.save, in both of its formats, read by `safe_pickle`: nothing in them is run."""
+"""Files of torch.save in both of its formats, read without running anything in them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from models.weights.safe_pickle import FAULTS, Machine
+from models.weights.safe_pickle import PICKLE_ERRORS, Machine
 
 MAX_FILE = 4 * 2**30  # bytes
 MAX_MEMBERS = 100_000
 ZIP_MAGIC = b"PK\x03\x04"
-OLD_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that older files begin with
+OLD_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number at the start of older files
 OLD_PROTOCOL = 1001
 
 
@@ -56,7 +56,15 @@ class Archive:
         """The bytes of a member, by its name below the archive's root."""
         try:
             return self.zip.read(self.root + name)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, zlib.error, *FAULTS) as error:
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            RuntimeError,
+            OSError,
+            EOFError,
+            zlib.error,
+            *PICKLE_ERRORS,
+        ) as error:
             raise ValueError(f"damaged zip archive, member {name[:40]!r} ({error})") from error
 
     def storage(self, key: str) -> bytearray:
@@ -101,7 +109,7 @@ class OldArchive:
 
 
 def open_archive(path: Path) -> Archive | OldArchive:
-    """The file in whichever of torch.save's two formats it has.
+    """The archive in a file of either of torch.save's formats.
 
     Raises:
         ValueError: neither.
@@ -118,10 +126,10 @@ def open_archive(path: Path) -> Archive | OldArchive:
 
 
 def read(path: Path) -> Any:
-    """What torch.save wrote to a file, with a Record where an object stood; tensors on the CPU, sharing storages.
+    """The content of a file of torch.save, with Records in place of objects; tensors on the CPU, sharing storages.
 
     Raises:
-        ValueError: anything that a checkpoint does not need; nothing of it was run.
+        ValueError: not such a file, or something in it that no checkpoint needs; nothing was run.
     """
     archive = open_archive(path)
     return Machine(archive.program, archive.storage).run()

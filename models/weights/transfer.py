@@ -1,4 +1,4 @@
-"""Weights of one model in another: what fits, what is left as it was, what is to stay as it is."""
+"""Transfer of weights from one model to another, and freezing of layers."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.yolo import Detect, DetectionModel, parse_model, read_model_yaml
+from models.heads import Detect
+from models.yolo import DetectionModel, parse_model, read_model_yaml
 
 LOGGER = logging.getLogger(__name__)
 MAX_LAYERS = 20_000  # yolov5x has 567 modules
-BUILD_FAULTS = (RuntimeError, OverflowError, TypeError, ZeroDivisionError, AssertionError)  # of torch, wrong arguments
+BUILD_ERRORS = (RuntimeError, OverflowError, TypeError, ZeroDivisionError, AssertionError)  # of torch, for bad rows
 SHOWN = 8  # tensors named one by one in a report
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """What `transfer` did: per part (backbone, neck, head) the tensors copied and in all; why each other one was not.
+class TransferReport:
+    """Which tensors were copied, and why the others were not.
 
     Attributes:
-        parts: part -> (copied, all). left: name of a tensor that stayed as it was -> reason.
-        boxes: the head predicts boxes as it did. classes: names of those that it knows already.
-        by_rows: the head has other classes, so that only rows of it were copied.
+        parts: backbone, neck, head -> (tensors copied, tensors in all). skipped: tensor that was not copied -> reason.
+        boxes: the head's boxes and objectness were transferred. classes: names of the classes that were.
+        by_rows: the head has other classes, so that only rows of its tensors were copied.
     """
 
     parts: dict[str, tuple[int, int]]
-    left: dict[str, str]
+    skipped: dict[str, str]
     boxes: bool = False
     classes: tuple[str, ...] = ()
     by_rows: bool = False
@@ -43,26 +44,26 @@ class Transfer:
         copied, count = self.parts[part]
         return copied / max(count, 1)
 
-    def report(self, source: str) -> str:
-        """One line of counts, and one that names what was left out."""
+    def text(self, source: str) -> str:
+        """A line of counts, and lines on what was not transferred, for the log."""
         total = sum(count for _, count in self.parts.values())
         parts = ", ".join(f"{part} {copied}/{count}" for part, (copied, count) in self.parts.items())
         lines = [f"transferred {self.copied}/{total} tensors ({parts}) from {source}"]
-        if self.left:
-            named = [f"{name} ({why})" for name, why in list(self.left.items())[:SHOWN]]
-            more = [f"and {len(self.left) - SHOWN} more"] if len(self.left) > SHOWN else []
-            lines.append(f"left as they were: {', '.join([*named, *more])}")
+        if self.skipped:
+            named = [f"{name} ({why})" for name, why in list(self.skipped.items())[:SHOWN]]
+            more = [f"and {len(self.skipped) - SHOWN} more"] if len(self.skipped) > SHOWN else []
+            lines.append(f"not transferred: {', '.join([*named, *more])}")
         if self.by_rows:
             known = f" and the classes {', '.join(self.classes)}" if self.classes else ", all classes are new"
-            lines.append(f"of the head's rows, those of boxes and objectness were taken{known}")
+            lines.append(f"of the head's rows, those of boxes and objectness were transferred{known}")
         return "\n".join(lines)
 
 
-def transfer(model: DetectionModel, state: Mapping[str, Tensor], skip: Iterable[str] = ()) -> Transfer:
+def transfer(model: DetectionModel, state: Mapping[str, Tensor], skip: Iterable[str] = ()) -> TransferReport:
     """Copy into `model` the tensors of `state` that fit by name and shape.
 
     Args:
-        skip: names of tensors to leave as they are. The strides always are: the rows decide them.
+        skip: names of tensors that are not copied. Strides never are: they follow from the rows.
     """
     derived = f"model.{len(model.model) - 1}.stride"
     own = {name: t for name, t in model.state_dict().items() if name != derived}
@@ -74,21 +75,20 @@ def transfer(model: DetectionModel, state: Mapping[str, Tensor], skip: Iterable[
     for name in own:
         copied, count = parts[part_of(model, name)]
         parts[part_of(model, name)] = (copied + (name in fitting), count + 1)
-    left = {name: reason(name, t, state, skip) for name, t in own.items() if name not in fitting}
-    return Transfer(parts, left)
+    skipped = {name: reason(name, t, state, skip) for name, t in own.items() if name not in fitting}
+    return TransferReport(parts, skipped)
 
 
-def fine_tune(model: DetectionModel, source: DetectionModel, skip: Iterable[str] = ()) -> Transfer:
-    """`transfer`, and where heads differ by their classes alone, the rows that they share.
+def fine_tune(model: DetectionModel, source: DetectionModel, skip: Iterable[str] = ()) -> TransferReport:
+    """`transfer`, and where heads differ only in their classes, the rows that they share.
 
-    These are the rows of boxes and objectness, and those of classes with the same name: what an object looks like and
-    where its edges are need not be learned again.
+    These are the rows of boxes and objectness, and those of classes with the same name.
     """
-    done = transfer(model, source.state_dict(), skip)
+    report = transfer(model, source.state_dict(), skip)
     own, other = model.head, source.head
-    alike = done.share("neck") == 1 and torch.equal(own.anchors, other.anchors)
+    alike = report.share("neck") == 1 and torch.equal(own.anchors, other.anchors)
     if not alike or any(a.in_channels != b.in_channels for a, b in zip(own.m, other.m, strict=True)):
-        return done
+        return report
     index = {name: i for i, name in source.names.items()}
     shared = [(i, index[name]) for i, name in model.names.items() if name in index]
     by_rows = own.nc != other.nc
@@ -99,14 +99,14 @@ def fine_tune(model: DetectionModel, source: DetectionModel, skip: Iterable[str]
             with torch.no_grad():
                 a.weight.view(own.na, own.no, -1)[:, rows[0]] = b.weight.view(own.na, other.no, -1)[:, rows[1]]
                 a.bias.view(own.na, own.no)[:, rows[0]] = b.bias.view(own.na, other.no)[:, rows[1]]
-    return replace(done, boxes=True, classes=tuple(model.names[i] for i, _ in shared), by_rows=by_rows)
+    return replace(report, boxes=True, classes=tuple(model.names[i] for i, _ in shared), by_rows=by_rows)
 
 
 def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:
-    """Fix the first n layers (of a single number) or those listed; returns them, to be kept in eval mode as well.
+    """Freeze the first n layers (a single number) or the layers listed; returns them, to be kept in eval mode as well.
 
     Raises:
-        ValueError: no such layer, or nothing is left to train.
+        ValueError: no such layer, or all parameters would be frozen.
     """
     chosen = range(numbers[0]) if len(numbers) == 1 else numbers
     bad = [i for i in chosen if not 0 <= i < len(model.model)]
@@ -123,7 +123,7 @@ def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:
 
 
 def part_of(model: DetectionModel, name: str) -> str:
-    """The part that a tensor `model.{row}. ...` belongs to: the YAML's backbone, its Detect, or between them."""
+    """The part of a tensor `model.{row}. ...`: the YAML's backbone; its Detect, the head; between them the neck."""
     row = int(name.split(".")[1])
     if row < len(model.yaml["backbone"]):
         return "backbone"
@@ -131,6 +131,7 @@ def part_of(model: DetectionModel, name: str) -> str:
 
 
 def reason(name: str, own: Tensor, state: Mapping[str, Tensor], skip: set[str]) -> str:
+    """Why the tensor `name` of a model was not copied from `state`."""
     if name in skip:
         return "kept"
     if name not in state:
@@ -139,6 +140,7 @@ def reason(name: str, own: Tensor, state: Mapping[str, Tensor], skip: set[str]) 
 
 
 def shape(tensor: Tensor) -> str:
+    """'16x3x3x3', for messages."""
     return "x".join(map(str, tensor.shape)) or "one number"
 
 
@@ -150,11 +152,11 @@ def check_fit(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     cfg, where = read_model_yaml(cfg)
     wanted = sum(repeats_of(row) for row in [*cfg["backbone"], *cfg["head"]]) * cfg.get("depth_multiple", 1.0)
     if wanted > MAX_LAYERS:
-        raise ValueError(f"{where}: its rows ask for {wanted:.0f} layers")
+        raise ValueError(f"{where}: its rows build {wanted:.0f} layers, expected at most {MAX_LAYERS}")
     try:
         with torch.device("meta"):
             layers, _ = parse_model(cfg, where)
-    except BUILD_FAULTS as error:
+    except BUILD_ERRORS as error:
         raise ValueError(f"{where}: its rows cannot be built ({str(error).splitlines()[0][:100]})") from error
     if not len(layers) or not isinstance(layers[-1], Detect):
         raise ValueError(f"{where}: the last row must be Detect")
@@ -169,11 +171,12 @@ def check_fit(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
 
 
 def shape_in(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    """The shape of a tensor; None if it is not in `state`."""
     return tuple(state[name].shape) if name in state else None
 
 
 def repeats_of(row: Any) -> int:
-    """The layers that a row asks for; 1 if it is malformed, parse_row says how."""
+    """The layers that a row builds; 1 for a malformed one, which parse_row refuses."""
     if not isinstance(row, list) or len(row) != 4 or type(row[1]) is not int or not isinstance(row[3], list):
         return 1
     inside = row[3][2] if row[2] == "MobileViTBlock" and len(row[3]) > 2 else 1  # its transformer layers

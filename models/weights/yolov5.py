@@ -1,8 +1,8 @@
-"""YOLOv5's pickled checkpoints (v5 to v7, detection) as this project's: a mapping of rows, names and tensors.
+"""YOLOv5's pickled checkpoints (v5 to v7, detection) as this project's: rows, names and a state dict.
 
-`torch_file` has turned the file into records; here the tree of module records becomes a state dict. What the
-modules say about themselves (strides, paddings, activations, ...) is compared with what the rows build here, so that a
-model which would compute something else is refused instead of imported.
+`torch_file` reads the file as records; here the tree of module records becomes a state dict. The modules' settings
+(strides, paddings, activations, ...) are compared with those that the rows build here, and a model that would compute
+something else is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CFG_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "ch", "activati
 MAX_MODULES = 20_000  # yolov5x has 567
 MAX_VALUES = 100_000  # numbers and strings of a model's mapping
 MAX_DEPTH = 30
-SETTINGS = {  # what decides the arithmetic of a module without being in its tensors
+SETTINGS = {  # attributes of a module that change what it computes and are not tensors
     "Conv2d": ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
     "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     "Upsample": ("size", "scale_factor", "mode", "align_corners"),
@@ -37,27 +37,27 @@ SETTINGS = {  # what decides the arithmetic of a module without being in its ten
     "Bottleneck": ("add",),
     "CrossConv": ("add",),
 }
-OWN_NAMES = {"add": "skip"}  # attributes that have another name here
-NO_WORK = ("Identity", "Dropout")  # modules that do nothing in eval mode
+RENAMED = {"add": "skip"}  # attributes that have another name here
+NO_OPS = ("Identity", "Dropout")  # modules that do nothing in eval mode
 
 
 def holds_yolov5(content: Any) -> bool:
-    """Whether what `torch_file.read` returned holds a pickled model."""
-    return isinstance(content, Record) or isinstance(averaged_or_last(content), Record)
+    """Whether the content that `torch_file.read` returned holds a pickled model."""
+    return isinstance(content, Record) or isinstance(model_record(content), Record)
 
 
-def averaged_or_last(content: Any) -> Any:
-    """The model to use of a checkpoint: the average where there is one."""
+def model_record(content: Any) -> Any:
+    """The model in a checkpoint's content: the averaged one where there is one."""
     return (content.get("ema") or content.get("model")) if isinstance(content, Mapping) else content
 
 
 def import_yolov5(content: Any) -> dict[str, Any]:
-    """What `torch_file.read` returned -> yaml, names and model (state dict, float32) of this project's checkpoint.
+    """The content that `torch_file.read` returned -> yaml, names and model (state dict, float32) of a checkpoint here.
 
     Raises:
         ValueError: not a YOLOv5 detection model of v5 to v7, or one whose layers compute something else here.
     """
-    root = averaged_or_last(content)
+    root = model_record(content)
     if not isinstance(root, Record) or root.name.removeprefix("yolov5.") not in MODELS:
         found = root.name if isinstance(root, Record) else type(root).__name__
         raise ValueError(f"it holds a {found[:80]}, expected a YOLOv5 detection model (v5 to v7), models.yolo.Model")
@@ -70,7 +70,7 @@ def import_yolov5(content: Any) -> dict[str, Any]:
     tensors = {f"{path}.{name}": t for path, module in modules.items() for name, t in own_tensors(module)}
     stride = level_numbers(attributes(head).get("stride"), attributes(root).get("stride"))
     anchors = tensors.pop(f"{where}.anchors", None)
-    tensors.pop(f"{where}.anchor_grid", None)  # v5: the anchors in pixels once more
+    tensors.pop(f"{where}.anchor_grid", None)  # v5 has the anchors in pixels, too
     if anchors is None or anchors.ndim != 3 or len(anchors) != len(stride):
         raise ValueError("its Detect has no anchors, expected a buffer of (levels, anchors, 2)")
     pixels = anchors.float() * stride.view(-1, 1, 1)  # kept in units of the stride there, in pixels here
@@ -102,7 +102,7 @@ def walk(root: Record) -> Iterator[tuple[str, Record]]:
     seen = 0
     while waiting:
         path, module, depth = waiting.pop()
-        if module is None:  # a place kept free
+        if module is None:  # registered without a module
             continue
         seen += 1
         if not isinstance(module, Record) or seen > MAX_MODULES or depth > MAX_DEPTH:
@@ -129,7 +129,7 @@ def level_numbers(*candidates: Any) -> Tensor:
     for value in candidates:
         if isinstance(value, Tensor) and value.ndim == 1 and len(value) and (value > 0).all():
             return value.float()
-    raise ValueError("it does not say its strides")
+    raise ValueError("it has no strides, expected a tensor of positive numbers")
 
 
 def plain(value: Any, budget: list[int], depth: int = 0) -> Any:
@@ -151,10 +151,10 @@ def plain(value: Any, budget: list[int], depth: int = 0) -> Any:
 
 
 def model_mapping(state: dict[str, Any], modules: dict[str, Record], anchors: Tensor) -> dict[str, Any]:
-    """The rows as this project's YAML has them, with the anchors and the activation that the modules really have."""
+    """The model mapping in this project's form, with the anchors and the activation of the modules."""
     cfg = plain(state.get("yaml"), [MAX_VALUES])
     if not isinstance(cfg, dict):
-        raise ValueError("it does not say its rows (no yaml)")
+        raise ValueError("it has no rows, expected a mapping 'yaml'")
     cfg = {key: cfg[key] for key in CFG_KEYS if cfg.get(key) is not None}
     cfg["anchors"] = [[int(n) if n == int(n) else n for n in level] for level in anchors.flatten(1).tolist()]
     file = state.get("yaml_file")
@@ -165,7 +165,7 @@ def model_mapping(state: dict[str, Any], modules: dict[str, Record], anchors: Te
         for path, module in modules.items()
         if path.endswith(".act") and f"{path.removesuffix('act')}conv" in modules  # BottleneckCSP has its own
     }
-    kinds = {name: module for name, module in kinds.items() if name not in NO_WORK}
+    kinds = {name: module for name, module in kinds.items() if name not in NO_OPS}
     if "activation" not in cfg and len(kinds) == 1 and "SiLU" not in kinds:  # before v6.2 people edited the code
         (name, module), *_ = kinds.items()
         slope = attributes(module).get("negative_slope") if name == "LeakyReLU" else None
@@ -195,14 +195,14 @@ def class_names(names: Any, nc: int) -> dict[int, str]:
 
 
 def check_layers(cfg: Mapping[str, Any], modules: dict[str, Record], state: dict[str, Tensor]) -> None:
-    """Raise ValueError unless the rows build here what the modules say; nothing of the model's size is allocated."""
+    """Raise ValueError unless the rows build the modules of the file; nothing of the model's size is allocated."""
     check_fit(cfg, state)
     with torch.device("meta"):
         layers, _ = parse_model(cfg)
     built = {f"model.{path}": module for path, module in layers.named_modules()}
     for path, module in modules.items():
         kind = module.name.rpartition(".")[2]
-        if kind in NO_WORK:
+        if kind in NO_OPS:
             continue
         here = built.get(path)
         if module.name.startswith("torch.") and type(here).__name__ != kind and path != "model":
@@ -210,7 +210,7 @@ def check_layers(cfg: Mapping[str, Any], modules: dict[str, Record], state: dict
             raise ValueError(f"{path} is {kind} in the file, {found} in the model that its rows build here")
         for setting in SETTINGS.get(kind, ()):
             theirs = attributes(module).get(setting)
-            ours = getattr(here, OWN_NAMES.get(setting, setting), None)
+            ours = getattr(here, RENAMED.get(setting, setting), None)
             if not same_setting(theirs, ours):
                 raise ValueError(f"{path} ({kind}) has another {setting} in the file than in the model built here")
 

@@ -1,4 +1,4 @@
-"""Labels that are not in label files: a COCO JSON file, or a folder of Pascal VOC XML files."""
+"""Annotations in COCO JSON files and in folders of Pascal VOC XML files; writing VOC."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from typing import Any, Protocol
 
 import numpy as np
 
-OUTSIDE = 0.01  # part of the image by which a box may leave it without a warning
+MAX_OUTSIDE = 0.01  # fraction of the image by which a box may reach beyond its edge without a warning
 
 
 @dataclass
 class ImageLabels:
-    """The labels of one image.
+    """The labels of one image from a label file or an annotation file.
 
-    boxes (n, 5) float32 class, cx, cy, w, h in 0..1; crowd (n,) bool, labels that detections may overlap freely;
-    areas (n,) float32 square pixels, NaN where the box decides. Messages start with their place; an error makes
-    the data set unusable, `absent` says why the image alone is.
+    Attributes:
+        label: (n,) int64, class index. xywhn: (n, 4) float32, center and size in 0..1 of the image.
+        crowd: (n,) bool, boxes that detections may overlap without being right or wrong.
+        area: (n,) float32 square pixels; NaN: that of the box.
+        warnings, errors: each starts with file and line; an error makes the data set unusable.
+        skip_reason: why this image is left out; None if it is used.
     """
 
-    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
+    label: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    xywhn: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     crowd: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    area: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    absent: str = ""
+    skip_reason: str | None = None
 
 
 class LabelReader(Protocol):
-    """Where the labels of images are; `key` names all that changes their meaning."""
+    """Finds and reads the labels of images; a cache of them is valid as long as `key` is the same."""
 
     key: str
 
@@ -49,7 +53,7 @@ class LabelReader(Protocol):
 
 @dataclass(frozen=True)
 class _Object:
-    """One annotated object: corner pixels, and where the file says so."""
+    """One annotated object: corner pixels, and its place in the files for messages."""
 
     where: str
     name: str
@@ -62,7 +66,7 @@ def _labels(objects: Sequence[_Object], size: tuple[float, float], classes: dict
     """Boxes clipped to an image of `size` (height, width) pixels; those without area are dropped with a warning."""
     out = ImageLabels()
     h, w = size
-    rows, kept = [], []
+    rows, kept = list[list[float]](), list[_Object]()
     for item in objects:
         if item.name not in classes:
             out.errors.append(f"{item.where}: class '{item.name}', expected one of the names: {', '.join(classes)}")
@@ -76,23 +80,24 @@ def _labels(objects: Sequence[_Object], size: tuple[float, float], classes: dict
         if x2 <= x1 or y2 <= y1:
             out.warnings.append(f"{item.where}: box without area, dropped")
             continue
-        if outside > OUTSIDE:
+        if outside > MAX_OUTSIDE:
             out.warnings.append(f"{item.where}: box reaches {outside:.1%} of the image beyond its edge, clipped")
-        rows.append([classes[item.name], (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+        rows.append([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
         kept.append(item)
-    out.boxes = np.array(rows, dtype=np.float32).reshape(-1, 5)
+    out.label = np.array([classes[item.name] for item in kept], dtype=np.int64)
+    out.xywhn = np.array(rows, dtype=np.float32).reshape(-1, 4)
     out.crowd = np.array([item.crowd for item in kept], dtype=bool)
-    out.areas = np.array([item.area for item in kept], dtype=np.float32)
+    out.area = np.array([item.area for item in kept], dtype=np.float32)
     return out
 
 
 class CocoLabels:
-    """Labels of a COCO annotation file; `iscrowd` objects are crowd, `area` is that of the file.
+    """Labels of a COCO annotation file, with its `iscrowd` and `area`.
 
-    An image is found by its `file_name`, which may hold folders: the longest one that the path ends with.
+    The entry of an image is the one with the longest `file_name`, folders included, that the image's path ends with.
 
     Raises:
-        ValueError: not such a file; one of its categories in use is not among `names` (when images are read).
+        ValueError: not such a file; a category in use is not among `names` (raised when images are read).
     """
 
     def __init__(self, path: Path, names: dict[int, str]):
@@ -122,13 +127,14 @@ class CocoLabels:
         return _Object(where, name, (x, y, x + w, y + h), crowd, area)
 
     def entry(self, image: Path) -> dict[str, Any] | None:
-        """The file's entry of an image."""
+        """The entry of an image in the file; None if it has none."""
         path = "/" + image.as_posix()
-        fitting = [i for i in self.by_name.get(image.name, []) if path.endswith("/" + Path(i["file_name"]).as_posix())]
-        return max(fitting, key=lambda i: len(i["file_name"])) if fitting else None
+        same_name = self.by_name.get(image.name, [])
+        found = [entry for entry in same_name if path.endswith("/" + Path(entry["file_name"]).as_posix())]
+        return max(found, key=lambda entry: len(entry["file_name"]), default=None)
 
     def category_ids(self) -> dict[int, int]:
-        """Class index -> the id it has in the file."""
+        """Class index -> category id in the file."""
         return {self.classes[name]: i for i, name in self.categories.items() if name in self.classes}
 
     def file(self, image: Path) -> Path:
@@ -137,15 +143,15 @@ class CocoLabels:
     def read(self, image: Path, size: tuple[int, int]) -> ImageLabels:
         entry = self.entry(image)
         if entry is None:
-            return ImageLabels(absent=f"{image}: left out, {self.path} does not name it")
-        annotated = (float(entry.get("height") or size[0]), float(entry.get("width") or size[1]))
-        return _labels(self.objects[int(entry["id"])], annotated, self.classes)
+            return ImageLabels(skip_reason=f"{image}: left out, {self.path} has no entry for it")
+        annotated_size = (float(entry.get("height") or size[0]), float(entry.get("width") or size[1]))
+        return _labels(self.objects[int(entry["id"])], annotated_size, self.classes)
 
 
 class VocLabels:
-    """Labels of a folder of Pascal VOC XML files, `<stem>.xml` for each image; objects marked difficult are crowd.
+    """Labels of a folder of Pascal VOC XML files, `<stem>.xml` for each image; difficult objects count as crowd.
 
-    Coordinates are taken as they are, pixels from the left and upper edge. An image without a file is background.
+    Coordinates are pixels from the left and top edge, counted from 0. An image without a file is background.
     """
 
     def __init__(self, folder: Path, names: dict[int, str]):
@@ -160,14 +166,14 @@ class VocLabels:
         try:
             root = ElementTree.parse(path).getroot()
             objects = [self._object(item, f"{path}: object {k}") for k, item in enumerate(root.iter("object"), 1)]
-            annotated = tuple(float(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
+            height, width = (float(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
         except FileNotFoundError:
             return ImageLabels()
         except (ElementTree.ParseError, UnicodeDecodeError, OSError) as error:
             return ImageLabels(errors=[f"{path}: not XML: {error}"])
         except ValueError as error:
             return ImageLabels(errors=[f"{path}: {error}, expected numbers in size and bndbox"])
-        return _labels(objects, annotated if min(annotated) > 0 else size, self.classes)  # type: ignore[arg-type]
+        return _labels(objects, (height, width) if min(height, width) > 0 else size, self.classes)
 
     @staticmethod
     def _object(item: ElementTree.Element, where: str) -> _Object:
@@ -192,7 +198,7 @@ def annotation_reader(path: Path, names: dict[int, str]) -> CocoLabels | VocLabe
 
 
 def voc_xml(file_name: str, size: tuple[int, int], names: Sequence[str], xyxy: np.ndarray) -> str:
-    """The text of a Pascal VOC file: an object a row of `xyxy` (n, 4), pixels of an image of `size` (height, width)."""
+    """The text of a Pascal VOC file for an image of `size` (height, width) with boxes `xyxy` (n, 4) in its pixels."""
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "filename").text = file_name
     sides = ElementTree.SubElement(root, "size")

@@ -1,4 +1,4 @@
-"""Decoded training pictures kept at hand, in memory or in one file."""
+"""Decoded images cached for training, in memory or in one file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.device import cpu_count
+
 LOGGER = logging.getLogger(__name__)
-KINDS = ("", "ram", "disk")
-MARGIN = 0.8  # of what is free a cache may take so much
-THREADS = min(16, os.cpu_count() or 1)
+CACHES = ("", "ram", "disk")
+MAX_SHARE = 0.8  # of the free memory or disk space, for one cache
+THREADS = min(16, cpu_count())
 
 
-class PixelCache:
-    """Images (h, w, 3) uint8 by number, end to end in one buffer: one object, which worker processes share.
+class ImageCache:
+    """Images (h, w, 3) uint8 by index, in one buffer that worker processes share.
 
-    A list of arrays would be copied into every worker, page by page, as Python counts the references to each.
+    A list of arrays would be copied into every worker, page by page, because reference counts are written into it.
 
     Args:
-        buffer: (bytes,) uint8 in shared memory or mapped from a file. sizes: (N, 2) height, width.
+        buffer: (bytes,) uint8, in shared memory or a mapped file. sizes: (N, 2) height, width.
     """
 
     def __init__(self, buffer: Tensor, sizes: np.ndarray):
@@ -35,19 +37,19 @@ class PixelCache:
         self.offsets = np.concatenate([[0], np.cumsum(3 * sizes.astype(np.int64).prod(axis=1))])
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """A view of image `i`; do not write into it."""
+        """A view of image `i`, not to be written to."""
         return self.buffer[self.offsets[i] : self.offsets[i + 1]].numpy().reshape(*self.sizes[i], 3)
 
 
-def cache_pixels(
-    kind: str, sizes: np.ndarray, read: Callable[[int], np.ndarray], room: int, stem: Path, files: Iterable[str]
-) -> PixelCache | None:
-    """All images read once; None, with a line that says why, where they do not fit.
+def cache_images(
+    kind: str, sizes: np.ndarray, read: Callable[[int], np.ndarray], free: int, stem: Path, files: Iterable[str]
+) -> ImageCache | None:
+    """A cache of all images; None, with a warning, if they do not fit.
 
     Args:
-        kind: 'ram', or 'disk': a file `<stem>.pixels-<key>`, used again while images and sizes are the same.
-        sizes: (N, 2) height, width of what `read(i)` returns.
-        room: bytes of memory that are free. files: the N images.
+        kind: 'ram', or 'disk': a file `<stem>.pixels-<key>`, which is reused while images and sizes are the same.
+        sizes: (N, 2) height, width of the image that `read(i)` returns.
+        free: free memory in bytes. files: paths of the N images.
     """
     needed = int(3 * sizes.astype(np.int64).prod(axis=1).sum())
     if kind == "disk":
@@ -57,45 +59,47 @@ def cache_pixels(
         except OSError as error:
             LOGGER.warning(f"--cache disk is off: {file}: {error}")
             return None
-    if needed > MARGIN * room:
-        LOGGER.warning(f"--cache ram is off: the images need {needed / 1e9:.1f} GB, {room / 1e9:.1f} GB are free")
+    if needed > MAX_SHARE * free:
+        LOGGER.warning(f"--cache ram is off: the images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         return None
-    cache = PixelCache(torch.empty(needed, dtype=torch.uint8).share_memory_(), sizes)
+    cache = ImageCache(torch.empty(needed, dtype=torch.uint8).share_memory_(), sizes)
     _fill(cache, read)
-    LOGGER.info(f"{len(sizes)} images kept in memory, {needed / 1e9:.2f} GB")
+    LOGGER.info(f"{len(sizes)} images cached in memory, {needed / 1e9:.2f} GB")
     return cache
 
 
-def _on_disk(file: Path, needed: int, sizes: np.ndarray, read: Callable[[int], np.ndarray]) -> PixelCache:
-    """The file as a cache, made first if it is not there; raises OSError where it cannot be."""
+def _on_disk(file: Path, needed: int, sizes: np.ndarray, read: Callable[[int], np.ndarray]) -> ImageCache:
+    """The cache in `file`, which is written if it does not exist; raises OSError if it cannot be."""
     if not file.exists():
         free = shutil.disk_usage(file.parent).free
-        if needed > MARGIN * free:
+        if needed > MAX_SHARE * free:
             raise OSError(f"the images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         partial = file.with_name(f"{file.name}.{os.getpid()}.part")
         try:
-            with partial.open("wb") as whole:
-                if hasattr(os, "posix_fallocate"):  # a mapped file that meets a full disk would end the process
-                    os.posix_fallocate(whole.fileno(), 0, needed)
-            _fill(PixelCache(torch.from_file(str(partial), shared=True, size=needed, dtype=torch.uint8), sizes), read)
+            with partial.open("wb") as stream:
+                if hasattr(os, "posix_fallocate"):  # writing to a mapped file on a full disk would end the process
+                    os.posix_fallocate(stream.fileno(), 0, needed)
+            _fill(ImageCache(torch.from_file(str(partial), shared=True, size=needed, dtype=torch.uint8), sizes), read)
             os.replace(partial, file)
         finally:
             partial.unlink(missing_ok=True)
-        LOGGER.info(f"{len(sizes)} images kept in {file}, {needed / 1e9:.2f} GB")
-    return PixelCache(torch.from_file(str(file), shared=True, size=needed, dtype=torch.uint8), sizes)
+        LOGGER.info(f"{len(sizes)} images cached in {file}, {needed / 1e9:.2f} GB")
+    return ImageCache(torch.from_file(str(file), shared=True, size=needed, dtype=torch.uint8), sizes)
 
 
-def _fill(cache: PixelCache, read: Callable[[int], np.ndarray]) -> None:
-    def one(i: int) -> None:
+def _fill(cache: ImageCache, read: Callable[[int], np.ndarray]) -> None:
+    """Write every image into the buffer of `cache`."""
+
+    def fill_one(i: int) -> None:
         cache[i][:] = read(i)
 
     with ThreadPoolExecutor(THREADS) as pool:
         count = len(cache.sizes)
-        list(tqdm(pool.map(one, range(count)), total=count, desc="caching images", leave=False, disable=None))
+        list(tqdm(pool.map(fill_one, range(count)), total=count, desc="caching images", leave=False, disable=None))
 
 
 def _key(sizes: np.ndarray, files: Iterable[str]) -> str:
-    """Changes with the sizes and with the name, length or time of any image."""
+    """A hash of the sizes and of the path, file size and time of every image."""
     digest = hashlib.sha256(sizes.astype(np.int64).tobytes())
     for file in files:
         stat = os.stat(file)

@@ -1,4 +1,4 @@
-"""Label files in YOLO's format: where they lie, and what their lines say."""
+"""Label files in YOLO format: finding and reading them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.annotations import OUTSIDE, ImageLabels
+from utils.data.annotations import MAX_OUTSIDE, ImageLabels
 
 
 def label_path(image: str | Path) -> Path:
@@ -21,14 +21,15 @@ def label_path(image: str | Path) -> Path:
     return Path(*parts)
 
 
-def read_labels(path: str | Path, nc: int) -> tuple[np.ndarray, list[str], list[str]]:
-    """Read a label file; one that is missing or empty is a picture of background.
+def read_labels(path: str | Path, nc: int) -> ImageLabels:
+    """The labels in a label file; polygons become boxes. A file that is missing or empty means a background image.
 
-    Returns:
-        (n, 5) float32 class, cx, cy, w, h in 0..1 of the image, polygons made boxes; warnings; errors.
-        Every message starts with 'file:line:'; a line with an error gives no box.
+    Every warning and error starts with 'file:line:'; a line with an error gives no label.
+
+    Args:
+        nc: number of classes; a class index of `nc` or more is an error.
     """
-    boxes: dict[tuple[float, ...], int] = {}
+    boxes: dict[tuple[float, ...], int] = {}  # class and box -> line
     warnings: list[str] = []
     errors: list[str] = []
     try:
@@ -47,7 +48,7 @@ def read_labels(path: str | Path, nc: int) -> tuple[np.ndarray, list[str], list[
             errors.append(f"{path}:{number}: {error}")
             continue
         box, outside = _clip_label(values)
-        if outside > OUTSIDE:
+        if outside > MAX_OUTSIDE:
             warnings.append(f"{path}:{number}: box reaches {outside:.1%} of the image beyond its edge, clipped")
         if box[3] <= 0 or box[4] <= 0:
             warnings.append(f"{path}:{number}: box without area, dropped")
@@ -55,11 +56,14 @@ def read_labels(path: str | Path, nc: int) -> tuple[np.ndarray, list[str], list[
             warnings.append(f"{path}:{number}: the same box as in line {boxes[box]}, dropped")
         else:
             boxes[box] = number
-    return np.array(list(boxes), dtype=np.float32).reshape(-1, 5), warnings, errors
+    rows = np.array(list(boxes), dtype=np.float32).reshape(-1, 5)
+    count = len(rows)
+    areas = np.full(count, np.nan, np.float32)
+    return ImageLabels(rows[:, 0].astype(np.int64), rows[:, 1:], np.zeros(count, bool), areas, warnings, errors)
 
 
 def _parse_line(words: list[str], nc: int) -> list[float]:
-    """Class, cx, cy, w, h in 0..1 from the words of a label line; raises ValueError saying what is wrong."""
+    """Class, center x, y, width, height in 0..1 from the words of a line; raises ValueError without file and line."""
     try:
         values = [float(word) for word in words]
     except ValueError as error:
@@ -83,7 +87,7 @@ def _parse_line(words: list[str], nc: int) -> list[float]:
 
 
 def _clip_label(values: list[float]) -> tuple[tuple[float, ...], float]:
-    """Class, cx, cy, w, h clipped to 0..1 and how far, in image sides, the farthest edge was outside."""
+    """The values of a line clipped to 0..1, and the fraction of the image by which the box reached beyond its edge."""
     label, cx, cy, w, h = values
     edges = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
     outside = max(max(-min(edges), max(edges) - 1), 0.0)
@@ -94,7 +98,7 @@ def _clip_label(values: list[float]) -> tuple[tuple[float, ...], float]:
 
 
 class TextLabels:
-    """The reader of label files."""
+    """Labels of label files in YOLO format, see label_path."""
 
     def __init__(self, nc: int):
         self.nc, self.key = nc, str(nc)
@@ -103,5 +107,4 @@ class TextLabels:
         return label_path(image)
 
     def read(self, image: Path, size: tuple[int, int]) -> ImageLabels:
-        boxes, warnings, errors = read_labels(self.file(image), self.nc)
-        return ImageLabels(boxes, np.zeros(len(boxes), bool), np.full(len(boxes), np.nan, np.float32), warnings, errors)
+        return read_labels(self.file(image), self.nc)

@@ -1,9 +1,10 @@
-"""Batches: which samples make one, in what order, and how they are put together."""
+"""Batches: their samples and order in an epoch, and the data loaders."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -13,39 +14,42 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from utils.boxes import Targets, Truth
 from utils.data.dataset import DetectionDataset, Sample
+from utils.data.scan import Scan
+from utils.device import cpu_count
+from utils.hyp import Hyp
 from utils.images import Letterbox
 
 
 class Batch(NamedTuple):
-    """B samples: images (B, 3, H, W) uint8 RGB; targets (M, 6) float32 image, class, cx, cy, w, h in 0..1."""
+    """B samples: images (B, 3, H, W) uint8 RGB, their targets, and a list of each other field of Sample."""
 
     images: Tensor
-    targets: Tensor
+    targets: Targets
     paths: list[str]
+    rows: list[int]
     letterboxes: list[Letterbox | None]
-    indices: list[int]
+    truths: list[Truth | None]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """One batch of samples with equal canvases; column 0 of the targets becomes the position in the batch."""
-    targets = torch.cat([sample.targets for sample in samples])
-    counts = torch.tensor([len(sample.targets) for sample in samples])
-    targets[:, 0] = torch.repeat_interleave(torch.arange(len(samples)), counts).to(targets.dtype)
+    """The batch of samples, whose canvases are of one size."""
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
-        targets=targets,
+        targets=Targets.join([sample.targets for sample in samples]),
         paths=[sample.path for sample in samples],
+        rows=[sample.row for sample in samples],
         letterboxes=[sample.letterbox for sample in samples],
-        indices=[sample.index for sample in samples],
+        truths=[sample.truth for sample in samples],
     )
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of keys (epoch, index); the last one may be short.
+class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of keys (epoch, index) for the process `rank` of `world`; the last batch may be smaller.
 
-    Shuffling depends on (seed, epoch) alone. With `rect` it changes the order of the batches, not what is in them.
-    Of `world` processes each gets its share of every batch: as many batches for all, none of them empty.
+    The order depends only on (seed, epoch). With `rect` shuffling changes the order of the batches, not their images.
+    Each process gets its part of every batch, which is never empty.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.weights: np.ndarray | None = None
 
     def set_epoch(self, epoch: int, weights: np.ndarray | None = None) -> None:
-        """Choose the epoch of the next iteration; with `weights` (length,) images are drawn with these odds."""
+        """Set the epoch of the next iteration; with `weights` (length,) images are sampled in proportion to them."""
         self.epoch, self.weights = epoch, weights
 
     def __len__(self) -> int:
@@ -80,21 +84,21 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         epoch = self.epoch
         for start in starts.tolist():
             batch = order[start : start + self.batch_size]
-            batch = np.resize(batch, max(len(batch), self.world))  # fewer images than processes: some twice
+            batch = np.resize(batch, max(len(batch), self.world))  # fewer images than processes: repeat some
             yield [(epoch, index) for index in np.array_split(batch, self.world)[self.rank].tolist()]
 
 
-def image_weights(labels: np.ndarray, offsets: np.ndarray, class_maps: Sequence[float]) -> np.ndarray:
-    """(N,) odds of the images: more for images of rare classes and of classes that do badly.
+def image_weights(scan: Scan, class_maps: Sequence[float]) -> np.ndarray:
+    """(N,) sampling weights of the images of a scan: higher for rare classes and classes with a low mAP.
 
     Args:
-        labels: (M,) int class of each label, those of image i in offsets[i] to offsets[i + 1].
         class_maps: mAP of each class.
     """
-    counts = np.bincount(labels, minlength=len(class_maps))
-    odds = (1 - np.asarray(class_maps)) ** 2 / np.maximum(counts, 1)
-    images = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    return np.bincount(images, weights=odds[labels], minlength=len(offsets) - 1) + 1e-12  # background is not ruled out
+    counts = np.bincount(scan.label, minlength=len(class_maps))
+    class_weights = (1 - np.asarray(class_maps)) ** 2 / np.maximum(counts, 1)
+    images = np.repeat(np.arange(len(scan)), np.diff(scan.offsets))
+    weights = np.bincount(images, weights=class_weights[scan.label], minlength=len(scan))
+    return weights + 1e-12  # background images keep a small chance
 
 
 def build_loader(
@@ -107,61 +111,101 @@ def build_loader(
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader[Sample]:
-    """A loader of `Batch`es; call `loader.batch_sampler.set_epoch(epoch)` before each epoch.
+    """The data loader of a data set; call `loader.batch_sampler.set_epoch(epoch)` before each epoch.
 
     Args:
-        batch_size: over all `world` processes, of which this is number `rank`.
-        quad: four images make one of twice the side, see `collate_quad`.
+        batch_size: over all `world` processes, of which this is `rank`.
+        workers: data loader processes, at most one per CPU; 0 loads in this process.
+        quad: combine every four images into one of twice the side, see `collate_quad`.
 
     Raises:
-        ValueError: the data set made its canvases for another batch size, or a process would get no image.
+        ValueError: the rect canvases are for another batch size, or there are more processes than images in a batch.
     """
     if dataset.rect and batch_size != dataset.batch_size:
-        raise ValueError(f"batch size {batch_size}, but the rect data set was laid out for {dataset.batch_size}")
+        raise ValueError(f"batch size {batch_size}, but the rect canvases are for {dataset.batch_size}")
     if batch_size < world:
         raise ValueError(f"--batch-size {batch_size}: expected at least one image for each of {world} processes")
     return DataLoader(
         dataset,
-        batch_sampler=EpochBatches(len(dataset), batch_size, shuffle, dataset.rect, seed, rank, world),
-        num_workers=workers,
+        batch_sampler=EpochBatchSampler(len(dataset), batch_size, shuffle, dataset.rect, seed, rank, world),
+        num_workers=min(workers, cpu_count()),
         collate_fn=collate_quad if quad else collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_init_worker,
         persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(seed),  # leaves torch's own alone, so that runs can be compared
+        generator=torch.Generator().manual_seed(seed),  # so that the loader does not advance torch's own generator
     )
 
 
-def collate_quad(samples: Sequence[Sample]) -> Batch:
-    """`collate`, then images of twice the side, one for every four (the last may repeat some).
+@dataclass(frozen=True)
+class LoaderSettings:
+    """Settings of the data loaders of a training run, see DetectionDataset and build_loader.
 
-    By turns of chance it is the first of the four, enlarged, or all four side by side.
+    Attributes:
+        rect, val_rect: rectangular batches for the train and the val split.
+        batch_size: for training, over all processes; that of validation is twice as large.
+    """
+
+    imgsz: int
+    grid: int
+    batch_size: int
+    rect: bool = False
+    val_rect: bool = False
+    seed: int = 0
+    cache: str = ""
+    workers: int = 0
+    quad: bool = False
+    no_mosaic_from: int | None = None
+
+
+def training_loaders(
+    scan: Scan, val_scan: Scan, hyp: Hyp, settings: LoaderSettings, rank: int = 0, world: int = 1
+) -> tuple[DataLoader[Sample], DataLoader[Sample]]:
+    """The data loaders of the train split, augmented with `hyp`, and of the val split, for `rank` of `world`."""
+    s, val_batch = settings, 2 * settings.batch_size
+    train_set = DetectionDataset(
+        scan,
+        s.imgsz,
+        s.grid,
+        hyp=hyp,
+        rect=s.rect,
+        batch_size=s.batch_size,
+        seed=s.seed,
+        cache=s.cache,
+        no_mosaic_from=s.no_mosaic_from,
+    )
+    cache = s.cache if rank == 0 else ""  # only rank 0 validates
+    val_set = DetectionDataset(val_scan, s.imgsz, s.grid, rect=s.val_rect, batch_size=val_batch, cache=cache)
+    loader = build_loader(train_set, s.batch_size, s.workers, True, s.seed, s.quad, rank, world)
+    return loader, build_loader(val_set, val_batch, s.workers)
+
+
+def collate_quad(samples: Sequence[Sample]) -> Batch:
+    """A batch of images of twice the side, one for every four samples (if samples are missing, some are repeated).
+
+    At random, it is the first of the four, enlarged, or all four in a 2x2 grid.
     """
     canvases: list[Tensor] = []
-    targets: list[Tensor] = []
+    targets: list[Targets] = []
     for start in range(0, len(samples), 4):
         four = [samples[(start + k) % len(samples)] for k in range(4)]
-        chance = np.random.default_rng((four[0].index, int(four[0].image.sum()))).random()
-        if chance < 0.5:
+        enlarge = np.random.default_rng((four[0].row, int(four[0].image.sum()))).random() < 0.5
+        if enlarge:
             canvases.append(F.interpolate(four[0].image[None].float(), scale_factor=2, mode="bilinear")[0].byte())
-            rows = four[0].targets.clone()
-        else:
-            top, bottom = (torch.cat([a.image, b.image], dim=2) for a, b in (four[:2], four[2:]))
-            canvases.append(torch.cat([top, bottom], dim=1))
-            corners = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [0.5, 0.5]])
-            parts = [sample.targets.clone() for sample in four]
-            for part, corner in zip(parts, corners, strict=True):
-                part[:, 2:] /= 2
-                part[:, 2:4] += corner
-            rows = torch.cat(parts)
-        rows[:, 0] = len(targets)
-        targets.append(rows)
-    small = collate(samples)
-    return small._replace(images=torch.stack(canvases), targets=torch.cat(targets))
+            targets.append(four[0].targets)
+            continue
+        top, bottom = (torch.cat([a.image, b.image], dim=2) for a, b in (four[:2], four[2:]))
+        canvases.append(torch.cat([top, bottom], dim=1))
+        corners = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [0.5, 0.5]])
+        centers = [sample.targets.xywhn[:, :2] / 2 + corner for sample, corner in zip(four, corners, strict=True)]
+        sizes = [sample.targets.xywhn[:, 2:] / 2 for sample in four]
+        merged = Targets.join([sample.targets for sample in four])
+        targets.append(replace(merged, xywhn=torch.cat([torch.cat(centers), torch.cat(sizes)], dim=1)))
+    return collate(samples)._replace(images=torch.stack(canvases), targets=Targets.join(targets))
 
 
-def _quiet_worker(_: int) -> None:
-    """One thread per worker process, for they are the parallelism; Ctrl-C is the main process's to handle."""
+def _init_worker(_: int) -> None:
+    """Limit a worker process to one thread, as there are several; leave Ctrl-C to the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""One look at every image and label of a data set, kept in a cache while no file changes."""
+"""The scan of a data set: checks every image and label once; the result is cached until a file changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,88 +19,101 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from utils.boxes import Boxes, Truth, xywhn2xyxy
 from utils.data.annotations import ImageLabels, LabelReader
 from utils.data.labels import TextLabels
+from utils.device import cpu_count
 
 LOGGER = logging.getLogger(__name__)
-CACHE_VERSION = 2  # raise it when the meaning of the cached arrays changes
-SHOWN = 10  # messages about labels that are written out
+CACHE_VERSION = 3  # to be raised when the meaning of the cached arrays changes
+MAX_MESSAGES = 10  # about labels, in the log or in an error
 EXIF_ORIENTATION, EXIF_SIDEWAYS = 0x0112, {5, 6, 7, 8}
-NOT_AN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-DAMAGED = (OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
-THREADS = min(16, os.cpu_count() or 1)
-
-
-class Truth(NamedTuple):
-    """What an image really shows: labels (n, 5) class, cx, cy, w, h in 0..1; crowd (n,) bool, labels that are not
-    judged; areas (n,) square pixels."""
-
-    labels: np.ndarray
-    crowd: np.ndarray
-    areas: np.ndarray
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+CACHE_ERRORS = (OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
+THREADS = min(16, cpu_count())
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a data set holds, as arrays (a list of objects would be copied into every worker, page by page).
+    """The images and labels of a data set.
 
-    paths (N,) str; sizes (N, 2) int32 upright height, width; labels (M, 5) float32 class, cx, cy, w, h in 0..1,
-    those of image i in rows offsets[i] to offsets[i + 1]; offsets (N + 1,) int64; crowd (M,) bool and areas (M,)
-    float32 as in ImageLabels.
+    They are arrays: a list of objects would be copied into every worker, page by page, by its reference counts.
+
+    Attributes:
+        paths: (N,) str. sizes: (N, 2) int32, upright height and width.
+        label, xywhn, crowd, area: of all M boxes, see ImageLabels.
+        offsets: (N + 1,) int64; the boxes of image i are those from offsets[i] to offsets[i + 1].
     """
 
     paths: np.ndarray
     sizes: np.ndarray
-    labels: np.ndarray
+    label: np.ndarray
+    xywhn: np.ndarray
     offsets: np.ndarray
     crowd: np.ndarray
-    areas: np.ndarray
+    area: np.ndarray
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def labels_of(self, i: int) -> np.ndarray:
-        """(n, 5) class, cx, cy, w, h in 0..1 of image `i`, without crowds."""
-        rows = slice(self.offsets[i], self.offsets[i + 1])
-        return self.labels[rows][~self.crowd[rows]]
+    @property
+    def box_count(self) -> int:
+        """The number of boxes in all images, M."""
+        return len(self.label)
 
-    def truth_of(self, i: int) -> Truth:
-        """All labels of image `i`."""
-        rows = slice(self.offsets[i], self.offsets[i + 1])
-        labels, areas = self.labels[rows], self.areas[rows]
+    def size(self, i: int) -> tuple[int, int]:
+        """(height, width) of image `i`, upright."""
         h, w = self.sizes[i]
-        return Truth(labels, self.crowd[rows], np.where(np.isnan(areas), labels[:, 3] * w * labels[:, 4] * h, areas))
+        return int(h), int(w)
 
-    def subset(self, rows: np.ndarray) -> Scan:
-        """The images `rows` (k,) alone, in that order."""
-        own = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in rows]
-        offsets = np.cumsum([0, *(len(kept) for kept in own)], dtype=np.int64)
-        kept = np.concatenate([np.empty(0, dtype=np.int64), *own])
-        labels, crowd, areas = self.labels[kept], self.crowd[kept], self.areas[kept]
-        return Scan(self.paths[rows], self.sizes[rows], labels, offsets, crowd, areas)
+    def training_boxes(self, i: int, size: tuple[int, int]) -> Boxes:
+        """The boxes of image `i` without crowds, in pixels of the image scaled to `size` (height, width)."""
+        rows = slice(self.offsets[i], self.offsets[i + 1])
+        keep = ~self.crowd[rows]
+        return Boxes.labeled(xywhn2xyxy(self.xywhn[rows][keep].astype(np.float64), size), self.label[rows][keep])
+
+    def truth(self, i: int) -> Truth:
+        """The ground truth of image `i`, crowds included, in its pixels."""
+        rows = slice(self.offsets[i], self.offsets[i + 1])
+        xywhn, area, (h, w) = self.xywhn[rows], self.area[rows], self.sizes[i]
+        boxes = Boxes.labeled(xywhn2xyxy(xywhn.astype(np.float64), self.size(i)), self.label[rows])
+        area = np.where(np.isnan(area), xywhn[:, 2] * w * xywhn[:, 3] * h, area)
+        return Truth(boxes.xyxy, boxes.label, boxes.score, self.crowd[rows], area)
+
+    def subset(self, images: np.ndarray) -> Scan:
+        """The scan of the images with the indices `images` (k,), in that order."""
+        boxes_of = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in images]
+        offsets = np.cumsum([0, *(len(rows) for rows in boxes_of)], dtype=np.int64)
+        rows = np.concatenate([np.empty(0, dtype=np.int64), *boxes_of])
+        boxes = self.label[rows], self.xywhn[rows], offsets, self.crowd[rows], self.area[rows]
+        return Scan(self.paths[images], self.sizes[images], *boxes)
+
+    def as_single_class(self) -> Scan:
+        """The same images and boxes, all of class 0."""
+        return replace(self, label=np.zeros_like(self.label))
 
 
-SCANNED = tuple(f.name for f in fields(Scan))
+SCAN_FIELDS = tuple(f.name for f in fields(Scan))
 
 
 class _Checked(NamedTuple):
-    """What one image and its label file gave; `bad` says why the image is left out."""
+    """The size and labels of one image; `skip_reason` says why it is left out, None if it is used."""
 
     size: tuple[int, int]
     labels: ImageLabels
-    bad: str
+    skip_reason: str | None
 
 
 def scan(images: Sequence[str | Path], nc: int, reader: LabelReader | None = None) -> Scan:
-    """Check every image and label file; the result is kept beside the labels while no file changes, see cache_file.
+    """The images and labels of a data set, checked; the result is cached beside the labels, see cache_file.
 
-    Unreadable images are left out with a warning each.
+    Images that cannot be read are left out with a warning.
 
     Args:
-        reader: where the labels are; None: label files with classes below `nc`.
+        reader: reads the labels; None: label files with classes below `nc`.
 
     Raises:
-        ValueError: labels with errors (the first ones and their number), or no readable image.
+        ValueError: errors in labels (the first MAX_MESSAGES of them), or no readable image.
     """
     if not images:
         raise ValueError("no images to scan")
@@ -108,76 +121,79 @@ def scan(images: Sequence[str | Path], nc: int, reader: LabelReader | None = Non
     first = reader.file(Path(images[0]))
     where = first if first.suffix == ".json" else first.parent
     cache, key = cache_file(images, reader), _fingerprint(images, reader)
-    held = _load_cache(cache, key)
-    if held is None:
-        held = _scan_files(images, reader)
-        _save_cache(cache, key, held)
-    result = Scan(**{name: held[name] for name in SCANNED})
-    for message in [*held["bad"], *held["warnings"][:SHOWN]]:
+    arrays = _load_cache(cache, key)
+    if arrays is None:
+        arrays = _scan_files(images, reader)
+        _save_cache(cache, key, arrays)
+    result = Scan(**{name: arrays[name] for name in SCAN_FIELDS})
+    warnings = arrays["warnings"]
+    for message in [*arrays["bad"], *warnings[:MAX_MESSAGES]]:
         LOGGER.warning(str(message))
-    if len(held["warnings"]) > SHOWN:
-        LOGGER.warning(f"... and {len(held['warnings']) - SHOWN} more warnings about labels")
+    if len(warnings) > MAX_MESSAGES:
+        LOGGER.warning(f"... and {len(warnings) - MAX_MESSAGES} more warnings about labels")
     if not len(result):
         raise ValueError(f"{Path(images[0]).parent}: none of {len(images)} images is readable")
     background = int((np.diff(result.offsets) == 0).sum())
     if background == len(result):
         LOGGER.warning(f"no labels found, looked for files such as {reader.file(Path(result.paths[0]))}")
     LOGGER.info(
-        f"{where}: {len(result)} images, {background} of them background, {len(result.labels)} boxes, "
-        f"{len(held['bad'])} bad images"
+        f"{where}: {len(result)} images, {background} of them background, {result.box_count} boxes, "
+        f"{len(arrays['bad'])} bad images"
     )
     return result
 
 
 def cache_file(images: Sequence[str | Path], reader: LabelReader) -> Path:
-    """Where a scan of these images is kept: splits that share a labels folder have a file each."""
+    """The cache of a scan of these images, in the parent of the labels folder, one for each list of images."""
     folder = reader.file(Path(images[0])).parent
     names = hashlib.sha256("\n".join(str(image) for image in images).encode()).hexdigest()[:8]
     return folder.with_name(f"{folder.name}.{names}.cache.npz")
 
 
 def _scan_files(images: Sequence[str | Path], reader: LabelReader) -> dict[str, np.ndarray]:
-    """The arrays of a `Scan`, and the messages as `bad` and `warnings`; raises ValueError for label errors."""
+    """The arrays of a Scan, and messages as `bad` (images) and `warnings`; raises ValueError for errors in labels."""
     with ThreadPoolExecutor(THREADS) as pool:
         work = pool.map(lambda image: _check(image, reader), images)
         found = list(tqdm(work, total=len(images), desc="scanning", leave=False, disable=None))
     errors = [error for item in found for error in item.labels.errors]
     if errors:
-        shown = "".join(f"\n  {error}" for error in errors[:SHOWN])
-        more = f"\n  ... and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+        shown = "".join(f"\n  {error}" for error in errors[:MAX_MESSAGES])
+        more = f"\n  ... and {len(errors) - MAX_MESSAGES} more" if len(errors) > MAX_MESSAGES else ""
         raise ValueError(f"{len(errors)} label error(s):{shown}{more}")
-    good = [i for i, item in enumerate(found) if not item.bad]
+    good = [i for i, item in enumerate(found) if item.skip_reason is None]
     labels = [found[i].labels for i in good]
     return {
         "paths": np.array([str(images[i]) for i in good], dtype=np.str_),
         "sizes": np.array([found[i].size for i in good], dtype=np.int32).reshape(-1, 2),
-        "labels": np.concatenate([ImageLabels().boxes, *(item.boxes for item in labels)]),
-        "offsets": np.cumsum([0, *(len(item.boxes) for item in labels)], dtype=np.int64),
+        "label": np.concatenate([ImageLabels().label, *(item.label for item in labels)]),
+        "xywhn": np.concatenate([ImageLabels().xywhn, *(item.xywhn for item in labels)]),
+        "offsets": np.cumsum([0, *(len(item.label) for item in labels)], dtype=np.int64),
         "crowd": np.concatenate([ImageLabels().crowd, *(item.crowd for item in labels)]),
-        "areas": np.concatenate([ImageLabels().areas, *(item.areas for item in labels)]),
-        "bad": np.array([item.bad for item in found if item.bad], dtype=np.str_),
-        "warnings": np.array([w for item in found for w in item.labels.warnings], dtype=np.str_),
+        "area": np.concatenate([ImageLabels().area, *(item.area for item in labels)]),
+        "bad": np.array([item.skip_reason for item in found if item.skip_reason is not None], dtype=np.str_),
+        "warnings": np.array([warning for item in found for warning in item.labels.warnings], dtype=np.str_),
     }
 
 
 def _check(image: str | Path, reader: LabelReader) -> _Checked:
     """Decode one image, JPEGs at an eighth of their size, and read its labels."""
-    size, bad = (0, 0), ""
+    size, skip_reason = (0, 0), None
     try:
-        with Image.open(image) as picture:
-            width, height = picture.size
-            sideways = picture.getexif().get(EXIF_ORIENTATION) in EXIF_SIDEWAYS
-            picture.draft("RGB", (1, 1))
-            picture.load()
+        with Image.open(image) as file:
+            width, height = file.size
+            sideways = file.getexif().get(EXIF_ORIENTATION) in EXIF_SIDEWAYS
+            file.draft("RGB", (1, 1))
+            file.load()
             size = (width, height) if sideways else (height, width)
-    except NOT_AN_IMAGE as error:
-        bad = f"{image}: left out, not a readable image: {error}"
-    labels = reader.read(Path(image), size) if not bad or isinstance(reader, TextLabels) else ImageLabels()
-    return _Checked(size, labels, bad or labels.absent)
+    except IMAGE_ERRORS as error:
+        skip_reason = f"{image}: left out, not a readable image: {error}"
+    needs_size = not isinstance(reader, TextLabels)
+    labels = ImageLabels() if skip_reason and needs_size else reader.read(Path(image), size)
+    return _Checked(size, labels, skip_reason or labels.skip_reason)
 
 
 def _fingerprint(images: Sequence[str | Path], reader: LabelReader) -> str:
-    """A hash that changes with the files, the size or time of any of them, the classes and the cache's version."""
+    """A hash of the paths, sizes and times of all files, the reader's key and the version of the cache."""
     digest = hashlib.sha256(f"{CACHE_VERSION} {reader.key}".encode())
     for image in images:
         for file in (Path(image), reader.file(Path(image))):
@@ -191,20 +207,20 @@ def _fingerprint(images: Sequence[str | Path], reader: LabelReader) -> str:
 
 
 def _load_cache(file: Path, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays saved under `key`; None if there are none, they are of another key, or the file is damaged."""
-    wanted = (*SCANNED, "bad", "warnings")
+    """The arrays that were saved with `key`; None if there is no such file, its key differs or it is damaged."""
+    wanted = (*SCAN_FIELDS, "bad", "warnings")
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
             return {name: saved[name] for name in wanted} if str(saved["key"]) == key else None
     except FileNotFoundError:
         return None
-    except DAMAGED as error:
+    except CACHE_ERRORS as error:
         LOGGER.info(f"{file}: not a usable cache, scanning again ({error})")
         return None
 
 
 def _save_cache(file: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays so that no reader ever sees half a file; a folder that cannot be written to means no cache."""
+    """Write the arrays atomically; if the folder cannot be written to there is no cache."""
     part = ""
     try:
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as stream:

@@ -1,1 +1,1 @@
-"""How good detections are: matching, metrics, curves, timing."""
+"""Evaluation: detections against ground truth, as metrics and charts."""

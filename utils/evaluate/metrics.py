@@ -1,34 +1,34 @@
-"""How good detections are: COCO's average precision and recall, precision and recall at the best F1, the table."""
+"""Metrics: COCO's average precision and recall, precision and recall at the best F1, confusion matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
-from torch import Tensor
 
+from utils.boxes import Boxes, Truth
+from utils.evaluate.coco import CocoResult, coco_annotations, coco_evaluation, figures_without_detections
 from utils.evaluate.matching import (
     MATCH_IOU,
     STEPS,
     Curves,
     best_confidence,
     confidence_curves,
-    confusion,
+    confusion_pairs,
     covered,
     match_greedily,
 )
 from utils.loss import LossParts
 
 COLUMNS = ("Images", "Instances", "P", "R", "mAP50", "mAP50-95")
-AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}  # COCO's, square pixels
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How many images and labels were judged, and fractions 0..1 (all 0 where there are no labels)."""
+    """Counts of images and labels, and fractions 0..1 (all 0 where there are no labels)."""
 
     images: int
     instances: int
@@ -40,7 +40,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class ClassMetrics(Scores):
-    """One class; `images` counts those that show it."""
+    """One class; `images` counts those with a label of it."""
 
     name: str
 
@@ -50,9 +50,10 @@ class Metrics(Scores):
     """Means over the classes that have labels, fractions 0..1; `per_class` holds every class, in the order of names.
 
     Attributes:
-        speed_ms: milliseconds an image of each stage. loss: validation loss, where one was computed.
-        coco: COCO's figures: AP, AP50, AP75; APs, APm, APl of small, medium and large labels (see AREAS); AR1, AR10 and
-            AR of at most 1, 10 and max_det detections of a class in an image; ARs, ARm, ARl. -1: no such labels.
+        speed_ms: milliseconds per image of each stage. loss: validation loss, where one was computed.
+        coco: COCO's figures: AP, AP50, AP75; APs, APm, APl of small, medium and large labels (see coco.AREAS); AR1,
+            AR10 and AR of at most 1, 10 and max_det detections of a class in an image; ARs, ARm, ARl. -1: no such
+            labels.
     """
 
     per_class: list[ClassMetrics]
@@ -62,7 +63,7 @@ class Metrics(Scores):
 
     @property
     def fitness(self) -> float:
-        """What the best checkpoint is chosen by, 0..1."""
+        """0.1 mAP50 + 0.9 mAP50-95, by which the best checkpoint is chosen."""
         return 0.1 * self.map50 + 0.9 * self.map50_95
 
     def table(self) -> str:
@@ -92,224 +93,171 @@ class Metrics(Scores):
         }
 
 
+class ClassMatches(NamedTuple):
+    """One class: number of labels, (n,) scores of its detections, best first, (n,) whether each matches a label."""
+
+    labels: int
+    scores: np.ndarray
+    hits: np.ndarray
+
+
 class DetectionMetrics:
-    """Collects detections and labels image by image.
+    """Collects detections and labels image by image, then computes metrics, curves and the confusion matrix of all.
+
+    Detections are matched with labels once, when the first of these is asked for.
 
     Args:
-        names: class index -> name. max_det: of each class in an image only so many detections count, the best.
+        names: class index -> name. max_det: of each class in an image only the best so many detections count.
     """
 
     def __init__(self, names: dict[int, str], max_det: int = 300):
         self.names = names
         self.max_det = max_det
         self.sizes: list[tuple[int, int]] = []
-        self.boxes: list[np.ndarray] = []
-        self.labels: list[np.ndarray] = []
-        self.crowds: list[np.ndarray] = []
-        self.areas: list[np.ndarray] = []
+        self.found: list[Boxes] = []
+        self.truth: list[Truth] = []
 
-    def update(
-        self,
-        boxes: Tensor,
-        labels: Tensor,
-        size: tuple[int, int],
-        crowd: np.ndarray | None = None,
-        areas: np.ndarray | None = None,
-    ) -> None:
-        """Add an image of `size` (height, width).
+    def update(self, found: Boxes, truth: Truth, size: tuple[int, int]) -> None:
+        """Add an image of `size` (height, width); all boxes in its pixels.
 
-        Args:
-            boxes: (n, 6) xyxy, score, class; pixels of the image; n may be 0.
-            labels: (m, 5) class, xyxy in the same pixels; m may be 0.
-            crowd: (m,) bool, labels of which detections are neither right nor wrong; None: no label is.
-            areas: (m,) square pixels that decide what is small, medium and large; None: those of the boxes.
+        Raises:
+            RuntimeError: something was computed already.
         """
-        rows = labels.detach().cpu().double().numpy().reshape(-1, 5)
+        if {"coco_result", "class_matches"} & vars(self).keys():
+            raise RuntimeError("metrics were computed already, expected all images before")
         self.sizes.append((int(size[0]), int(size[1])))
-        self.boxes.append(boxes.detach().cpu().double().numpy().reshape(-1, 6))
-        self.labels.append(rows)
-        self.crowds.append(np.zeros(len(rows), dtype=bool) if crowd is None else np.asarray(crowd, dtype=bool))
-        self.areas.append((rows[:, 3:] - rows[:, 1:3]).prod(axis=1) if areas is None else np.asarray(areas))
+        self.found.append(Boxes(found.xyxy.astype(np.float64), found.label, found.score.astype(np.float64)))
+        self.truth.append(truth)
 
     def arrange(self, order: Sequence[int]) -> None:
-        """Put the images into `order`, places as they are now: COCO ranks equal scores by the order of the images."""
-        columns: tuple[list[Any], ...] = (self.sizes, self.boxes, self.labels, self.crowds, self.areas)
-        for column in columns:
-            column[:] = [column[i] for i in order]
+        """Put the images in `order`, indices as they are now: COCO ranks equal scores by the order of the images."""
+        self.sizes = [self.sizes[i] for i in order]
+        self.found = [self.found[i] for i in order]
+        self.truth = [self.truth[i] for i in order]
 
     def compute(self) -> Metrics:
-        """The metrics of everything so far; zeros without labels or without detections."""
-        ap50, ap, figures = self.average_precision()
+        """The metrics of all images; zeros without labels or without detections."""
+        ap50, ap = self.average_precision()
         precision, recall = self.precision_recall()
-        judged_labels = [rows[~crowd, 0] for rows, crowd in zip(self.labels, self.crowds, strict=True)]
-        classes = np.concatenate([np.empty(0), *judged_labels])
+        labels = [truth.label[~truth.crowd] for truth in self.truth]
         per_class = []
         for k, (c, name) in enumerate(self.names.items()):
-            shown = sum(bool((rows == c).any()) for rows in judged_labels)
+            counts = [int((label == c).sum()) for label in labels]
             p, r, at50, mean_ap = (float(values[k]) for values in (precision, recall, ap50, ap))
-            per_class.append(ClassMetrics(shown, int((classes == c).sum()), p, r, at50, mean_ap, name=name))
-        judged = [c for c in per_class if c.instances]
+            images = sum(count > 0 for count in counts)
+            per_class.append(ClassMetrics(images, sum(counts), p, r, at50, mean_ap, name=name))
+        labeled = [c for c in per_class if c.instances]
 
         def mean(key: str) -> float:
-            return float(np.mean([getattr(c, key) for c in judged])) if judged else 0.0
+            return float(np.mean([getattr(c, key) for c in labeled])) if labeled else 0.0
 
         return Metrics(
             images=len(self.sizes),
-            instances=sum(c.instances for c in judged),
+            instances=sum(c.instances for c in labeled),
             precision=mean("precision"),
             recall=mean("recall"),
             map50=mean("map50"),
             map50_95=mean("map50_95"),
             per_class=per_class,
-            coco=figures,
+            coco=self.coco_figures(),
         )
 
-    def judge(self) -> dict[str, np.ndarray] | None:
-        """COCO's arrays, classes in the order of names: precision (10 IoU, 101 recalls, class, 4 areas, limits) and
-        recall (10 IoU, class, 4 areas, limits), -1 where a class has no such labels; None without labels or boxes.
+    @cached_property
+    def coco_result(self) -> CocoResult | None:
+        """COCO's evaluation of all images; None without labels or without detections."""
+        return coco_evaluation(*self.coco_annotations(), self.sizes, self.names, self.max_det)
 
-        Source: COCO's evaluation, computed by faster-coco-eval.
-        """
-        truth, found = self.coco_annotations()
-        if not found or all(row["iscrowd"] for row in truth):
-            return None
-        images = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(self.sizes)]
-        shared = {"images": images, "categories": [{"id": c, "name": name} for c, name in self.names.items()]}
-        judge = COCOeval_faster(
-            COCO(shared | {"annotations": truth}),
-            COCO(shared | {"annotations": found}),
-            iouType="bbox",
-            print_function=lambda *_: None,
-        )
-        judge.params.maxDets = self.limits()
-        judge.params.areaRng, judge.params.areaRngLbl = [list(r) for r in AREAS.values()], list(AREAS)
-        judge.evaluate()
-        judge.accumulate()
-        column = {c: k for k, c in enumerate(judge.params.catIds)}
-        order = [column[c] for c in self.names]
-        precision, recall = (np.asarray(judge.eval[key]) for key in ("precision", "recall"))
-        return {"precision": precision[:, :, order], "recall": recall[:, order]}
+    def coco_annotations(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Labels and detections of all images as COCO's dicts, see utils.evaluate.coco."""
+        return coco_annotations(self.truth, self.names), coco_annotations(self.found, self.names)
 
-    def limits(self) -> list[int]:
-        """Most detections of a class in an image, for COCO's AR1, AR10 and all other figures."""
-        return sorted({n for n in (1, 10, self.max_det) if n <= self.max_det})
+    def coco_figures(self) -> dict[str, float]:
+        """COCO's figures by name, see Metrics.coco."""
+        result = self.coco_result
+        return figures_without_detections(self.truth, self.max_det) if result is None else result.figures()
 
-    def average_precision(self) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-        """AP at IoU 0.50 and over 0.50:0.95, each (nc,), 0 for classes without labels; COCO's figures by name."""
-        judged = self.judge()
-        if judged is None:
-            return np.zeros(len(self.names)), np.zeros(len(self.names)), self.figures_of_nothing()
-        precision, recall = judged["precision"], judged["recall"]
+    def average_precision(self) -> tuple[np.ndarray, np.ndarray]:
+        """AP at IoU 0.50 and over 0.50:0.95, each (nc,), in the order of names; 0 for classes without labels."""
+        if self.coco_result is None:
+            return np.zeros(len(self.names)), np.zeros(len(self.names))
+        per_iou = self.coco_result.precision[..., 0, -1].mean(axis=1).clip(min=0)  # (IoU, class)
+        return per_iou[0], per_iou.mean(axis=0)
 
-        def mean(values: np.ndarray) -> float:
-            known = values[values > -1]
-            return float(known.mean()) if len(known) else -1.0
-
-        figures = {"AP": mean(precision[..., 0, -1]), "AP50": mean(precision[0, ..., 0, -1])}
-        figures |= {"AP75": mean(precision[5, ..., 0, -1])}
-        figures |= {f"AP{size}": mean(precision[..., k, -1]) for k, size in enumerate(AREAS) if size}
-        figures |= {f"AR{n}": mean(recall[..., 0, k]) for k, n in enumerate(self.limits())}
-        figures |= {f"AR{size}": mean(recall[..., k, -1]) for k, size in enumerate(AREAS) if size}
-        curves = precision[..., 0, -1].mean(axis=1).clip(min=0)  # (IoU, class)
-        return curves[0], curves.mean(axis=0), figures
-
-    def figures_of_nothing(self) -> dict[str, float]:
-        """COCO's figures where there are no detections: 0, or -1 without labels of that size."""
-        areas = np.concatenate([np.empty(0), *(a[~c] for a, c in zip(self.areas, self.crowds, strict=True))])
-        value = {size: 0.0 if ((areas >= low) & (areas <= high)).any() else -1.0 for size, (low, high) in AREAS.items()}
-        names = ["AP", "AP50", "AP75", "APs", "APm", "APl", *(f"AR{n}" for n in self.limits()), "ARs", "ARm", "ARl"]
-        return {name: value.get(name[2:], value[""]) for name in names}
-
-    def coco_annotations(self) -> tuple[list[dict], list[dict]]:
-        """Labels and detections as COCO's dicts: bbox is x, y, width, height in pixels, ids count from 1."""
-        truth: list[dict] = []
-        found: list[dict] = []
-        for image, (boxes, labels) in enumerate(zip(self.boxes, self.labels, strict=True)):
-            known = [{"iscrowd": int(c), "area": a} for c, a in zip(self.crowds[image], self.areas[image], strict=True)]
-            scored = [{"score": s} for s in boxes[:, 4].tolist()]
-            rows = [(truth, labels[:, 1:], labels[:, 0], known), (found, boxes[:, :4], boxes[:, 5], scored)]
-            for out, xyxy, classes, more in rows:
-                xywh = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
-                for box, label, extra in zip(xywh.tolist(), classes.tolist(), more, strict=True):
-                    if int(label) not in self.names:
-                        continue
-                    row = {"id": len(out) + 1, "image_id": image, "category_id": int(label), "bbox": box}
-                    out.append(row | {"area": box[2] * box[3], "iscrowd": 0} | extra)
-        return truth, found
-
-    def labelled(self) -> dict[int, tuple[int, np.ndarray, np.ndarray]]:
-        """Place in names -> (labels, scores, hits) of each class with labels; see `matches`."""
-        found = {}
+    @cached_property
+    def class_matches(self) -> dict[int, ClassMatches]:
+        """Place in names -> matches of each class with labels."""
+        matches = {}
         for k, c in enumerate(self.names):
-            pairs = zip(self.labels, self.crowds, strict=True)
-            total = sum(int((rows[~crowd, 0] == c).sum()) for rows, crowd in pairs)
+            total = sum(int((truth.label[~truth.crowd] == c).sum()) for truth in self.truth)
             if total:
-                found[k] = (total, *self.matches(c))
-        return found
+                matches[k] = ClassMatches(total, *self.match_class(c))
+        return matches
 
-    def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each (nc,), in the order of names, at the one confidence that `best_confidence` finds; IoU 0.5."""
-        classes = self.labelled()
-        rows = classes.values()
-        confidence = best_confidence([row[1] for row in rows], [row[2] for row in rows], [row[0] for row in rows])
-        precision, recall = np.zeros(len(self.names)), np.zeros(len(self.names))
-        for k, (total, score, hit) in classes.items():
-            kept = hit[score >= confidence]
-            precision[k] = kept.mean() if len(kept) else 0.0
-            recall[k] = kept.sum() / total
-        return precision, recall
+    def match_class(self, c: int) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) scores of the detections of class `c`, best first, and (n,) whether each matches a label.
 
-    def matches(self, c: int) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) scores of the detections of class `c`, best first, and (n,) whether each found a label.
-
-        Detections that found none and lie for the most part in a crowd label of their class are left out.
+        Detections without a match that lie at least half in a crowd label of their class are left out.
         """
         scores, hits = [np.empty(0)], [np.empty(0, dtype=bool)]
-        for boxes, labels, crowd in zip(self.boxes, self.labels, self.crowds, strict=True):
-            mine = boxes[boxes[:, 5] == c]
-            if not len(mine):
+        for found, truth in zip(self.found, self.truth, strict=True):
+            own = found[found.label == c]
+            if not len(own):
                 continue
-            mine = mine[(-mine[:, 4]).argsort(kind="stable")[: self.max_det]]
-            same = labels[:, 0] == c
-            hit = match_greedily(mine[:, :4], labels[same & ~crowd, 1:])
-            counts = hit | (covered(mine[:, :4], labels[same & crowd, 1:]) < MATCH_IOU)
-            scores.append(mine[counts, 4])
+            own = own[(-own.score).argsort(kind="stable")[: self.max_det]]
+            same = truth.label == c
+            hit = match_greedily(own.xyxy, truth.xyxy[same & ~truth.crowd])
+            counts = hit | (covered(own.xyxy, truth.xyxy[same & truth.crowd]) < MATCH_IOU)
+            scores.append(own.score[counts])
             hits.append(hit[counts])
         score, hit = np.concatenate(scores), np.concatenate(hits)
         order = (-score).argsort(kind="stable")
         return score[order], hit[order]
 
+    def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
+        """Precision and recall at IoU 0.5 and the confidence of the best mean F1, each (nc,), in the order of names."""
+        matches = self.class_matches
+        classes = list(matches.values())
+        confidence = best_confidence(
+            [m.scores for m in classes], [m.hits for m in classes], [m.labels for m in classes]
+        )
+        precision, recall = np.zeros(len(self.names)), np.zeros(len(self.names))
+        for k, m in matches.items():
+            kept = m.hits[m.scores >= confidence]
+            precision[k] = kept.mean() if len(kept) else 0.0
+            recall[k] = kept.sum() / m.labels
+        return precision, recall
+
     def curves(self) -> Curves:
-        """What the pictures of curves show; no rows without labels."""
-        classes, judged = self.labelled(), self.judge()
-        rows = [confidence_curves(score, hit, total) for total, score, hit in classes.values()]
+        """Precision, recall and F1 over confidence, and precision over recall; no rows without labels."""
+        matches = self.class_matches
+        rows = [confidence_curves(m.scores, m.hits, m.labels) for m in matches.values()]
         precision, recall, f1 = (np.array([row[i] for row in rows]).reshape(-1, STEPS) for i in range(3))
-        envelope = np.zeros((len(classes), 101))
-        if judged is not None:
-            envelope = judged["precision"][0, :, list(classes), 0, -1].clip(min=0)
-        names = [name for k, name in enumerate(self.names.values()) if k in classes]
+        envelope = np.zeros((len(matches), 101))
+        if self.coco_result is not None:
+            envelope = self.coco_result.precision[0, :, list(matches), 0, -1].clip(min=0)
+        names = [name for k, name in enumerate(self.names.values()) if k in matches]
         steps = np.linspace(0, 1, STEPS)
         return Curves(names, steps, precision, recall, f1, np.linspace(0, 1, 101), envelope)
 
     def confusion_matrix(self, conf_thres: float = 0.25, iou_thres: float = 0.45) -> np.ndarray:
-        """(nc+1, nc+1) counts: rows what was detected, columns what was labelled, the last of both is background.
+        """(nc+1, nc+1) counts: rows are predicted classes, columns labeled ones, the last of both is background.
 
         Args:
-            conf_thres: detections below are left out. iou_thres: from this overlap on a pair is one object.
+            conf_thres: detections below are left out. iou_thres: least IoU of a pair.
         """
         place = {c: k for k, c in enumerate(self.names)}
         background = len(place)
         counts = np.zeros((background + 1, background + 1), dtype=np.int64)
-        for boxes, labels, crowd in zip(self.boxes, self.labels, self.crowds, strict=True):
-            crowds, judged = labels[crowd], labels[~crowd]
-            boxes = boxes[boxes[:, 4] >= conf_thres]
-            found, true = confusion(boxes, judged, iou_thres)
-            extra = np.setdiff1d(np.arange(len(boxes)), found)
-            extra = extra[covered(boxes[extra, :4], crowds[:, 1:]) < MATCH_IOU]
-            missed = np.setdiff1d(np.arange(len(judged)), true)
-            of_box = np.array([place.get(int(c), background) for c in boxes[:, 5]], dtype=int)
-            of_label = np.array([place.get(int(c), background) for c in judged[:, 0]], dtype=int)
-            np.add.at(counts, (of_box[found], of_label[true]), 1)
-            np.add.at(counts, (of_box[extra], background), 1)
-            np.add.at(counts, (background, of_label[missed]), 1)
+        for found, truth in zip(self.found, self.truth, strict=True):
+            crowds, single = truth[truth.crowd], truth[~truth.crowd]
+            found = found[found.score >= conf_thres]
+            paired, true = confusion_pairs(found, single, iou_thres)
+            extra = np.setdiff1d(np.arange(len(found)), paired)
+            extra = extra[covered(found.xyxy[extra], crowds.xyxy) < MATCH_IOU]
+            missed = np.setdiff1d(np.arange(len(single)), true)
+            predicted = np.array([place.get(c, background) for c in found.label.tolist()], dtype=int)
+            labeled = np.array([place.get(c, background) for c in single.label.tolist()], dtype=int)
+            np.add.at(counts, (predicted[paired], labeled[true]), 1)
+            np.add.at(counts, (predicted[extra], background), 1)
+            np.add.at(counts, (background, labeled[missed]), 1)
         return counts

@@ -1,1 +1,1 @@
-"""From a source to written results: frames, the predictor, writers."""
+"""Prediction: from a source of frames through the predictor to results and written files."""

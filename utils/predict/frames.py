@@ -1,4 +1,4 @@
-"""What sources give: frames, and inputs that gave none."""
+"""Frames: what a source yields, and inputs that could not be read."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-USUAL_FPS = 30.0  # for videos and cameras that do not tell theirs
+DEFAULT_FPS = 30.0  # of videos and cameras that do not report a frame rate
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """fps: pictures a second of the source. frames: how many it says it has, 0 if unknown. size: (height, width).
+    """What a video or live source reports about itself.
 
-    live: a camera, a stream or the screen, of which only the newest picture is kept.
+    Attributes:
+        fps: frames per second. frames: their number, 0 if unknown. size: (height, width).
+        live: a camera, a stream or the screen, of which only the newest frame is kept.
     """
 
     fps: float
@@ -27,10 +29,11 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture.
+    """One image, or one frame of a video.
 
-    image: (H, W, 3) uint8 RGB. path: its file; for a camera or a stream a name made for it.
-    number: 0 for a picture, 1, 2, ... in a video, skipped frames counted. video: None for a picture.
+    Attributes:
+        image: (H, W, 3) uint8 RGB. path: its file; for a camera or a stream a name made for it.
+        number: 0 for an image, 1, 2, ... in a video, skipped frames counted. video: None for an image.
     """
 
     image: np.ndarray
@@ -47,12 +50,12 @@ class Broken:
     reason: str
 
 
-def describe(capture: cv2.VideoCapture, frame: np.ndarray, live: bool = False) -> VideoInfo:
-    """What an open capture says of itself; the size is that of a decoded frame (H, W, 3)."""
+def video_info(capture: cv2.VideoCapture, frame: np.ndarray, live: bool = False) -> VideoInfo:
+    """The properties of an open capture; the size is that of a decoded frame (H, W, 3)."""
     fps, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
     h, w = frame.shape[:2]
     return VideoInfo(
-        fps=fps if math.isfinite(fps) and 0 < fps <= 1000 else USUAL_FPS,
+        fps=fps if math.isfinite(fps) and 0 < fps <= 1000 else DEFAULT_FPS,
         frames=int(frames) if math.isfinite(frames) and frames > 0 and not live else 0,
         size=(h, w),
         live=live,

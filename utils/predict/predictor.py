@@ -1,62 +1,42 @@
-"""From pictures to boxes in their pixels: letterbox, network, NMS; large pictures in overlapping tiles."""
+"""Prediction: images to detections in their pixels by letterbox, network and NMS, with large images cut into tiles."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from utils.backend import Backend
+from utils.boxes import Boxes
 from utils.images import Letterbox, check_imgsz, fit_canvas, letterbox, to_input
-from utils.nms import non_max_suppression
+from utils.nms import DEFAULTS, NmsSettings, non_max_suppression
 
-OVERLAP = 0.25  # of neighbouring tiles, part of their side
-BATCH = 8  # pictures or tiles in one pass of the network
-EDGE = 2.0  # pixels: a box that comes so close to the cut edge of a tile was cut there
-
-
-@dataclass(frozen=True)
-class NmsOptions:
-    """What non_max_suppression keeps; see there."""
-
-    conf_thres: float = 0.25
-    iou_thres: float = 0.45
-    max_det: int = 1000
-    classes: tuple[int, ...] = ()
-    agnostic: bool = False
-    multi_label: bool = False
-
-    def __call__(self, decoded: Tensor) -> list[Tensor]:
-        return non_max_suppression(
-            decoded,
-            self.conf_thres,
-            self.iou_thres,
-            classes=self.classes or None,
-            agnostic=self.agnostic,
-            multi_label=self.multi_label,
-            max_det=self.max_det,
-        )
+OVERLAP = 0.25  # of neighboring tiles, fraction of their side
+BATCH = 8  # images or tiles per forward pass
+EDGE = 2.0  # pixels; a box this close to an inner edge of a tile counts as cut by it
 
 
 @dataclass(frozen=True)
-class Found:
-    """boxes: (n, 6) float32 xyxy in pixels of the picture, score, class. canvas: (height, width) of the input.
+class Prediction:
+    """Detections of one image.
 
-    times: milliseconds of letterbox, network, NMS, this picture's share of its batch.
+    Attributes:
+        boxes: float32, in pixels of the image. canvas: (height, width) of the network's input.
+        times: milliseconds of letterbox, network, NMS: this image's share of its batch.
     """
 
-    boxes: np.ndarray
+    boxes: Boxes
     canvas: tuple[int, int]
     times: tuple[float, float, float]
 
 
-def class_indices(wanted: Sequence[str | int], names: dict[int, str]) -> tuple[int, ...]:
-    """Class indices from indices and names.
+def class_indices(wanted: Sequence[str | int], names: Mapping[int, str]) -> tuple[int, ...]:
+    """The indices of classes that are given by index or by name.
 
     Raises:
         ValueError: the model has no such class.
@@ -67,15 +47,15 @@ def class_indices(wanted: Sequence[str | int], names: dict[int, str]) -> tuple[i
         index = int(word) if word.isdigit() else known.get(word, -1)
         if index not in names:
             shown = ", ".join(list(known)[:10]) + (", ..." if len(known) > 10 else "")
-            raise ValueError(f"--classes {word}: the model knows 0..{len(names) - 1} ({shown})")
+            raise ValueError(f"--classes {word}: expected a name or 0..{len(names) - 1} ({shown})")
         found.append(index)
     return tuple(dict.fromkeys(found))
 
 
 def tiles(size: tuple[int, int], side: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of square tiles that cover a picture of `size` (height, width) and overlap by OVERLAP or more.
+    """Rows and columns of square tiles that cover an image of `size` (height, width) and overlap by OVERLAP or more.
 
-    A picture smaller than a tile gives one, as large as the picture.
+    An image smaller than a tile gives one, as large as the image.
     """
     starts = []
     for length in size:
@@ -88,22 +68,21 @@ def tiles(size: tuple[int, int], side: int) -> Iterator[tuple[slice, slice]]:
 
 @dataclass
 class Predictor:
-    """Boxes of pictures by one backend.
+    """Detects objects in images with one backend.
 
     Args:
-        backend: float (B, 3, H, W) in 0..1 -> decoded (B, N, 5+nc), with `names` and `grid`.
-        imgsz: long side of the input; rounded up to the grid.
-        rect: the input takes the picture's shape, else it is square.
-        tile: pixels; larger pictures are also cut into overlapping tiles of this side. 0: never.
+        imgsz: long side of the network's input, pixels; rounded up to the grid.
+        half: half-precision input. rect: the input has the image's aspect ratio, else it is square.
+        tile: larger images are also cut into overlapping tiles of this side, pixels. 0: never.
 
     Raises:
         ValueError: a size that is not positive.
     """
 
-    backend: Any
+    backend: Backend
     device: torch.device
     imgsz: int = 640
-    nms: NmsOptions = field(default_factory=NmsOptions)
+    nms: NmsSettings = DEFAULTS
     half: bool = False
     rect: bool = True
     tile: int = 0
@@ -114,78 +93,89 @@ class Predictor:
             raise ValueError(f"--tile {self.tile}: expected pixels, or 0 for none")
 
     def clock(self) -> float:
-        """Milliseconds, after all that the GPU has to do."""
+        """Milliseconds, once the GPU has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() * 1000
 
     def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the input for a picture of `size` (height, width)."""
+        """(height, width) of the network's input for an image of `size` (height, width)."""
         return fit_canvas(size, self.imgsz, self.backend.grid) if self.rect else (self.imgsz, self.imgsz)
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
-        """Pictures (H, W, 3) uint8 RGB of any sizes -> their boxes, best first."""
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        """Images (H, W, 3) uint8 RGB of any sizes -> their detections, best first."""
         if self.tile:
             return [
-                self.tiled(image) if max(image.shape[:2]) > self.tile else self.plain([image])[0] for image in images
+                self.tiled(image) if max(image.shape[:2]) > self.tile else self.whole([image])[0] for image in images
             ]
-        return self.plain(images)
+        return self.whole(images)
 
-    def plain(self, images: Sequence[np.ndarray]) -> list[Found]:
-        """Without tiles; pictures that share a canvas go through the network together."""
+    def whole(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        """Detections without tiles; images that share a canvas go through the network together."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
-            groups.setdefault(self.canvas(image.shape[:2]), []).append(i)
-        found: dict[int, Found] = {}
+            groups.setdefault(self.canvas(image_size(image)), []).append(i)
+        found: dict[int, Prediction] = {}
         for canvas, members in groups.items():
             for start in range(0, len(members), BATCH):
-                run = members[start : start + BATCH]
-                found.update(zip(run, self.batch([images[i] for i in run], canvas), strict=True))
+                batch = members[start : start + BATCH]
+                found.update(zip(batch, self.batch([images[i] for i in batch], canvas), strict=True))
         return [found[i] for i in range(len(images))]
 
     def input(self, images: Sequence[np.ndarray], canvas: tuple[int, int]) -> tuple[Tensor, list[Letterbox]]:
-        """The network's input for pictures of one canvas, and where each of them lies on it."""
+        """The network's input for images of one canvas, and where each of them lies on it."""
         padded, places = zip(*(letterbox(image, canvas) for image in images), strict=True)
         pixels = torch.from_numpy(np.ascontiguousarray(np.stack(padded).transpose(0, 3, 1, 2)))
         return to_input(pixels, self.device, self.half), list(places)
 
-    def batch(self, images: Sequence[np.ndarray], canvas: tuple[int, int]) -> list[Found]:
+    def batch(self, images: Sequence[np.ndarray], canvas: tuple[int, int]) -> list[Prediction]:
+        """Detections in images of one canvas, from one forward pass."""
         start = self.clock()
         batch, places = self.input(images, canvas)
         ready = self.clock()
         decoded = self.backend(batch)
         done = self.clock()
         boxes = []
-        for kept, place in zip(self.nms(decoded), places, strict=True):
-            kept = kept.cpu()
-            rows = torch.cat([place.to_image(kept[:, :4]), kept[:, 4:]], dim=1).numpy()
-            boxes.append(rows[(rows[:, 2:4] > rows[:, :2]).all(axis=1)])  # what lay on the border alone is gone
-        times = tuple(t / len(images) for t in (ready - start, done - ready, self.clock() - done))
-        return [Found(rows, canvas, times) for rows in boxes]  # type: ignore[arg-type]
+        for found, place in zip(non_max_suppression(decoded, self.nms), places, strict=True):
+            own = found.at(place.to_image(found.xyxy))
+            boxes.append(own[np.all(own.xyxy[:, 2:] > own.xyxy[:, :2], axis=1)])  # without those inside the border
+        end, n = self.clock(), len(images)
+        times = (ready - start) / n, (done - ready) / n, (end - done) / n
+        return [Prediction(own, canvas, times) for own in boxes]
 
-    def tiled(self, image: np.ndarray) -> Found:
-        """Boxes of the whole picture and of its tiles, merged by NMS.
+    def tiled(self, image: np.ndarray) -> Prediction:
+        """Detections of the whole image and of its tiles, merged by NMS.
 
-        A box at the cut edge of a tile is dropped: a small object is whole in the next tile, a large one in the
-        whole picture.
+        A box cut by the edge of a tile is dropped: a small object is whole in the next tile, a large one in the
+        whole image.
         """
-        places = list(tiles(image.shape[:2], self.tile))
-        whole, *parts = self.plain([image, *(image[rows, columns] for rows, columns in places)])
+        places = list(tiles(image_size(image), self.tile))
+        whole, *parts = self.whole([image, *(image[rows, columns] for rows, columns in places)])
         boxes = [whole.boxes]
         for (rows, columns), part in zip(places, parts, strict=True):
-            boxes.append(uncut(part.boxes, rows, columns, image.shape[:2]))
-        merged = torch.from_numpy(np.concatenate(boxes))
-        labels = torch.zeros_like(merged[:, 5]) if self.nms.agnostic else merged[:, 5]
-        kept = batched_nms(merged[:, :4], merged[:, 4], labels, self.nms.iou_thres)[: self.nms.max_det]
-        times = tuple(sum(found.times[k] for found in (whole, *parts)) for k in range(3))
-        return Found(merged[kept].numpy(), whole.canvas, times)  # type: ignore[arg-type]
+            boxes.append(uncut(part.boxes, rows, columns, image_size(image)))
+        merged = Boxes.join(boxes)
+        label = torch.from_numpy(merged.label)
+        group = torch.zeros_like(label) if self.nms.agnostic else label
+        score, xyxy = torch.from_numpy(merged.score), torch.from_numpy(merged.xyxy)
+        kept = batched_nms(xyxy, score, group, self.nms.iou_thres)[: self.nms.max_det]
+        first, second, third = (sum(p.times[k] for p in (whole, *parts)) for k in range(3))
+        return Prediction(merged[kept.numpy()], whole.canvas, (first, second, third))
 
 
-def uncut(boxes: np.ndarray, rows: slice, columns: slice, size: tuple[int, int]) -> np.ndarray:
-    """Boxes (n, 6) of a tile in pixels of the picture of `size` (height, width), without those cut by the tile."""
-    moved = boxes.copy()
-    moved[:, :4] += [columns.start, rows.start, columns.start, rows.start]
-    edges = [columns.start, rows.start, columns.stop, rows.stop]
+def image_size(image: np.ndarray) -> tuple[int, int]:
+    """(height, width) of an image (H, W, 3)."""
+    return image.shape[0], image.shape[1]
+
+
+def uncut(boxes: Boxes, rows: slice, columns: slice, size: tuple[int, int]) -> Boxes:
+    """The boxes of a tile in pixels of the image of `size` (height, width), without those cut by the tile.
+
+    Args:
+        boxes: in pixels of the tile. rows, columns: of the image, where the tile lies.
+    """
+    edges = np.array([columns.start, rows.start, columns.stop, rows.stop])
+    moved = boxes.at(boxes.xyxy + edges[[0, 1, 0, 1]].astype(boxes.xyxy.dtype))
     inner = np.array([columns.start > 0, rows.start > 0, columns.stop < size[1], rows.stop < size[0]])
-    cut = (np.abs(moved[:, :4] - np.array(edges)) < EDGE) & inner
+    cut = (np.abs(moved.xyxy - edges) < EDGE) & inner
     return moved[~cut.any(axis=1)]

@@ -1,4 +1,4 @@
-"""Where pictures come from: files, folders, patterns, lists, videos, cameras, streams, the screen, standard input."""
+"""Sources of frames: image and video files, folders, patterns, lists, cameras, streams, the screen, standard input."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import cv2
 
-from utils.config import REPO
+from utils.files import REPO
 from utils.images import IMAGE_SUFFIXES, imread
-from utils.predict.frames import Broken, Frame, describe
+from utils.predict.frames import Broken, Frame, video_info
 from utils.predict.streams import is_camera, is_url, read_screen, read_streams, stream_name
 
 VIDEO_SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
-Frames: TypeAlias = Generator[Frame | Broken, None, None]  # closing it stops threads and frees files
-AHEAD = 4  # frames that are decoded while the network works on an earlier one
-COUNT_ERROR = 0.02  # a container may be wrong about its number of frames by this part
+Frames: TypeAlias = Generator[Frame | Broken, None, None]  # closing it stops threads and closes files
+READ_AHEAD = 4  # frames that are decoded while the network works on an earlier one
+COUNT_ERROR = 0.02  # a container may be wrong about its number of frames by this fraction
 
 
 def open_source(source: str, vid_stride: int = 1, stream_timeout: float = 60) -> Frames:
     """Frames of what `source` names; an input that cannot be read gives a `Broken` and the next one follows.
 
-    A picture, video, folder, glob pattern, .txt list of files, webcam index, stream URL, .streams list of both,
+    An image, video, folder, glob pattern, .txt list of files, webcam number, stream URL, .streams list of both,
     'screen [monitor] [left top width height]', or '-': standard input, a path a line. Files come sorted, those of a
-    list in its order, each once. What `source` names is checked at once, files are opened when their turn comes; a
-    video is decoded a few frames ahead of the reader and never held whole.
+    list in its order, each once. Names are checked now, files are opened when their turn comes; a video is decoded a
+    few frames ahead of the reader and never held whole.
 
     Args:
-        vid_stride: of a video or stream, every how manieth frame.
-        stream_timeout: seconds without a picture after which a stream is given up; 0: never.
+        vid_stride: every Nth frame of a video or stream.
+        stream_timeout: seconds without a frame after which a stream is closed; 0: never.
 
     Raises:
         FileNotFoundError, ValueError: nothing there; a file of an unknown kind.
@@ -42,18 +42,18 @@ def open_source(source: str, vid_stride: int = 1, stream_timeout: float = 60) ->
     if vid_stride < 1:
         raise ValueError(f"--vid-stride {vid_stride}: expected at least 1")
     if stream_timeout < 0:
-        raise ValueError(f"--stream-timeout {stream_timeout}: expected seconds, or 0 to wait for ever")
+        raise ValueError(f"--stream-timeout {stream_timeout}: expected seconds, or 0 to wait forever")
     if source == "-":
-        return ahead(read_files((Path(line) for line in stripped(sys.stdin)), vid_stride))
+        return read_ahead(read_files((Path(line) for line in stripped(sys.stdin)), vid_stride))
     if source.split(maxsplit=1)[:1] == ["screen"] and not Path(source).exists():
         return read_screen(source, vid_stride)
     if is_url(source) and Path(urlsplit(source).path).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-        return ahead(read_video(source, stream_name(source), vid_stride))  # a file, to be read to its end
+        return read_ahead(read_video(source, stream_name(source), vid_stride))  # a file, to be read to its end
     if is_url(source) or is_camera(source):
         return read_streams([source], vid_stride, stream_timeout)
     if source.lower().endswith(".streams"):
         return read_streams(read_stream_list(Path(source)), vid_stride, stream_timeout)
-    return ahead(read_files(list_files(source), vid_stride))
+    return read_ahead(read_files(list_files(source), vid_stride))
 
 
 def stripped(lines: Iterable[str]) -> Iterator[str]:
@@ -62,13 +62,18 @@ def stripped(lines: Iterable[str]) -> Iterator[str]:
 
 
 def read_stream_list(path: Path) -> list[str]:
-    """The URLs and camera numbers in a .streams file, one a line, after # comments."""
+    """The URLs and camera numbers in a .streams file, one a line; lines that start with # are comments."""
     if not path.is_file():
         raise FileNotFoundError(f"source '{path}' not found, expected a list of stream URLs, one a line")
     return [line for line in stripped(read_text(path).splitlines()) if not line.startswith("#")]
 
 
 def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -76,9 +81,12 @@ def read_text(path: Path) -> str:
 
 
 def list_files(source: str) -> list[Path]:
-    """The pictures and videos that `source` names; folders and patterns leave other files out.
+    """The images and videos that `source` names; folders and patterns leave other files out.
 
     A relative name is looked for in the working folder, then in the repository.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there; a file of an unknown kind.
     """
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     path = next((p for p in (Path(source), REPO / source) if source and p.exists()), None)
@@ -94,7 +102,7 @@ def list_files(source: str) -> list[Path]:
         found, what = sorted(Path(p) for p in glob.glob(source, recursive=True)), "pattern"
     else:
         raise FileNotFoundError(
-            f"source '{source}' not found, expected a picture, video, folder, glob pattern, list.txt, webcam index, "
+            f"source '{source}' not found, expected an image, video, folder, glob pattern, list.txt, webcam number, "
             "stream URL, list.streams, screen, or - for paths from standard input"
         )
     files = [p for p in dict.fromkeys(found) if p.suffix.lower() in known and p.is_file()]
@@ -104,7 +112,7 @@ def list_files(source: str) -> list[Path]:
 
 
 def read_list(path: Path) -> list[Path]:
-    """The files named in a text file, one a line, relative to the working directory or to the list's folder.
+    """The files named in a text file, one a line, relative to the working folder or to the list's folder.
 
     Raises:
         FileNotFoundError, ValueError: a line names no file; there is no line; it is not text.
@@ -123,7 +131,7 @@ def read_list(path: Path) -> list[Path]:
 
 
 def read_files(files: Iterable[Path], vid_stride: int) -> Frames:
-    """Frames of pictures and videos, file after file."""
+    """Frames of images and videos, file after file."""
     for path in files:
         if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
             yield from read_video(str(path), path, vid_stride)
@@ -139,7 +147,7 @@ def read_files(files: Iterable[Path], vid_stride: int) -> Frames:
 def read_video(target: str, path: Path, vid_stride: int) -> Frames:
     """Every `vid_stride`-th frame of a video file or URL; `path` names it.
 
-    A `Broken` follows if it cannot be opened, or ends well before the number of frames that it promises.
+    A `Broken` follows if it cannot be opened, or ends well before its stated number of frames.
     """
     capture = cv2.VideoCapture(target)
     try:
@@ -151,7 +159,7 @@ def read_video(target: str, path: Path, vid_stride: int) -> Frames:
             ok, bgr = capture.retrieve()
             if not ok:
                 break
-            video = video or describe(capture, bgr)
+            video = video or video_info(capture, bgr)
             yield Frame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), path, number, video)
         if video is None:
             yield Broken(path, f"{path}: not a readable video")
@@ -161,12 +169,12 @@ def read_video(target: str, path: Path, vid_stride: int) -> Frames:
         capture.release()
 
 
-def ahead(frames: Generator[Any, None, None], depth: int = AHEAD) -> Generator[Any, None, None]:
-    """The items of `frames`, made in a thread up to `depth` of them early; closing the iterator ends the thread."""
-    items: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+def read_ahead(frames: Frames, depth: int = READ_AHEAD) -> Frames:
+    """The items of `frames`, made in a thread up to `depth` of them early; closing the generator ends the thread."""
+    items: queue.Queue[Frame | Broken | Exception | None] = queue.Queue(depth)  # None: the end
     stopped = threading.Event()
 
-    def offer(item: tuple[bool, Any]) -> bool:
+    def offer(item: Frame | Broken | Exception | None) -> bool:
         while not stopped.is_set():
             try:
                 items.put(item, timeout=0.1)
@@ -178,23 +186,20 @@ def ahead(frames: Generator[Any, None, None], depth: int = AHEAD) -> Generator[A
     def work() -> None:
         try:
             for frame in frames:
-                if not offer((True, frame)):
+                if not offer(frame):
                     return
-            offer((False, None))
+            offer(None)
         except Exception as error:  # whatever it is, the reader raises it
-            offer((False, error))
+            offer(error)
         finally:
             frames.close()
 
     thread = threading.Thread(target=work, name="decoder", daemon=True)
     thread.start()
     try:
-        while True:
-            more, item = items.get()
-            if not more:
-                if item is not None:
-                    raise item
-                return
+        while (item := items.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
             yield item
     finally:
         stopped.set()

@@ -1,4 +1,4 @@
-"""Live sources: cameras and network streams, a thread each, and the screen. Only the newest picture is kept."""
+"""Live sources: cameras and network streams, each read by a thread that keeps the newest frame, and the screen."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 
-from utils.predict.frames import USUAL_FPS, Broken, Frame, VideoInfo, describe
+from utils.predict.frames import DEFAULT_FPS, Broken, Frame, VideoInfo, video_info
+
+if TYPE_CHECKING:
+    from mss import MSS
 
 LOGGER = logging.getLogger(__name__)
 SCHEMES = {"http", "https", "rtmp", "rtsp", "tcp"}
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the first and the latest attempts to connect again
-IO_TIMEOUT = 10_000  # milliseconds that opening a stream or waiting for its next picture may take
-POLL = 0.5  # seconds after which a reader without news looks whether it should stop
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the first attempt to reconnect; at most before later ones
+IO_TIMEOUT = 10_000  # milliseconds that opening a stream or waiting for its next frame may take
+POLL = 0.5  # seconds after which a reader without a new frame checks whether it should stop
+Region = dict[str, int]  # left, top, width, height in pixels
 
 
 def is_url(source: str) -> bool:
@@ -42,7 +46,7 @@ def stream_name(source: str) -> Path:
     parts = urlsplit(source)
     if not is_url(source) or parts.scheme.lower() not in SCHEMES:
         known = ", ".join(sorted(SCHEMES))
-        scheme = f"scheme '{parts.scheme}://'" if is_url(source) else f"'{source}' is no URL"
+        scheme = f"scheme '{parts.scheme}://'" if is_url(source) else f"'{source}' is not a URL"
         raise ValueError(f"source {scheme}, expected one of: {known}, or the number of a webcam")
     return Path(re.sub(r"\W+", "_", f"{parts.hostname or ''}{parts.path}").strip("_") or "stream")
 
@@ -60,103 +64,107 @@ def unique_names(sources: Sequence[str]) -> list[Path]:
 
 
 class Stream(threading.Thread):
-    """Reads one stream until `stop` is called and keeps its newest frame; connects again, waiting longer each time.
+    """Reads one stream until `stopped` is set, keeps its newest frame, and reconnects after ever longer waits.
 
     Args:
-        source: URL or camera number. path: its name in frames and messages. news: notified when something changed.
-        vid_stride: every how manieth picture is kept.
-        patience: seconds without a picture after which it is given up; 0: never.
+        source: URL or camera number. path: its name in frames and messages.
+        changed: notified when there is a new frame or the stream is closed.
+        vid_stride: every Nth frame is kept.
+        timeout: seconds without a frame after which the stream is closed; 0: never.
     """
 
-    def __init__(self, source: str, path: Path, news: threading.Condition, vid_stride: int, patience: float):
+    def __init__(self, source: str, path: Path, changed: threading.Condition, vid_stride: int, timeout: float):
         super().__init__(name=str(path), daemon=True)
-        self.source, self.path, self.news, self.vid_stride, self.patience = source, path, news, vid_stride, patience
+        self.source, self.path, self.changed, self.vid_stride, self.timeout = source, path, changed, vid_stride, timeout
         self.stopped = threading.Event()
         self.newest: Frame | None = None
         self.number = 0
         self.failure = ""
-        self.last_picture = time.monotonic()
+        self.last_time = time.monotonic()  # of a frame
 
     def open(self) -> cv2.VideoCapture:
+        """The capture of the camera or URL, which may be closed: then it has no frames."""
         if is_camera(self.source):
             return cv2.VideoCapture(int(self.source))
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, IO_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, IO_TIMEOUT]
         return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, limits)
 
     def run(self) -> None:
+        """Read connection after connection; a camera that has never given a frame is tried once."""
         wait = FIRST_WAIT
         while not self.stopped.is_set():
             if self.read_connection():
                 wait = FIRST_WAIT
-            silent = time.monotonic() - self.last_picture
+            silent = time.monotonic() - self.last_time
             if self.stopped.is_set():
                 break
-            if (self.patience and silent >= self.patience) or (is_camera(self.source) and not self.number):
-                with self.news:
-                    self.failure = f"{self.path}: no picture for {silent:.0f} s, given up"
-                    self.news.notify_all()
+            if (self.timeout and silent >= self.timeout) or (is_camera(self.source) and not self.number):
+                with self.changed:
+                    self.failure = f"{self.path}: no frame for {silent:.0f} s, stream closed"
+                    self.changed.notify_all()
                 break
-            LOGGER.warning(f"{self.path}: no picture, connecting again in {wait:g} s")
-            self.stopped.wait(min(wait, self.patience - silent) if self.patience else wait)
+            LOGGER.warning(f"{self.path}: no frame, reconnecting in {wait:g} s")
+            self.stopped.wait(min(wait, self.timeout - silent) if self.timeout else wait)
             wait = min(2 * wait, LONGEST_WAIT)
 
     def read_connection(self) -> bool:
-        """Keep pictures until the connection ends; tells whether there was one."""
+        """Keep the newest frame until the connection ends; returns whether there was a frame."""
         capture, video = self.open(), None
         try:
             while not self.stopped.is_set() and capture.grab():
                 self.number += 1
-                self.last_picture = time.monotonic()
+                self.last_time = time.monotonic()
                 if (self.number - 1) % self.vid_stride:
                     continue
                 ok, bgr = capture.retrieve()
                 if not ok:
                     break
-                video = video or describe(capture, bgr, live=True)
+                video = video or video_info(capture, bgr, live=True)
                 frame = Frame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), self.path, self.number, video)
-                with self.news:
+                with self.changed:
                     self.newest = frame
-                    self.news.notify_all()
+                    self.changed.notify_all()
         finally:
             capture.release()
         return video is not None
 
-    def take(self) -> Frame | None:
-        """The newest frame, once."""
-        with self.news:
+    def pop(self) -> Frame | None:
+        """The newest frame, each only once; None if there is no new one."""
+        with self.changed:
             frame, self.newest = self.newest, None
         return frame
 
 
-def read_streams(sources: Sequence[str], vid_stride: int, patience: float) -> Generator[Frame | Broken, None, None]:
-    """The newest frames of cameras and streams, in turn, until all are given up; closing the iterator stops them.
+def read_streams(sources: Sequence[str], vid_stride: int, timeout: float) -> Generator[Frame | Broken, None, None]:
+    """The newest frames of cameras and streams, in turn, until all are closed; closing the generator stops them.
+
+    Args:
+        timeout: seconds without a frame after which a stream is closed, which yields a `Broken`; 0: never.
 
     Raises:
         ValueError: see stream_name; no sources.
     """
     if not sources:
         raise ValueError("no streams, expected a URL or a camera number a line")
-    news = threading.Condition()
-    names = unique_names(sources)
-    return _newest_frames(
-        [Stream(source, name, news, vid_stride, patience) for source, name in zip(sources, names, strict=True)], news
-    )
+    changed = threading.Condition()
+    named = zip(sources, unique_names(sources), strict=True)
+    return _newest_frames([Stream(source, name, changed, vid_stride, timeout) for source, name in named], changed)
 
 
-def _newest_frames(streams: list[Stream], news: threading.Condition) -> Generator[Frame | Broken, None, None]:
-    waiting = list(streams)
+def _newest_frames(streams: list[Stream], changed: threading.Condition) -> Generator[Frame | Broken, None, None]:
+    """Start the streams and yield their frames; stops them at the end. A generator starts at its first frame."""
+    running = list(streams)
     for stream in streams:
         stream.start()
     try:
-        while waiting:
-            fresh = [frame for stream in waiting if (frame := stream.take())]
-            yield from fresh
-            for stream in [s for s in waiting if s.failure and s.newest is None]:
-                waiting.remove(stream)
+        while running:
+            yield from [frame for stream in running if (frame := stream.pop())]
+            for stream in [s for s in running if s.failure and s.newest is None]:
+                running.remove(stream)
                 yield Broken(stream.path, stream.failure)
-            with news:
-                if not any(s.newest or s.failure for s in waiting):
-                    news.wait(POLL)
+            with changed:
+                if not any(s.newest or s.failure for s in running):
+                    changed.wait(POLL)
     finally:
         for stream in streams:
             stream.stopped.set()
@@ -164,7 +172,7 @@ def _newest_frames(streams: list[Stream], news: threading.Condition) -> Generato
             stream.join(timeout=IO_TIMEOUT / 1000)
 
 
-def parse_screen(source: str) -> tuple[int, dict[str, int] | None]:
+def parse_screen(source: str) -> tuple[int, Region | None]:
     """'screen [monitor] [left top width height]' -> (monitor, 0 being all of them together; region or None).
 
     Raises:
@@ -182,7 +190,7 @@ def parse_screen(source: str) -> tuple[int, dict[str, int] | None]:
 
 
 def read_screen(source: str, vid_stride: int) -> Generator[Frame, None, None]:
-    """Pictures of the screen, see parse_screen, as fast as they are asked for, without an end.
+    """Endless frames of the screen, see parse_screen, each grabbed when it is asked for.
 
     Raises:
         ImportError: mss is not installed. ValueError: no such monitor; no screen.
@@ -193,23 +201,23 @@ def read_screen(source: str, vid_stride: int) -> Generator[Frame, None, None]:
     except ImportError as error:
         raise ImportError("the source 'screen' needs the package mss: pip install mss") from error
     try:
-        camera = mss.MSS()
+        grabber = mss.MSS()
     except mss.ScreenShotError as error:
-        raise ValueError(f"source '{source}': no screen to look at: {error}") from error
-    if not 0 <= monitor < len(camera.monitors):
-        raise ValueError(f"source '{source}': monitor {monitor}, expected 0..{len(camera.monitors) - 1}")
-    base = camera.monitors[monitor]
+        raise ValueError(f"source '{source}': no screen found: {error}") from error
+    if not 0 <= monitor < len(grabber.monitors):
+        raise ValueError(f"source '{source}': monitor {monitor}, expected 0..{len(grabber.monitors) - 1}")
+    base = grabber.monitors[monitor]
     if region:
         region = region | {"left": base["left"] + region["left"], "top": base["top"] + region["top"]}
-    return _screen_frames(camera, region or base, vid_stride)
+    return _screen_frames(grabber, region or base, vid_stride)
 
 
-def _screen_frames(camera: Any, region: dict[str, int], vid_stride: int) -> Generator[Frame, None, None]:
-    with camera:
+def _screen_frames(grabber: MSS, region: Region, vid_stride: int) -> Generator[Frame, None, None]:
+    with grabber:
         number = 1
         while True:
-            bgra = np.asarray(camera.grab(region))
+            bgra = np.asarray(grabber.grab(region))
             image = np.ascontiguousarray(bgra[..., 2::-1])
-            video = VideoInfo(USUAL_FPS, 0, image.shape[:2], live=True)
+            video = VideoInfo(DEFAULT_FPS, 0, (image.shape[0], image.shape[1]), live=True)
             yield Frame(image, Path("screen"), number, video)
             number += vid_stride

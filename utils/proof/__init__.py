@@ -1,1 +1,1 @@
-"""An exported file against PyTorch: images, parity, the table, the web page."""
+"""Exported files compared with PyTorch: images, parity, the table, the web page."""

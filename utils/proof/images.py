@@ -1,4 +1,4 @@
-"""With what an exported file is proved: pictures, the time it takes, and silence while others' code runs."""
+"""Comparing an exported file with PyTorch: the images, timing, and silencing of converters."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.config import REPO
-from utils.data.dataset import list_images, read_data_yaml
+from utils.data.data_yaml import list_images, read_data_yaml
+from utils.files import REPO
 from utils.images import IMAGE_SUFFIXES, imread, letterbox, to_input
 
-PROOFS = 8  # pictures compared
-ROUNDS = 11  # of timing
+COMPARED = 8  # images
+ROUNDS = 11  # timed calls of each model
 T = TypeVar("T")
 
 
-def proof_pictures(data: str, images: Sequence[str]) -> list[Path]:
-    """PROOFS pictures: evenly from the val split of the data YAML, else as many from each file or folder of `images`.
+def comparison_images(data: str, images: Sequence[str]) -> list[Path]:
+    """About COMPARED image files: from the val split of the data YAML, else equally many from each of `images`.
+
+    Args:
+        data: data YAML; may be empty. images: files and folders.
 
     Raises:
-        FileNotFoundError, ValueError: there are none; names the place.
+        FileNotFoundError, ValueError: no images in one of them.
     """
     if data:
         places = {data: [Path(path) for path in list_images(read_data_yaml(data).split("val"))]}
     else:
-        places = {name: pictures_in(name) for name in images}
+        places = {name: image_files(name) for name in images}
     for name, found in places.items():
         if not found:
-            raise ValueError(f"{name}: no pictures in it, expected some to compare the files on")
-    most = max(PROOFS // max(len(places), 1), 1)
+            raise ValueError(f"{name}: no images in it, expected some on which files are compared")
+    most = max(COMPARED // max(len(places), 1), 1)
     return [path for found in places.values() for path in evenly(found, most)]
 
 
-def pictures_in(name: str) -> list[Path]:
-    """A picture, or those of a folder; tried in the working directory, then in the repository."""
+def image_files(name: str) -> list[Path]:
+    """An image file, or those in a folder; in the working directory, else in the repository."""
     place = next((p for p in (Path(name), REPO / name) if p.exists()), None)
     if place is None:
         raise FileNotFoundError(f"--images {name}: no such file or folder")
@@ -52,12 +55,12 @@ def pictures_in(name: str) -> list[Path]:
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of `items`, equally far apart."""
+    """At most `most` of `items`, evenly spaced."""
     count = min(most, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def read_pictures(paths: Sequence[str | Path], imgsz: tuple[int, int]) -> Tensor:
+def read_images(paths: Sequence[str | Path], imgsz: tuple[int, int]) -> Tensor:
     """(n, 3, H, W) in 0..1, letterboxed."""
     canvases = [letterbox(imread(path), imgsz)[0] for path in paths]
     return to_input(torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2).contiguous(), torch.device("cpu"))
@@ -66,9 +69,12 @@ def read_pictures(paths: Sequence[str | Path], imgsz: tuple[int, int]) -> Tensor
 def interleaved(
     models: Sequence[Callable[[Tensor], Tensor]], images: Tensor, rounds: int = ROUNDS, warm: int = 1
 ) -> list[list[float]]:
-    """Milliseconds of each call of each model on the same input, ascending, without the first `warm`.
+    """Milliseconds of each call of each model on the same input, ascending.
 
-    They are called in turns, so that a busy machine is busy for all of them.
+    The models are called in turns, so that other load on the machine affects all of them.
+
+    Args:
+        warm: first calls of each model that do not count.
     """
     times: list[list[float]] = [[] for _ in models]
     for _ in range(rounds + warm):
@@ -80,12 +86,13 @@ def interleaved(
 
 
 def medians(times: Sequence[Sequence[float]]) -> list[float]:
+    """The median of each of `times`."""
     return [statistics.median(spent) for spent in times]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the converters' own chatter: warnings about their inner life, progress lines."""
+    """A context that discards warnings, printed output and log messages below errors, of converters and runtimes."""
     level = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

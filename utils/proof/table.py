@@ -1,9 +1,9 @@
-"""The table that ends an export."""
+"""The table of an export: one row per format."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils.proof.parity import Parity
@@ -11,7 +11,14 @@ from utils.proof.parity import Parity
 
 @dataclass
 class Row:
-    """A line of the table. `note`: why there is no file, or what is wrong with it."""
+    """One format in the table.
+
+    Attributes:
+        path: of the file; None: not written. note: why not, or what is wrong with the file.
+        ms: median time of a call. ratio: of it to PyTorch's. parity: None: not compared.
+        maps: mAP50-95 of PyTorch and of the file. failed: the file differs, or writing it failed.
+        missing: the format cannot be made here, or not with these options.
+    """
 
     format: str
     path: Path | None = None
@@ -20,15 +27,16 @@ class Row:
     ms: float = 0.0
     ratio: float = 0.0
     parity: Parity | None = None
-    maps: tuple[float, float] | None = None  # mAP50-95 of PyTorch and of the file
+    maps: tuple[float, float] | None = None
     failed: bool = False
-    missing: bool = field(default=False, repr=False)  # a package is
+    missing: bool = False
 
     def cells(self) -> list[str]:
+        """The texts under HEADER."""
         name = self.path.name if self.path else "-"
         if self.parity is None:
             size = f"{self.megabytes:.2f}" if self.path else "-"
-            return [self.format, name, size, "-", "-", "-", "-", self.note or "not run here"]
+            return [self.format, name, size, "-", "-", "-", "-", self.note]
         p = self.parity
         state = self.note if self.failed else "ok"
         if self.maps:
@@ -36,7 +44,7 @@ class Row:
         ms = f"{self.ms:.1f} ({self.ratio:.2f})"
         return [
             *(self.format, name, f"{self.megabytes:.2f}", ms),
-            *(f"{p.box_px:.2g}", f"{p.score:.2g}", f"{p.same}/{p.all}", state),
+            *(f"{p.box_px:.2g}", f"{p.score:.2g}", f"{p.same}/{p.total}", state),
         ]
 
 

@@ -1,4 +1,4 @@
-"""The demo page: a folder that any static server can serve, with the model and its runtime inside."""
+"""The web page of a model: a folder for any static server, with page, model and runtime."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from utils.config import REPO
+from utils.files import REPO
 
 ORT_WEB = "1.30.0"  # of onnxruntime-web, the version the page was tested with
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 PAGE = REPO / "examples" / "web"
-LICENCE = "onnxruntime-LICENSE.txt"  # the npm package names its licence, but does not hold the text
+LICENSE = "onnxruntime-LICENSE.txt"  # the npm package names its license, but does not contain the text
 
 
 def write_page(folder: Path, onnx: Path, metadata: str, ort_web: str = "") -> None:
-    """Fill the new `folder` with page, model, its metadata and the runtime with its licence.
+    """Make `folder` with the page, the model, its metadata, and the runtime with its license.
 
     Args:
-        ort_web: folder of an unpacked npm package onnxruntime-web; empty fetches version ORT_WEB by `npm pack`.
+        ort_web: folder of an unpacked npm package onnxruntime-web; empty: download version ORT_WEB with `npm pack`.
 
     Raises:
         FileNotFoundError, ValueError: no npm, no such package, or one without the files of RUNTIME.
@@ -34,12 +34,12 @@ def write_page(folder: Path, onnx: Path, metadata: str, ort_web: str = "") -> No
     if ort_web:
         copy_runtime(Path(ort_web), folder / "ort")
         return
-    with tempfile.TemporaryDirectory() as place:
-        copy_runtime(fetch_runtime(Path(place)), folder / "ort")
+    with tempfile.TemporaryDirectory() as temporary:
+        copy_runtime(download_runtime(Path(temporary)), folder / "ort")
 
 
-def fetch_runtime(place: Path) -> Path:
-    """Fetch onnxruntime-web from the npm registry into `place` -> the unpacked package. No script of it is run.
+def download_runtime(folder: Path) -> Path:
+    """The folder of the unpacked npm package onnxruntime-web, downloaded into `folder`; no script of it is run.
 
     Raises:
         FileNotFoundError, ValueError: no npm; it failed.
@@ -48,22 +48,22 @@ def fetch_runtime(place: Path) -> Path:
     if npm is None:
         raise FileNotFoundError("npm not found: install Node.js, or pass --ort-web FOLDER with onnxruntime-web in it")
     command = [npm, "pack", "--ignore-scripts", "--silent", f"onnxruntime-web@{ORT_WEB}"]
-    result = subprocess.run(command, cwd=place, capture_output=True, text=True)
-    archives = list(place.glob("*.tgz"))
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    archives = list(folder.glob("*.tgz"))
     if result.returncode or len(archives) != 1:
         reason = (result.stderr or result.stdout).strip().splitlines()
         raise ValueError(f"npm pack onnxruntime-web@{ORT_WEB} failed: {reason[-1] if reason else result.returncode}")
     with tarfile.open(archives[0]) as archive:
-        archive.extractall(place, filter="data")
-    return place / "package"
+        archive.extractall(folder, filter="data")
+    return folder / "package"
 
 
 def copy_runtime(package: Path, target: Path) -> None:
-    """The files that the page loads, and the package's licence."""
+    """Copy the files that the page loads, and the package's license, to the new folder `target`."""
     target.mkdir()
     for name in RUNTIME:
         source = package / "dist" / name
         if not source.is_file():
             raise FileNotFoundError(f"{source}: not found, expected the package onnxruntime-web {ORT_WEB} in {package}")
         shutil.copyfile(source, target / name)
-    shutil.copyfile(PAGE / LICENCE, target / "LICENSE.txt")
+    shutil.copyfile(PAGE / LICENSE, target / "LICENSE.txt")

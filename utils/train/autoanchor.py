@@ -1,7 +1,7 @@
-"""AutoAnchor: whether a model's anchors suit the boxes it is to learn, and better ones where they do not.
+"""AutoAnchor: whether the anchors of a model fit the boxes of a data set, and new anchors if they do not.
 
-A box can be learned only if an anchor is near it in the sense of `utils.loss.assign_targets`: no side differs by more
-than the factor `anchor_t`. In logarithms that is a distance, the larger of two differences.
+A box can be learned only if it matches an anchor, see `utils.loss.assign_targets`: no side differs by more than the
+factor `anchor_t`. In logarithms this is a distance, the larger of two differences.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from torch import Tensor
 
 from utils.data.scan import Scan
 
-ENOUGH = 0.98  # from this recall on the anchors stay, as in YOLOv5
-ENOUGH_LEARNED = 0.9  # for anchors of a head that is trained: with other ones it would place every box wrongly
-SMALLEST = 2.0  # pixels; a box whose longer side is shorter can hardly be seen and has no say
-SAMPLE = 10_000  # boxes that are fitted to, at most; recall is always that of all
-ROUNDS, STEPS, SPREAD = 100, 1000, 0.1  # of k-means; of the refinement and the size of its steps, in logarithms
+MIN_RECALL = 0.98  # anchors with a recall of this or more are kept, as in YOLOv5
+MIN_RECALL_TRAINED = 0.9  # for the anchors of a trained head, with others its boxes would be wrong
+MIN_SIDE = 2.0  # pixels; boxes whose longer side is shorter can hardly be seen and do not count
+MAX_FITTED = 10_000  # boxes that anchors are fitted to; the recall is that of all boxes
+KMEANS_ITERATIONS = 100
+REFINE_STEPS, STEP_SIZE = 1000, 0.1  # the standard deviation of a random step, in logarithms
 
 
 def label_sizes(scan: Scan, imgsz: int) -> np.ndarray:
-    """(M, 2) width, height of every label in pixels, in pictures whose long side is `imgsz`."""
+    """(M, 2) width, height in pixels of every label, with images scaled to a long side of `imgsz`."""
     sides = scan.sizes.astype(np.float64) * (imgsz / scan.sizes.max(axis=1, keepdims=True, initial=1))
-    return scan.labels[:, 3:5] * np.repeat(sides[:, ::-1], np.diff(scan.offsets), axis=0)
+    return scan.xywhn[:, 2:] * np.repeat(sides[:, ::-1], np.diff(scan.offsets), axis=0)
 
 
 def nearest(log_wh: np.ndarray, log_anchors: np.ndarray) -> np.ndarray:
@@ -35,10 +36,10 @@ def nearest(log_wh: np.ndarray, log_anchors: np.ndarray) -> np.ndarray:
 
 
 def best_possible_recall(wh: np.ndarray, anchors: np.ndarray, anchor_t: float) -> float:
-    """The fraction of boxes that match at least one anchor; 0 without boxes.
+    """The fraction of boxes that match at least one anchor; 0 if there are no boxes.
 
     Args:
-        wh, anchors: (M, 2) and (K, 2) width, height, positive, in one unit.
+        wh, anchors: (M, 2) and (K, 2) width, height, positive, in the same unit.
     """
     if not len(wh):
         return 0.0
@@ -46,18 +47,18 @@ def best_possible_recall(wh: np.ndarray, anchors: np.ndarray, anchor_t: float) -
 
 
 def fit_anchors(wh: np.ndarray, count: int, anchor_t: float = 4.0, seed: int = 0) -> np.ndarray:
-    """(count, 2) width, height of anchors for the boxes `wh` (M, 2), by area; the same for the same seed.
+    """(count, 2) width, height of anchors for the boxes `wh` (M, 2), sorted by area; deterministic for a seed.
 
-    K-means in logarithms, then random steps that are kept where they make boxes and anchors more alike.
+    K-means in logarithms, then random steps, of which those are kept that raise the similarity to the boxes.
 
     Raises:
-        ValueError: fewer different boxes than anchors.
+        ValueError: there are fewer different boxes than anchors.
     """
     rng = np.random.default_rng(seed)
     different = len(np.unique(wh, axis=0))
     if different < count:
         raise ValueError(f"{different} different box sizes, expected at least {count}")
-    if len(wh) > SAMPLE and len(np.unique(chosen := rng.choice(wh, SAMPLE, replace=False), axis=0)) >= count:
+    if len(wh) > MAX_FITTED and len(np.unique(chosen := rng.choice(wh, MAX_FITTED, replace=False), axis=0)) >= count:
         wh = chosen
     boxes = np.log(wh)
     anchors = np.exp(refine(boxes, k_means(boxes, count, rng), math.log(anchor_t), rng))
@@ -65,98 +66,99 @@ def fit_anchors(wh: np.ndarray, count: int, anchor_t: float = 4.0, seed: int = 0
 
 
 def k_means(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 2) centres of clusters of `points` (M, 2), of which at least `count` differ; no cluster is empty.
+    """(count, 2) centers of clusters of `points` (M, 2), of which at least `count` differ; no cluster is empty.
 
-    Source: Arthur and Vassilvitskii 2007 for the start (k-means++), Lloyd 1982 for the rounds.
+    Source: Arthur and Vassilvitskii 2007 for the initial centers (k-means++), Lloyd 1982 for the iterations.
     """
 
-    def squared(centres: np.ndarray) -> np.ndarray:
-        return ((points[:, None] - centres[None]) ** 2).sum(axis=2)
+    def squared_distances(centers: np.ndarray) -> np.ndarray:
+        return ((points[:, None] - centers[None]) ** 2).sum(axis=2)
 
-    centres = points[rng.integers(len(points), size=1)]
-    while len(centres) < count:
-        far = squared(centres).min(axis=1)
-        centres = np.concatenate([centres, points[rng.choice(len(points), size=1, p=far / far.sum())]])
-    for _ in range(ROUNDS):
-        distances = squared(centres)
-        owner = distances.argmin(axis=1)
-        moved = centres.copy()
+    centers = points[rng.integers(len(points), size=1)]
+    while len(centers) < count:
+        nearest_center = squared_distances(centers).min(axis=1)
+        chosen = rng.choice(len(points), size=1, p=nearest_center / nearest_center.sum())
+        centers = np.concatenate([centers, points[chosen]])
+    for _ in range(KMEANS_ITERATIONS):
+        distances = squared_distances(centers)
+        cluster = distances.argmin(axis=1)
+        moved = centers.copy()
         for k in range(count):
-            mine = owner == k
-            if mine.any():
-                moved[k] = points[mine].mean(axis=0)
-            else:  # a cluster without points starts again at the point that is worst off
+            members = cluster == k
+            if members.any():
+                moved[k] = points[members].mean(axis=0)
+            else:  # a cluster without points restarts at the point that is farthest from all centers
                 moved[k] = points[distances.min(axis=1).argmax()]
-        if np.array_equal(moved, centres):
+        if np.array_equal(moved, centers):
             break
-        centres = moved
-    return centres
+        centers = moved
+    return centers
 
 
 def refine(boxes: np.ndarray, anchors: np.ndarray, limit: float, rng: np.random.Generator) -> np.ndarray:
-    """`anchors` (K, 2) after STEPS random steps, each kept if it raises the mean likeness to the boxes (M, 2).
+    """`anchors` (K, 2) after random steps, of which those are kept that raise the mean similarity to boxes (M, 2).
 
-    The likeness of a box and its nearest anchor is their worse ratio of sides, at most 1, or 0 beyond `limit`; all
-    sizes and `limit` are logarithms.
+    The similarity of a box and its nearest anchor is the smaller ratio of their sides, at most 1, or 0 if their
+    distance is `limit` or more. All sizes and `limit` are logarithms.
     """
 
-    def likeness(candidate: np.ndarray) -> float:
+    def similarity(candidate: np.ndarray) -> float:
         distance = nearest(boxes, candidate)
         return float((np.exp(-distance) * (distance < limit)).mean())
 
-    best = likeness(anchors)
-    for _ in range(STEPS):
-        step = rng.normal(0, SPREAD, anchors.shape) * rng.random() * (rng.random(anchors.shape) < 0.5)
-        score = likeness(anchors + step)
+    best = similarity(anchors)
+    for _ in range(REFINE_STEPS):
+        step = rng.normal(0, STEP_SIZE, anchors.shape) * rng.random() * (rng.random(anchors.shape) < 0.5)
+        score = similarity(anchors + step)
         if score > best:
             anchors, best = anchors + step, score
     return anchors
 
 
 def check_anchors(
-    wh: np.ndarray, anchors: Tensor, strides: Tensor, anchor_t: float = 4.0, seed: int = 0, learned: bool = False
+    wh: np.ndarray, anchors: Tensor, strides: Tensor, anchor_t: float = 4.0, seed: int = 0, trained_head: bool = False
 ) -> tuple[Tensor, str]:
-    """The anchors to train with, and a line that says why: the given ones where they do, else ones fitted to `wh`.
+    """The anchors to train with, and a log line with the reason: the given ones if they fit, else new ones.
 
-    Equal input gives equal output, so every process of a run may ask for itself. Whatever the boxes are, nothing is
-    raised: sets that are too small or too uniform keep the given anchors.
+    It is deterministic, so that all processes of a run get the same, and raises nothing: data sets that are too small
+    or too uniform keep the given anchors.
 
     Args:
         wh: (M, 2) width, height of the labels in pixels at the training size (`label_sizes`); M may be 0.
         anchors: (levels, A, 2) width, height in pixels; not modified. strides: (levels,) pixels.
-        learned: the head was trained with these anchors.
+        trained_head: the head was trained with these anchors.
 
     Returns:
-        (levels, A, 2) like `anchors`, larger ones where the stride is larger; the line.
+        (levels, A, 2) anchors, the larger ones at the larger strides; the line.
     """
     boxes = wh[np.isfinite(wh).all(axis=1) & (wh > 0).all(axis=1)]
-    boxes = boxes[boxes.max(axis=1) >= SMALLEST] if len(boxes) else boxes
+    boxes = boxes[boxes.max(axis=1) >= MIN_SIDE] if len(boxes) else boxes
     left_out = len(wh) - len(boxes)
-    ignored = f" (without {left_out} below {SMALLEST:.0f} px)" if left_out else ""
+    ignored = f" (without {left_out} below {MIN_SIDE:.0f} px)" if left_out else ""
     given = anchors.detach().cpu().double().numpy().reshape(-1, 2)
     recall = best_possible_recall(boxes, given, anchor_t)
     line = f"AutoAnchor: {recall:.2%} of {len(boxes)} boxes can match the model's anchors{ignored}"
-    if recall >= (ENOUGH_LEARNED if learned else ENOUGH):
-        return anchors, f"{line}; kept{', for the head was trained with them' if recall < ENOUGH else ''}"
-    reason = unfit(boxes, len(given))
-    if reason:
-        return anchors, f"{line}; kept all the same: {reason}"
+    if recall >= (MIN_RECALL_TRAINED if trained_head else MIN_RECALL):
+        return anchors, f"{line}; kept{' because the head was trained with them' if recall < MIN_RECALL else ''}"
+    reason = too_few(boxes, len(given))
+    if reason is not None:
+        return anchors, f"{line}; kept: {reason}"
     fitted = fit_anchors(boxes, len(given), anchor_t, seed)
     better = best_possible_recall(boxes, fitted, anchor_t)
     if better <= recall:
-        return anchors, f"{line}; kept all the same: fitted ones reach {better:.2%}. A larger --imgsz may help"
+        return anchors, f"{line}; kept: new ones fitted to the boxes reach {better:.2%}. A larger --imgsz may help"
     new = anchors.new_tensor(fitted).reshape(anchors.shape)
     by_stride = anchors.new_empty(anchors.shape)
     by_stride[strides.argsort().to(anchors.device)] = new
     sizes = " ".join(f"{w:.0f}x{h:.0f}" for w, h in fitted)
-    return by_stride, f"{line}; {better:.2%} match new ones, used instead: {sizes}"
+    return by_stride, f"{line}; {better:.2%} match new anchors, which are used: {sizes}"
 
 
-def unfit(boxes: np.ndarray, count: int) -> str:
-    """Why no `count` anchors can be fitted to `boxes` (M, 2) pixels; '' if they can."""
+def too_few(boxes: np.ndarray, count: int) -> str | None:
+    """The reason why `count` anchors cannot be fitted to `boxes` (M, 2) pixels; None if they can."""
     if len(boxes) < count:
-        return f"{len(boxes)} boxes are too few to fit {count} anchors to"
+        return f"{len(boxes)} boxes are too few to fit {count} anchors"
     different = len(np.unique(boxes.round(), axis=0))
     if different < count:
-        return f"{different} different sizes among the boxes are too few to fit {count} anchors to"
-    return ""
+        return f"{different} different sizes among the boxes are too few to fit {count} anchors"
+    return None

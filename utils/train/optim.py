@@ -1,4 +1,4 @@
-"""Optimisation: parameter groups, the schedule of a run, the moving average of the weights."""
+"""Optimization: parameter groups, learning rate schedule, moving average of the weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from utils.config import Hyp
+from utils.hyp import Hyp
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 def build_optimizer(model: nn.Module, name: str, hyp: Hyp, weight_decay: float) -> torch.optim.Optimizer:
-    """SGD (Nesterov), Adam or AdamW over three groups: 0 biases, 1 norm weights, 2 the rest, which alone decays."""
+    """SGD (Nesterov), Adam or AdamW with three groups: 0 biases, 1 norm weights, 2 other weights, which decay."""
     biases: list[nn.Parameter] = []
     norms: list[nn.Parameter] = []
     weights: list[nn.Parameter] = []
@@ -42,18 +42,18 @@ def build_optimizer(model: nn.Module, name: str, hyp: Hyp, weight_decay: float) 
 
 
 def set_norm_momentum(model: nn.Module, momentum: float) -> None:
-    """Let every batch norm take this share (0..1) of each batch into its running statistics."""
+    """Set the momentum of every batch norm: the fraction of each batch in its running statistics."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = momentum
 
 
 class Schedule:
-    """Learning rate, momentum and accumulation as functions of the step; its only state is the step last updated at.
+    """Learning rate, momentum and gradient accumulation as functions of the step; its state is the last update's step.
 
-    After warm-up the rate falls from lr0 to lr0 * lrf, epoch by epoch, along a line or a half cosine. During warm-up it
-    rises from 0 (for biases it falls from warmup_bias_lr), momentum rises from warmup_momentum, and the number of
-    batches that make one update grows to nominal_batch / batch_size.
+    After warm-up the learning rate falls from lr0 to lr0 * lrf, epoch by epoch, linearly or along a half cosine. During
+    warm-up it rises from 0 (that of biases falls from warmup_bias_lr), the momentum rises from warmup_momentum, and the
+    number of batches per update grows to nominal_batch / batch_size.
     """
 
     def __init__(
@@ -63,21 +63,21 @@ class Schedule:
         self.epochs, self.batches, self.batch_size, self.cosine = epochs, batches, batch_size, cosine
         self.warmup = max(round(hyp.warmup_epochs * batches), hyp.warmup_min_steps)
         self.last_update = -1
-        self.elapsed = 0.0  # share of the time allowed, for runs that end by the clock: the rate falls with it too
+        self.elapsed = 0.0  # fraction of --time that has passed: the learning rate falls with it too
 
     @property
     def full_accumulation(self) -> int:
-        """Batches that make one update after warm-up."""
+        """Batches per update after warm-up."""
         return accumulation(self.hyp, self.batch_size)
 
     def factor(self, epoch: int) -> float:
-        """The rate of `epoch` relative to lr0, 1 down to lrf."""
+        """The learning rate of `epoch` relative to lr0, from 1 down to lrf."""
         done = min(max(epoch / self.epochs, self.elapsed), 1.0)
         left = (1 + math.cos(math.pi * done)) / 2 if self.cosine else 1 - done
         return self.hyp.lrf + (1 - self.hyp.lrf) * left
 
     def set(self, step: int) -> None:
-        """Prepare the optimizer for batch number `step` of the run."""
+        """Set the optimizer's learning rates and momentum, and the accumulation, for batch `step` of the run."""
         rate = self.hyp.lr0 * self.factor(step // self.batches)
         ramp = min(step / self.warmup, 1.0) if self.warmup > 0 else 1.0
         self.accumulate = max(1, round(1 + ramp * (self.hyp.nominal_batch / self.batch_size - 1)))
@@ -91,7 +91,7 @@ class Schedule:
                 group["momentum"] = start + (self.hyp.momentum - start) * ramp
 
     def update_due(self, step: int) -> bool:
-        """Whether the gradients of `step` complete an update; says yes once per update."""
+        """Whether the batch `step` completes an update, which is recorded; to be called once per step."""
         if step - self.last_update < self.accumulate:
             return False
         self.last_update = step
@@ -103,14 +103,14 @@ class Schedule:
 
 
 def accumulation(hyp: Hyp, batch_size: int) -> int:
-    """Batches that make one update: as many as come nearest to the nominal batch."""
+    """Batches per update: as many as come closest to the nominal batch."""
     return max(round(hyp.nominal_batch / batch_size), 1)
 
 
 class ModelEMA:
     """Exponential moving average of weights and buffers; `module` is the averaged copy, in eval mode.
 
-    The decay rises as 0.9999 * (1 - exp(-updates / ramp)), so that early averages follow the model.
+    The decay rises as decay * (1 - exp(-updates / ramp)), so that early averages follow the model.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, ramp: float = 2000):
@@ -119,7 +119,7 @@ class ModelEMA:
         def blend(average: Tensor, current: Tensor, _: Tensor | int) -> Tensor:
             if not average.is_floating_point():
                 return current
-            d = self.decay * (1 - math.exp(-self.updates / self.ramp))  # a float: no GPU is waited for
+            d = self.decay * (1 - math.exp(-self.updates / self.ramp))  # a float: no synchronization with the GPU
             return average * d + current * (1 - d)
 
         self.averaged = AveragedModel(model, avg_fn=blend, use_buffers=True)
@@ -135,14 +135,14 @@ class ModelEMA:
         self.averaged.update_parameters(model)
 
     def load_state_dict(self, module: dict[str, Tensor], updates: int) -> None:
-        """Go back to the averaged tensors after `updates` updates."""
+        """Restore the averaged tensors `module` after `updates` updates."""
         self.module.load_state_dict(module)
         self.averaged.n_averaged.fill_(updates + 1)
         self.updates = updates
 
 
 def cpu_copy(values: Any) -> Any:
-    """Nested dicts, lists and tuples of plain data with every tensor copied to the CPU."""
+    """A copy of nested dicts, lists and tuples with every tensor on the CPU."""
     if isinstance(values, Tensor):
         return values.detach().cpu().clone()
     if isinstance(values, dict):

@@ -1,50 +1,57 @@
-"""What a person reads while a model is trained: the progress bar, a line and a row of results.csv for each epoch."""
+"""Progress of training: the progress bar, and the log line and the row of results.csv of each epoch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.device import peak_memory
 from utils.evaluate.metrics import Metrics
 from utils.loss import LossParts
+from utils.train.memory import peak_memory
 
 
 def show_progress(bar: tqdm, losses: Tensor, boxes: int, images: Tensor, rate: float) -> None:
-    """Write behind the bar: mean losses (3,) so far, boxes and size of the batch, images a second, peak memory."""
+    """Show on the bar: mean losses (3,) so far, boxes and size of the batch, images per second, peak memory."""
     size, memory = "x".join(str(side) for side in images.shape[-2:]), f"{peak_memory():.1f}G"
     bar.set_postfix(loss_text(losses), boxes=boxes, size=size, img_s=f"{rate:.1f}", mem=memory, refresh=False)
 
 
 def loss_text(parts: Iterable[Tensor]) -> dict[str, str]:
-    """The loss parts by name, rounded."""
+    """The loss parts by name, as text."""
     return {name: f"{float(value):.4f}" for name, value in zip(LossParts._fields, parts, strict=True)}
 
 
 def result_row(
-    epoch: int, losses: LossParts, metrics: Metrics, rates: Iterable[float], seconds: float
+    epoch: int, losses: LossParts, metrics: Metrics | None, rates: Iterable[float], seconds: float
 ) -> dict[str, float | int]:
-    """One row of results.csv, under YOLOv5's column names."""
-    val = metrics.loss or LossParts(*[torch.tensor(math.nan)] * 3)
+    """One row of results.csv under YOLOv5's column names; NaN where nothing was measured.
+
+    Args:
+        metrics: None if the epoch was not validated. rates: learning rate of each parameter group.
+        seconds: duration of the epoch.
+    """
+    nan = math.nan
+    scores = (metrics.precision, metrics.recall, metrics.map50, metrics.map50_95) if metrics else (nan,) * 4
+    val = [float(v) for v in metrics.loss] if metrics and metrics.loss else [nan] * len(LossParts._fields)
+    columns = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
     return (
         {"epoch": epoch}
         | {f"train/{k}_loss": float(v) for k, v in losses._asdict().items()}
-        | {"metrics/precision": metrics.precision, "metrics/recall": metrics.recall}
-        | {"metrics/mAP_0.5": metrics.map50, "metrics/mAP_0.5:0.95": metrics.map50_95}
-        | {f"val/{k}_loss": float(v) for k, v in val._asdict().items()}
+        | dict(zip(columns, scores, strict=True))
+        | {f"val/{k}_loss": v for k, v in zip(LossParts._fields, val, strict=True)}
         | {f"x/lr{i}": rate for i, rate in enumerate(rates)}
         | {"seconds": seconds}
     )
 
 
-def epoch_line(epoch: int, epochs: int, losses: LossParts, metrics: Metrics, seconds: float) -> str:
-    """What a person reads about an epoch."""
+def epoch_line(epoch: int, epochs: int, losses: LossParts, metrics: Metrics | None, seconds: float) -> str:
+    """The log line of an epoch: losses, metrics, duration and peak memory."""
     text = " ".join(f"{k} {v}" for k, v in loss_text(losses).items())
-    return (
-        f"{epoch + 1:>4}/{epochs}  {text}  P {metrics.precision:.3f} R {metrics.recall:.3f} "
-        f"mAP50 {metrics.map50:.3f} mAP50-95 {metrics.map50_95:.3f}  {seconds:.1f} s, {peak_memory():.2f} GB"
-    )
+    scores = "not validated"
+    if metrics:
+        scores = f"P {metrics.precision:.3f} R {metrics.recall:.3f} mAP50 {metrics.map50:.3f}"
+        scores += f" mAP50-95 {metrics.map50_95:.3f}"
+    return f"{epoch + 1:>4}/{epochs}  {text}  {scores}  {seconds:.1f} s, {peak_memory():.2f} GB"

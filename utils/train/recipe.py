@@ -1,36 +1,40 @@
-"""The recipe of a run without --hyp: what follows from the data, the length of the run and the model.
+"""The recipe of a run without --hyp: hyperparameters and optimizer fitted to the data, the epochs and the model.
 
-Measured in docs/recipe.md; what the numbers rest on is said where they stand.
+The measurements behind the numbers are in docs/recipe.md.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
-from utils.config import Hyp
+from utils.hyp import Hyp
 
-LONG = 20_000  # updates at YOLOv5's nominal batch of 64; from here on its own recipe has the time that it needs
+LOGGER = logging.getLogger(__name__)
+LONG_RUN = 20_000  # updates at a nominal batch of 64; from here on YOLOv5's own recipe has enough of them
 WARMUP_SHARE = 0.1  # of a short run, at most
-NOISY = 4  # images; batches below this are accumulated, for their gradients are mostly noise
-CLOSING_SHARE, CLOSING_MOST = 0.2, 15  # epochs at the end on whole pictures, as in validation
-EMA_SHARE, EMA_MOST = 0.1, 10_000  # of the updates of a run, and updates: the average's length at its end
-NORM_SHARE, NORM_LEAST = 0.025, 10  # of the batches: what running statistics cover; fewer than 10 would be noisy
-RATE, LONG_RATE = 0.004, 0.001  # of AdamW from scratch, in short runs and long ones
-CLIP = 10.0  # YOLOv5's limit for the norm of a gradient, that of the loss summed over the pictures of an update
-ADAM_CLIP = 1.0  # less than most have at 16 pictures and more: they come out about alike, and none outweighs others
-MOSAIC = 4  # boxes; a picture with more of them is as crowded as a mosaic of pictures with one, and needs none
-SHORT, GROWN = 30, 100  # epochs; crowded pictures become mosaics the more often, the more often they are seen
-NEW_CLASSES_RATE, KNOWN_CLASSES_RATE = 0.002, 0.0001  # in fine-tuning: larger steps lose what the weights know
+MIN_UPDATE_BATCH = 4  # images; gradients of smaller batches are mostly noise, so they are accumulated
+CLOSE_SHARE, MAX_CLOSE = 0.2, 15  # last epochs without mosaic: share of the run, maximum
+EMA_SHARE, MAX_EMA = 0.1, 10_000  # updates that the weights are averaged over: share of the run, maximum
+NORM_SHARE, MIN_NORM = 0.025, 10  # batches that the statistics of batch norms cover: share of the run, minimum
+LR, LONG_RUN_LR = 0.004, 0.001  # learning rate of AdamW from scratch
+NEW_CLASSES_LR, KNOWN_CLASSES_LR = 0.002, 0.0001  # learning rates of fine-tuning: with larger ones models forget
+SGD_CLIP = 10.0  # YOLOv5's limit for the norm of the gradient of the loss summed over the images of an update
+ADAMW_CLIP = 1.0  # below the norm of most batches of 16 images and more, so that no outlier dominates
+CROWDED = 4  # boxes per image; more crowded ones are like mosaics of images with one box, and need fewer mosaics
+MOSAIC_GROWTH = 30, 100  # epochs of a run between which the probability of mosaics rises to 1 on crowded images
+MAX_SGD_DECAY = 0.005  # a larger weight decay is not meant for SGD
+FEW_IMAGES = 5_000  # a MobileViT that starts from random weights on fewer gets a warning
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is known before the first step.
+class RunInfo:
+    """What is known about a run before its first step.
 
     Attributes:
         images, boxes: of the train split. epochs: of the run. batch_size: over all processes.
-        fine_tuning: starts from a detector's weights. known: share of the classes that these know, 0..1.
-        attention: the backbone has some. backbone: starts from weights of a backbone alone; this is named, no more.
+        fine_tuning: the run starts from a detector's weights. known_classes: fraction of the classes that they have.
+        attention: the model has attention. backbone: the run starts from backbone weights, which is only logged.
     """
 
     images: int
@@ -38,85 +42,126 @@ class Facts:
     epochs: int
     batch_size: int
     fine_tuning: bool = False
-    known: float = 0.0
+    known_classes: float = 0.0
     attention: bool = False
     backbone: bool = False
 
     @property
     def batches(self) -> int:
-        """Batches of the whole run."""
+        """The number of batches of the run."""
         return self.epochs * -(-self.images // self.batch_size)
 
     @property
     def default_updates(self) -> int:
-        """Updates that the run would make at a nominal batch of 64."""
+        """The number of updates of the run at a nominal batch of 64."""
         return self.epochs * self.images // max(64, self.batch_size)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters, the optimizer, the last epochs without mosaic, the gradient's largest norm, and a line why."""
+    """Hyperparameters, and flags of train.py under their names; `summary` is a line for the log."""
 
     hyp: Hyp
     optimizer: str
     close_mosaic: int
     clip_grad: float
-    why: str
+    summary: str
 
 
-def choose_recipe(facts: Facts) -> Recipe:
-    """The recipe for a run. A pure function of what is known before it; no result of a validation enters.
+def choose_recipe(info: RunInfo) -> Recipe:
+    """The recipe for a run, from what is known before it starts, without any validation result.
 
-    Long runs of convolutional networks get YOLOv5's own recipe (SGD, nominal batch 64). All others are short of
-    updates rather than of pictures a update: every batch is an update then, AdamW takes steps of full size from the
-    start, and warm-up, average and closing epochs are shares of the run instead of fixed lengths.
+    Long runs of convolutional networks get YOLOv5's own recipe (SGD, nominal batch 64). Others have too few updates for
+    it: every batch is an update, AdamW takes steps of full size from the start, and warm-up, average and last epochs
+    without mosaic are shares of the run instead of fixed lengths.
     """
-    known = f"{facts.images} pictures, {facts.boxes} boxes, {facts.batches} batches in {facts.epochs} epochs"
-    if facts.default_updates >= LONG and not facts.attention:
-        why = f"{known}: long enough for YOLOv5's own recipe (SGD, nominal batch 64)"
-        return Recipe(Hyp(), "SGD", min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST), CLIP, why)
-    wanted = 64 if facts.default_updates >= LONG else NOISY
-    nominal = facts.batch_size * max(round(wanted / facts.batch_size), 1)  # whole batches
-    updates = facts.batches * facts.batch_size / nominal
-    rate = LONG_RATE if facts.default_updates >= LONG else RATE
-    if facts.fine_tuning:
-        rate = min(rate, KNOWN_CLASSES_RATE + (1 - facts.known) * (NEW_CLASSES_RATE - KNOWN_CLASSES_RATE))
-    window = min(max(EMA_SHARE * updates, 2.0), EMA_MOST)
+    long_run, close = info.default_updates >= LONG_RUN, min(round(CLOSE_SHARE * info.epochs), MAX_CLOSE)
+    size = f"{info.images} images, {info.boxes} boxes, {info.batches} batches in {info.epochs} epochs"
+    if long_run and not info.attention:
+        return Recipe(Hyp(), "SGD", close, SGD_CLIP, f"{size}: enough for YOLOv5's own recipe (SGD, nominal batch 64)")
+    update_batch = 64 if long_run else MIN_UPDATE_BATCH
+    nominal = info.batch_size * max(round(update_batch / info.batch_size), 1)  # whole batches
+    updates = info.batches * info.batch_size / nominal
+    lr = LONG_RUN_LR if long_run else LR
+    if info.fine_tuning:
+        lr = min(lr, KNOWN_CLASSES_LR + (1 - info.known_classes) * (NEW_CLASSES_LR - KNOWN_CLASSES_LR))
+    window = min(max(EMA_SHARE * updates, 2.0), MAX_EMA)
     hyp = replace(
         Hyp(),
-        lr0=rate,
+        lr0=lr,
         momentum=0.9,
-        weight_decay=0.01,  # the paper of MobileViT lost 1.0 point of top-1 with 1e-4
-        warmup_epochs=min(3.0, WARMUP_SHARE * facts.epochs),
+        weight_decay=0.01,  # with 1e-4 the paper of MobileViT lost 1.0 point of top-1 accuracy
+        warmup_epochs=min(3.0, WARMUP_SHARE * info.epochs),
         warmup_min_steps=0,
         warmup_momentum=0.9,
-        warmup_bias_lr=0.0,  # 0.1 is a step for SGD; Adam would move every bias by 0.1 at each step
+        warmup_bias_lr=0.0,  # YOLOv5's 0.1 is for SGD; Adam would move every bias by 0.1 at each step
         ema_decay=1 - 1 / window,
         ema_ramp=min(window, 2000.0),
         nominal_batch=nominal,
-        norm_momentum=max(round(1 / max(NORM_SHARE * facts.batches, NORM_LEAST), 3), Hyp.norm_momentum),
-        mosaic=1.0 if facts.default_updates >= LONG else mosaic_share(facts),
+        norm_momentum=max(round(1 / max(NORM_SHARE * info.batches, MIN_NORM), 3), Hyp.norm_momentum),
+        mosaic=1.0 if long_run else mosaic_probability(info),
     )
-    close = min(round(CLOSING_SHARE * facts.epochs), CLOSING_MOST) if hyp.mosaic else 0
+    close = close if hyp.mosaic else 0
     mosaic = f"mosaic {hyp.mosaic:.0%}, not in the last {close} epochs" if hyp.mosaic else "no mosaic"
-    start = "from a trained backbone" if facts.backbone else "from scratch"
-    kind = f"fine-tuned, {facts.known:.0%} of the classes known" if facts.fine_tuning else start
-    why = (
-        f"{known}, {kind}{', attention' if facts.attention else ''}: AdamW at {rate:g}, decay 0.01, "
-        f"gradients of norm {ADAM_CLIP:g} at most, "
-        f"an update for every {nominal} pictures, warm-up {hyp.warmup_epochs:g} epochs, "
-        f"average over about {window:.0f} updates, "
-        f"statistics of batch norms over {1 / hyp.norm_momentum:.0f} batches, {mosaic}"
+    start = "from a trained backbone" if info.backbone else "from scratch"
+    kind = f"fine-tuning, {info.known_classes:.0%} of the classes known" if info.fine_tuning else start
+    summary = (
+        f"{size}, {kind}{', attention' if info.attention else ''}: AdamW, learning rate {lr:g}, weight decay 0.01, "
+        f"gradient norm at most {ADAMW_CLIP:g}, an update every {nominal} images, "
+        f"warm-up {hyp.warmup_epochs:g} epochs, weights averaged over about {window:.0f} updates, "
+        f"batch norm statistics over {1 / hyp.norm_momentum:.0f} batches, {mosaic}"
     )
-    return Recipe(hyp, "AdamW", close, ADAM_CLIP, why)
+    return Recipe(hyp, "AdamW", close, ADAMW_CLIP, summary)
 
 
-def mosaic_share(facts: Facts) -> float:
-    """The share of mosaics, 0..1, in a short run.
+def mosaic_probability(info: RunInfo) -> float:
+    """The probability of mosaics, 0..1, in a short run.
 
-    Pictures with few boxes need them from the start: with one box a picture little was learned without. Crowded ones
-    lose more at the seams than they gain until they have been seen often, and so do weights that are fine-tuned.
+    Images with few boxes need mosaics from the start: without them little was learned from one box per image. Crowded
+    images and fine-tuned weights lose more at the seams than they gain until every image has been seen often.
     """
-    start = 0.0 if facts.fine_tuning else min(MOSAIC * facts.images / max(facts.boxes, 1), 1.0)
-    grown = min(max((facts.epochs - SHORT) / (GROWN - SHORT), 0.0), 1.0)
-    return round(start + (1 - start) * grown, 2)
+    start = 0.0 if info.fine_tuning else min(CROWDED * info.images / max(info.boxes, 1), 1.0)
+    low, high = MOSAIC_GROWTH
+    growth = min(max((info.epochs - low) / (high - low), 0.0), 1.0)
+    return round(start + (1 - start) * growth, 2)
+
+
+def fit_recipe(
+    info: RunInfo, hyp: Hyp | None, optimizer: str, close_mosaic: int, clip_grad: float, hyp_file: str = ""
+) -> Recipe:
+    """The recipe of a run: the values of the flags, and for the rest fitted or YOLOv5's values, which are logged.
+
+    Args:
+        hyp: None: fitted to the run, or YOLOv5's if `optimizer` is not the fitted one.
+        optimizer, close_mosaic, clip_grad: values of the flags; '' and negative numbers mean not given.
+        hyp_file: name of the file of `hyp` for a warning.
+    """
+    if hyp is None:
+        fitted = choose_recipe(info)
+        if optimizer in ("", fitted.optimizer):
+            LOGGER.info(f"recipe: {fitted.summary}")
+            close = fitted.close_mosaic if close_mosaic < 0 else close_mosaic
+            return replace(fitted, close_mosaic=close, clip_grad=fitted.clip_grad if clip_grad < 0 else clip_grad)
+        LOGGER.info(f"recipe: YOLOv5's own, for --optimizer {optimizer} (the fitted one uses {fitted.optimizer})")
+        if optimizer != "SGD":
+            LOGGER.warning(f"the learning rate {Hyp.lr0} is for SGD, {optimizer} needs about a tenth: give a --hyp")
+    elif hyp_file and hyp.weight_decay > MAX_SGD_DECAY and not optimizer:
+        LOGGER.warning(f"{hyp_file}: weight_decay {hyp.weight_decay} is for AdamW, but without --optimizer SGD is used")
+    clip = SGD_CLIP if clip_grad < 0 else clip_grad
+    return Recipe(hyp or Hyp(), optimizer or "SGD", max(close_mosaic, 0), clip, "")
+
+
+def warn_of_random_start(model: str, images: int, data: str) -> None:
+    """Log a warning if a MobileViT starts from random weights on few images, with the command that would help.
+
+    Args:
+        model: name of the model YAML. images: of the train split. data: the data YAML.
+    """
+    if images >= FEW_IMAGES:
+        return
+    size = next((s for s in ("xxs", "xs", "s") if model == f"yolov5-mobilevit-{s}.yaml"), "xxs")
+    LOGGER.warning(
+        f"{model} starts from random weights on {images} images, on which transformers rarely learn well. "
+        f"ImageNet weights help: python train.py --data {data} --cfg yolov5-mobilevit-{size}.yaml "
+        f"--backbone-weights timm:mobilevit_{size}.cvnets_in1k (timm downloads them; files: docs/weights.md)"
+    )

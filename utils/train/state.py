@@ -1,4 +1,4 @@
-"""What changes while a model is trained, saved and restored as one."""
+"""The state of a training run, which is saved and restored as one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.device import random_states, restore_random_states
-from utils.runs import EarlyStopping
 from utils.train.optim import ModelEMA, Schedule, cpu_copy
+from utils.train.stopping import EarlyStopping
 
 
 @dataclass
@@ -18,8 +18,8 @@ class TrainState:
     """A training run between two epochs.
 
     Attributes:
-        epoch: the next one, from 0. seconds: spent so far. finished: no epoch follows.
-        kept_best: best.pt is this run's.
+        epoch: index of the next epoch. seconds: duration so far. finished: no epoch follows.
+        kept_best: best.pt is of this run, not of an earlier one in the same folder.
         class_maps: mAP50-95 of each class at the last validation; empty before the first.
     """
 
@@ -38,7 +38,7 @@ class TrainState:
     PLAIN = ("epoch", "seconds", "finished", "kept_best", "class_maps")
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, and the random states, as CPU tensors and plain data; the weights are saved apart."""
+        """All of it except the weights, and the random states, as CPU tensors and plain data."""
         return {key: getattr(self, key) for key in self.PLAIN} | {
             "ema_updates": self.ema.updates,
             "optimizer": cpu_copy(self.optimizer.state_dict()),
@@ -48,12 +48,12 @@ class TrainState:
             "random": random_states(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], model: dict[str, Any], ema: dict[str, Any]) -> None:
-        """Go back to a `state_dict` and the weights of the model and its average that were saved with it."""
+    def load_state_dict(self, state: dict[str, Any], model: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
+        """Restore a `state_dict`, and the weights of the model and its average that were saved with it."""
         self.model.load_state_dict(model)
         self.ema.load_state_dict(ema, state["ema_updates"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # empty where a run used none: on a CPU
+        if state["scaler"]:  # empty without a GPU
             self.scaler.load_state_dict(state["scaler"])
         self.schedule.last_update = state["last_update"]
         self.stopper.load_state_dict(state["stopper"])

@@ -1,4 +1,4 @@
-"""TensorBoard logs of a run: scalars, pictures and the network's graph, where the package tensorboard is installed."""
+"""TensorBoard logs of a run: scalars, images and the graph of the model; needs the package tensorboard."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ LOGGER = logging.getLogger(__name__)
 
 
 class TensorBoard:
-    """Writes event files into a run folder; without the package tensorboard every method does nothing.
+    """Writes event files into a run folder; without the package tensorboard all methods do nothing.
 
     Args:
-        folder: of the run. start: epochs of an earlier part of the run; what it logged later than that is dropped.
+        folder: of the run. start: the epoch at which a resumed run continues; entries of later epochs are dropped.
     """
 
     def __init__(self, folder: Path, start: int = 0):
         self.writer: SummaryWriter | None = None
         if importlib.util.find_spec("tensorboard") is None:
-            LOGGER.info("TensorBoard logs: off; they need: pip install tensorboard")
+            LOGGER.info("TensorBoard logs are off, they need: pip install tensorboard")
             return
         from torch.utils.tensorboard import SummaryWriter  # not at the top: the package is optional and slow to import
 
@@ -40,7 +40,7 @@ class TensorBoard:
         LOGGER.info(f"TensorBoard logs: tensorboard --logdir {folder.parent}")
 
     def scalars(self, row: Mapping[str, float | int]) -> None:
-        """Log the numbers of an epoch under the names of results.csv; NaN, which is 'not measured', is left out."""
+        """Log the row of results.csv of an epoch; NaN (not measured) is left out."""
         if self.writer is None:
             return
         for name, value in row.items():
@@ -48,20 +48,20 @@ class TensorBoard:
                 self.writer.add_scalar(name, value, int(row["epoch"]))
         self.writer.flush()
 
-    def pictures(self, paths: list[Path], epoch: int = 0) -> None:
-        """Log picture files, each under its file's name."""
+    def images(self, paths: list[Path], epoch: int = 0) -> None:
+        """Log image files under their names."""
         if self.writer is None:
             return
         for path in paths:
             self.writer.add_image(path.stem, imread(path), epoch, dataformats="HWC")
 
     def graph(self, model: nn.Module, imgsz: int) -> None:
-        """Log the graph of `model`, as it runs in validation on one picture of `imgsz` pixels; it is not modified."""
+        """Log the graph of `model` in eval mode for an image of `imgsz` pixels; the model is not modified."""
         if self.writer is None:
             return
         copy = deepcopy(model).cpu().float().eval()
         with warnings.catch_warnings(), torch.no_grad():
-            for kind in (torch.jit.TracerWarning, FutureWarning):  # tracing is what the writer still needs
+            for kind in (torch.jit.TracerWarning, FutureWarning):  # the writer traces the model, which is deprecated
                 warnings.simplefilter("ignore", kind)
             self.writer.add_graph(copy, torch.zeros(1, 3, imgsz, imgsz), use_strict_trace=False)
 

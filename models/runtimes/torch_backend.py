@@ -1,0 +1,60 @@
+"""The backend that runs checkpoints with PyTorch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.weights.checkpoint import build_model, load_checkpoint
+
+LOGGER = logging.getLogger(__name__)
+
+
+class TorchBackend:
+    """A checkpoint run by PyTorch: fused, in eval mode, without gradients.
+
+    Raises:
+        ValueError: half precision on a CPU; no C++ compiler for `compiled`.
+    """
+
+    def __init__(
+        self, weights: Path, device: torch.device, half: bool = False, threads: int = 0, compiled: bool = False
+    ):
+        if half and device.type == "cpu":
+            raise ValueError("--half on a CPU: expected a GPU; leave --half out")
+        if threads:
+            torch.set_num_threads(threads)
+        self.model = build_model(load_checkpoint(weights)).fuse().to(device).requires_grad_(False)
+        if half:
+            self.model.half()
+        self.device, self.dtype = device, torch.float16 if half else torch.float32
+        self.names = dict(self.model.names)
+        self.nc = self.model.nc
+        self.stride = int(self.model.stride.max())
+        self.grid = self.model.grid
+        self.forward = compile_model(self.model, device) if compiled else self.model
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in 0..1 -> decoded (B, N, 5+nc), always float32."""
+        decoded, _ = self.forward(images.to(self.device, self.dtype))
+        return decoded.float()
+
+
+def compile_model(model: nn.Module, device: torch.device) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
+    """`model` run by torch.compile, which compiles at the first input of every shape.
+
+    Raises:
+        ValueError: no C++ compiler, on the CPU.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
+        raise ValueError(f"--compile needs a C++ compiler on the CPU, {compiler} was not found; leave --compile out")
+    LOGGER.info("--compile: the first image of every size takes a minute or more, the following ones are faster")
+    return torch.compile(model, dynamic=False)

@@ -1,0 +1,190 @@
+"""The data YAML: class names, images and labels of each split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.data.annotations import LabelReader, annotation_reader
+from utils.data.labels import TextLabels
+from utils.data.scan import Scan, scan
+from utils.files import find, read_yaml
+from utils.images import IMAGE_SUFFIXES
+
+LOGGER = logging.getLogger(__name__)
+SPLITS = ("train", "val", "test")
+SINGLE_CLASS = "item"  # name of the one class of --single-cls
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data YAML.
+
+    Attributes:
+        yaml: its path.
+        label_names: class index in the labels -> name.
+        splits: split -> folders, .txt lists or images.
+        annotations: split -> COCO .json file or folder of Pascal VOC .xml files, instead of label files.
+        single_cls: all classes are treated as one.
+    """
+
+    yaml: str
+    label_names: dict[int, str]
+    splits: dict[str, list[Path]]
+    annotations: dict[str, Path] = field(default_factory=dict)
+    single_cls: bool = False
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class index in the model -> name."""
+        return {0: SINGLE_CLASS} if self.single_cls else self.label_names
+
+    @property
+    def nc(self) -> int:
+        """The number of classes of the model."""
+        return len(self.names)
+
+    def split(self, name: str) -> list[Path]:
+        """The sources of split `name`.
+
+        Raises:
+            ValueError: the YAML has no such split.
+        """
+        if name not in self.splits:
+            raise ValueError(f"{self.yaml}: no '{name}:', expected one of {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def reader(self, name: str) -> LabelReader:
+        """The reader of the labels of split `name`."""
+        path = self.annotations.get(name)
+        names = self.label_names
+        return TextLabels(len(names)) if path is None else annotation_reader(path, names)
+
+    def scan(self, name: str) -> Scan:
+        """The images and labels of split `name`, checked; with `single_cls` all are of class 0."""
+        found = scan(list_images(self.split(name)), len(self.label_names), self.reader(name))
+        return found.as_single_class() if self.single_cls else found
+
+    def training_scan(self, fraction: float = 1.0, seed: int = 0) -> Scan:
+        """The train split, or a random `fraction` of it, 0..1, which depends on `seed`.
+
+        Raises:
+            ValueError: it has no labels at all.
+        """
+        found = self.scan("train")
+        if fraction < 1:
+            count = max(round(fraction * len(found)), 1)
+            found = found.subset(np.random.default_rng(seed).permutation(len(found))[:count])
+            LOGGER.info(f"--fraction {fraction}: {count} training images")
+        if not found.box_count:
+            raise ValueError(f"{self.yaml}: the train split has no labels at all, nothing can be learned from it")
+        return found
+
+
+def read_data_yaml(path: str | Path, single_cls: bool = False) -> Data:
+    """Read a data YAML with the keys path, train, val, test, names, and optionally nc and annotations.
+
+    A relative `path` is looked for beside the YAML, then in the working folder; without `path` the splits are.
+    A `test` split that does not exist is an error only when it is read, because it is often not downloaded.
+
+    Raises:
+        FileNotFoundError, ValueError: one line with the file, the mistake, and what was expected or tried.
+    """
+    file = find(str(path), "data")
+    values = read_yaml(file)
+    names = _read_names(values, file)
+    roots = [file.resolve().parent, Path.cwd()]
+    if values.get("path") is not None:
+        roots = [_first_existing(str(values["path"]), roots, f"{file}: path")]
+    splits: dict[str, list[Path]] = {}
+    for key in SPLITS:
+        value = values.get(key)
+        if value is None or value == "" or value == []:
+            continue
+        entries: list[Any] = value if isinstance(value, list) else [value]
+        if not all(isinstance(entry, str) for entry in entries):
+            raise ValueError(f"{file}: {key} is {value!r}, expected a folder, a .txt list, or a list of these")
+        splits[key] = [_first_existing(e, roots, f"{file}: {key}", must_exist=key != "test") for e in entries]
+    if not splits:
+        raise ValueError(f"{file}: no images, expected at least one of the keys {', '.join(SPLITS)}")
+    return Data(str(file), names, splits, _read_annotations(values, roots, file), single_cls)
+
+
+def _read_annotations(values: dict[str, Any], roots: Sequence[Path], file: Path) -> dict[str, Path]:
+    """The annotation file or folder of each split that has one; raises as read_data_yaml."""
+    given = values.get("annotations") or {}
+    if (
+        not isinstance(given, dict)
+        or not set(given) <= set(SPLITS)
+        or not all(isinstance(v, str) for v in given.values())
+    ):
+        raise ValueError(
+            f"{file}: annotations is {given!r}, expected split: COCO .json file or folder of VOC .xml files"
+        )
+    return {
+        key: _first_existing(value, roots, f"{file}: annotations of {key}", must_exist=key != "test")
+        for key, value in given.items()
+    }
+
+
+def _read_names(values: dict[str, Any], file: Path) -> dict[int, str]:
+    """Class index -> name; raises ValueError unless the indices are 0..n-1 and `nc`, if given, is n."""
+    names = values.get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{file}: names is {names!r}, expected a list of class names or a mapping 0: name, 1: ...")
+    if set(names) != set(range(len(names))):
+        raise ValueError(f"{file}: names has the keys {list(names)}, expected 0..{len(names) - 1}")
+    nc = values.get("nc")
+    if nc is not None and nc != len(names):
+        raise ValueError(f"{file}: nc is {nc!r}, but names has {len(names)} entries, expected nc: {len(names)} or none")
+    return {i: str(names[i]) for i in range(len(names))}
+
+
+def _first_existing(entry: str, roots: Sequence[Path], what: str, must_exist: bool = True) -> Path:
+    """The path of `entry` below the first of `roots` where it exists; an absolute one is returned unchanged.
+
+    Raises:
+        FileNotFoundError: it must exist and does not; the message starts with `what`.
+    """
+    tries = list(dict.fromkeys(root / Path(entry).expanduser() for root in roots))
+    for candidate in tries:
+        if candidate.exists():
+            return candidate
+    if must_exist:
+        places = ", ".join(str(t) for t in tries)
+        raise FileNotFoundError(f"{what} is '{entry}', expected an existing folder or file, tried: {places}")
+    return tries[0]
+
+
+def list_images(sources: Iterable[str | Path]) -> list[Path]:
+    """The images in folders (recursive), in .txt lists (one per line) and among `sources`; sorted, without doubles.
+
+    A line of a list is relative to the folder of the list, or else to the working folder.
+
+    Raises:
+        FileNotFoundError, ValueError: a source does not exist; no images.
+    """
+    images: set[Path] = set()
+    places = [Path(source) for source in sources]
+    for source in places:
+        if source.is_dir():
+            images.update(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif not source.is_file():
+            raise FileNotFoundError(f"{source}: no such file, expected a folder, a .txt list or an image")
+        elif source.suffix.lower() == ".txt":
+            lines = (line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines())
+            roots = [source.parent, Path.cwd()]
+            images.update(_first_existing(line, roots, str(source), must_exist=False) for line in lines if line)
+        else:
+            images.add(source)
+    if not images:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ValueError(f"{', '.join(str(p) for p in places)}: no images, expected files ending in {suffixes}")
+    return sorted(images)

@@ -1,0 +1,132 @@
+"""What detect.py writes: annotated images and videos, label files, crops, predictions.csv and predictions.json."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.boxes import Boxes
+from utils.data.annotations import voc_xml
+from utils.drawing import draw_boxes
+from utils.images import imwrite
+from utils.predict.frames import Frame
+from utils.predict.predictor import Prediction
+from utils.predict.writers import (
+    Crops,
+    CsvFile,
+    JsonFile,
+    Stems,
+    VideoFile,
+    coco_rows,
+    count_classes,
+    image_id,
+    label_text,
+    write_labels,
+)
+
+LOGGER = logging.getLogger(__name__)
+CSV_HEADER = ("Image Name", "Prediction", "Confidence", "x1", "y1", "x2", "y2")
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What detect.py writes; the fields are the flags of the same names."""
+
+    save_txt: str = ""
+    save_csv: bool = False
+    save_json: bool = False
+    save_conf: bool = False
+    save_crop: bool = False
+    nosave: bool = False
+    view_img: bool = False
+    vid_stride: int = 1
+    line_thickness: int = 0
+    hide_labels: bool = False
+    hide_conf: bool = False
+
+
+class Output:
+    """Writes what the settings ask for into the run folder; a context manager that closes the files."""
+
+    def __init__(self, settings: OutputSettings, folder: Path, names: Mapping[int, str]):
+        self.settings, self.folder, self.names = settings, folder, names
+        self.stems, self.crops = Stems(), Crops(folder / "crops", names)
+        self.videos: dict[Path, VideoFile] = {}
+        self.csv = CsvFile(folder / "predictions.csv", CSV_HEADER) if settings.save_csv else None
+        self.json = JsonFile(folder / "predictions.json") if settings.save_json else None
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with ExitStack() as stack:  # all of them are closed, even if one cannot be
+            for file in (*self.videos.values(), self.csv, self.json):
+                if file:
+                    stack.callback(file.close)
+
+    def stem(self, frame: Frame) -> str:
+        """The stem of all files written for a frame."""
+        stem = self.stems(frame.path, frame.video is not None)
+        return f"{stem}_{frame.number}" if frame.video else stem
+
+    def add(self, frame: Frame, found: Prediction) -> np.ndarray | None:
+        """Write everything of one frame; returns the annotated image where one was drawn.
+
+        Raises:
+            ValueError: the source is in the run folder, where results would overwrite it.
+        """
+        settings = self.settings
+        if frame.path.parent.resolve() == self.folder.resolve():
+            raise ValueError(f"{self.folder} holds the source {frame.path.name}: results would overwrite it")
+        self.add_rows(frame, found.boxes)
+        drawn = None
+        if not settings.nosave or settings.view_img:
+            thickness, hidden = settings.line_thickness or None, (settings.hide_labels, settings.hide_conf)
+            drawn = draw_boxes(frame.image, found.boxes, self.names, thickness, *hidden)
+        text = count_classes(found.boxes, self.names) or "no detections"
+        self.end_videos(frame)
+        if frame.video:
+            self.add_to_video(frame, drawn, text)
+            return drawn
+        if not settings.nosave and drawn is not None:
+            imwrite(self.folder / f"{self.stem(frame)}{frame.path.suffix}", drawn)
+        h, w = found.canvas
+        LOGGER.info(f"{frame.path}: {h}x{w} {text}, {sum(found.times):.1f} ms")
+        return drawn
+
+    def add_rows(self, frame: Frame, boxes: Boxes) -> None:
+        """Write labels, crops, CSV and JSON of one frame."""
+        settings, stem, size = self.settings, self.stem(frame), frame.image.shape[:2]
+        classes = [self.names.get(label, str(label)) for label in boxes.label.tolist()]
+        if settings.save_txt == "voc":
+            text = voc_xml(frame.path.name, size, classes, boxes.xyxy) if len(boxes) else ""
+            write_labels(self.folder / "labels" / f"{stem}.xml", text)
+        elif settings.save_txt:
+            write_labels(self.folder / "labels" / f"{stem}.txt", label_text(boxes, size, settings.save_conf))
+        if settings.save_crop:
+            self.crops.add(stem, frame.image, boxes)
+        if self.csv:
+            name = stem if frame.video else frame.path.name
+            rows = zip(classes, boxes.score.tolist(), boxes.xyxy.tolist(), strict=True)
+            self.csv.add([name, label, f"{score:.4f}", *(f"{v:.1f}" for v in xyxy)] for label, score, xyxy in rows)
+        if self.json:
+            self.json.add(coco_rows(image_id(stem), boxes))
+
+    def end_videos(self, frame: Frame) -> None:
+        """Close video files before another input starts; those of live sources stay open side by side."""
+        for path, video in list(self.videos.items()):
+            if path != frame.path and not video.live:
+                self.videos.pop(path).close()
+
+    def add_to_video(self, frame: Frame, drawn: np.ndarray | None, text: str) -> None:
+        """Append a frame to the video file of its source."""
+        if frame.path not in self.videos:
+            stem = self.stems(frame.path, True)
+            path = None if self.settings.nosave else self.folder / f"{stem}.mp4"
+            self.videos[frame.path] = VideoFile(path, frame, self.settings.vid_stride)
+        self.videos[frame.path].add(frame.image if drawn is None else drawn, text)
