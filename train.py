@@ -52,6 +52,7 @@ from utils.train.tensorboard import TensorBoard
 from val import EvalSettings, evaluate, read_data, rect_or_square
 
 LOGGER = logging.getLogger(__name__)
+BATCH, CLIP = Bounds(low=1, also=(-1,)), Bounds(low=0, also=(-1,))
 PLOTTED_BATCHES = 3  # of the first epoch, drawn as train_batch*.jpg
 
 
@@ -61,22 +62,13 @@ class TrainConfig(Config):
 
     cfg: str = flag("", "model YAML; empty: that of --weights, else yolov5-mobilevit.yaml")
     weights: str = flag("", "checkpoint to start from, this project's or YOLOv5's; empty: train from scratch")
-    backbone_weights: str = flag(
-        "", "ImageNet weights of a MobileViT: a CVNets or timm file, or timm:NAME to download one"
-    )
+    backbone_weights: str = flag("", "ImageNet weights of a MobileViT: a CVNets or timm file; timm:NAME downloads one")
     partial: bool = flag(False, "with --backbone-weights: load the tensors that fit, skip the others")
     data: str = flag("data/shapes.yaml", "data YAML; the default is the built-in set, drawn on first use")
-    hyp: str = flag(
-        "", "hyperparameter YAML, such as hyp.scratch-low.yaml; empty: fitted to the data, see docs/recipe.md"
-    )
+    hyp: str = flag("", "hyperparameter YAML, such as hyp.scratch-low.yaml; empty: fitted to the data (docs/recipe.md)")
     epochs: int | None = flag(None, "number of epochs; 100 if not given", bounds=AT_LEAST_1)
     time: float = flag(0.0, "hours after which training ends; 0: no limit", bounds=AT_LEAST_0)
-    batch_size: int = flag(
-        16,
-        "images per batch over all processes; -1: as many as fit into memory",
-        "--batch",
-        bounds=Bounds(low=1, also=(-1,)),
-    )
+    batch_size: int = flag(16, "images per batch over all processes; -1: as many as fit", "--batch", bounds=BATCH)
     imgsz: int = flag(640, "image size for training and validation, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
     rect: bool = flag(False, "rectangular batches; off for models whose grid is coarser than their stride")
     resume: str = flag("", "resume an interrupted run: its last.pt; without a path the newest", bare="newest")
@@ -85,18 +77,13 @@ class TrainConfig(Config):
     noautoanchor: bool = flag(False, "keep the model's anchors even if they do not fit the data")
     noplots: bool = flag(False, "write no plots and no report")
     cache: str = flag("", "cache decoded images: ram, or disk (a file beside the labels)", bare="ram", choices=CACHES)
-    evolve: int = flag(
-        0,
-        "search hyperparameters in this many trials, from --hyp (or YOLOv5's); 300 without a number",
-        bare=300,
-        bounds=AT_LEAST_0,
-    )
+    evolve: int = flag(0, "search hyperparameters in this many trials; bare: 300", bare=300, bounds=AT_LEAST_0)
     evolve_space: str = flag("space.yaml", "YAML of the ranges that --evolve searches")
     evolve_storage: str = flag("", "database URL of the search, for several workers; empty: a file in the run folder")
     image_weights: bool = flag(False, "sample images more often if their classes have a low mAP")
     fraction: float = flag(1.0, "fraction of the training images to use, 0..1", bounds=Bounds(above=0, high=1))
     close_mosaic: int = flag(
-        -1, "disable mosaic for the last N epochs; -1: fitted to the run, with --hyp 0", bounds=Bounds(low=-1)
+        -1, "disable mosaic for the last N epochs; -1: fitted, with --hyp 0", bounds=Bounds(low=-1)
     )
     multi_scale: bool = flag(False, "vary the image size of each batch by +/- 50 %%, in steps of the grid")
     quad: bool = flag(False, "combine every four images into one of twice the side")
@@ -104,9 +91,7 @@ class TrainConfig(Config):
     optimizer: str = flag("", "optimizer; empty: fitted to the data, with --hyp SGD", choices=("", *OPTIMIZERS))
     cos_lr: bool = flag(False, "cosine learning rate schedule instead of linear")
     label_smoothing: float = flag(0.0, "label smoothing, 0..1", bounds=Bounds(low=0, below=1))
-    clip_grad: float = flag(
-        -1.0, "gradient norm limit; 0: none; -1: fitted to the run, with --hyp 10", bounds=Bounds(low=0, also=(-1,))
-    )
+    clip_grad: float = flag(-1.0, "gradient norm limit; 0: none; -1: fitted, with --hyp 10", bounds=CLIP)
     freeze: tuple[int, ...] = flag((0,), "layers to freeze: the number of first layers, or a list of layers")
     patience: int = flag(100, "early stopping: epochs without improvement; 0: never", bounds=AT_LEAST_0)
     save_period: int = flag(-1, "save a checkpoint every N epochs; below 1: never")
