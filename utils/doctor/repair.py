@@ -1,0 +1,147 @@
+"""The repair of a data set: a copy in YOLO form without what can be corrected without judgment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from utils.data.labels import label_path
+from utils.doctor.box_checks import twin_pairs
+from utils.doctor.examine import Diagnosis
+from utils.doctor.findings import many
+from utils.doctor.survey import ImageRecord, SplitSurvey, Survey
+from utils.files import remove, write_atomic
+
+MOST = 0.5  # share of the train split; if more of it is also in val or test, nothing is taken out
+
+
+@dataclass
+class Repairs:
+    """What the copy has and what was changed; `changes` maps words to a count."""
+
+    images: int = 0
+    boxes: int = 0
+    changes: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[str]:
+        """The changes, a line each."""
+        changed = [f"  {count:,} {what}" for what, count in self.changes.items() if count]
+        total = f"{many(self.images, 'image')} and {many(self.boxes, 'box', 'boxes')}"
+        return [f"{total} in the copy; changes:", *(changed or ["  none"]), *self.notes]
+
+
+def repair(result: Diagnosis, out: Path) -> Repairs:
+    """Write a repaired copy of a data set to the folder `out`: images/, labels/ and data.yaml.
+
+    Images are copied byte for byte. Boxes are clipped to their image; those without area, equal ones, twins, crowds and
+    lines that cannot be read are dropped, and so are images that cannot be read, copies of an image within a split, and
+    images of train that are also in val or test. The original is not touched, and `out` appears only when complete.
+
+    Raises:
+        ValueError: `out` is not empty, or lies in a folder of the data. OSError: it could not be written.
+    """
+    check_target(out, result.survey)
+    partial = out.with_name(f"{out.name}.{os.getpid()}.part")
+    done = Repairs()
+    dropped = copies(result.survey, done)
+    try:
+        splits = {name: write_split(split, partial, dropped, done) for name, split in result.survey.items()}
+        yaml_of = {"path": ".", **{k: v for k, v in splits.items() if v}, "names": dict(result.data.label_names)}
+        write_atomic(partial / "data.yaml", yaml.safe_dump(yaml_of, allow_unicode=True, sort_keys=False))
+        if out.is_dir():
+            out.rmdir()  # it is empty
+        os.replace(partial, out)
+    finally:
+        remove(partial)
+    return done
+
+
+def check_target(out: Path, found: Survey) -> None:
+    """Raise ValueError unless `out` is new or empty and outside of the folders that the data are read from."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--fix {out}: exists already, expected a new or an empty folder")
+    target = out.resolve()
+    for split in found.values():
+        places = {source.resolve() for source in split.sources if source.is_dir()}
+        places |= {record.label_file.resolve().parent for record in split.records if record.labeled}
+        for folder in places:
+            if target == folder or folder in target.parents:
+                raise ValueError(f"--fix {out}: lies in {folder}, which belongs to the data; expected another place")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def copies(found: Survey, done: Repairs) -> set[int]:
+    """Identities (id) of the records that are left out as copies of others."""
+    dropped: set[int] = set()
+    for split in found.values():
+        best: dict[bytes, ImageRecord] = {}
+        for record in sorted(split.usable, key=lambda r: -len(r.labels.label)):  # of copies the one with most boxes
+            if record.digest in best:
+                dropped.add(id(record))
+                done.changes["copies of images dropped"] += 1
+            best.setdefault(record.digest, record)
+    if "train" in found:
+        measured = {r.digest for name, split in found.items() if name != "train" for r in split.usable}
+        train = found["train"].usable
+        leaked = [record for record in train if record.digest in measured]
+        if len(leaked) > MOST * len(train):
+            done.notes.append(f"{len(leaked):,} images of train are also in val or test and were kept: split anew")
+        else:
+            dropped |= {id(record) for record in leaked}
+            done.changes["images of train dropped that are in val or test"] += len(leaked)
+    return dropped
+
+
+def write_split(split: SplitSurvey, root: Path, dropped: set[int], done: Repairs) -> str:
+    """Write images and labels of a split below `root`; returns its folder there, or '' if no image is left."""
+    folder = root / "images" / split.name
+    used: set[str] = set()
+    records = [record for record in split.usable if id(record) not in dropped]
+    done.changes["images dropped that cannot be used"] += len(split.records) - len(split.usable)
+    parents = [record.path.resolve().parent for record in records]
+    base = Path(os.path.commonpath(parents)) if parents else root
+    for record, parent in zip(records, parents, strict=True):
+        target = free_name(folder / parent.relative_to(base) / record.path.name, used, done)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(record.path, target)
+        label, xywhn = repaired_labels(record, done)
+        file = label_path(target)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = zip(label.tolist(), xywhn.tolist(), strict=True)
+        text = "".join(f"{c} {' '.join(f'{v:.8g}' for v in row)}\n" for c, row in rows)
+        file.write_text(text, encoding="utf-8")
+        done.images, done.boxes = done.images + 1, done.boxes + len(label)
+    return folder.relative_to(root).as_posix() if records else ""
+
+
+def free_name(target: Path, used: set[str], done: Repairs) -> Path:
+    """`target`, or a name like it whose label file no other image has."""
+    free, number = target, 1
+    while str(label_path(free)).casefold() in used:
+        number += 1
+        free = target.with_name(f"{target.stem}-{number}{target.suffix}")
+    used.add(str(label_path(free)).casefold())
+    done.changes["images renamed that shared a label file"] += free != target
+    return free
+
+
+def repaired_labels(record: ImageRecord, done: Repairs) -> tuple[np.ndarray, np.ndarray]:
+    """Classes (n,) and boxes (n, 4) xywhn of an image; the reader has clipped them already."""
+    labels = record.labels
+    keep = ~labels.crowd
+    done.changes["crowd boxes dropped, which label files cannot mark"] += int(labels.crowd.sum())
+    done.changes["labels dropped that cannot be read"] += len(labels.errors)
+    done.changes["boxes clipped or dropped that reached outside, had no area or occurred twice"] += len(labels.warnings)
+    for i, j, _ in twin_pairs(record):
+        if keep[i] and keep[j] and labels.label[i] == labels.label[j]:
+            keep[j] = False
+            done.changes["twins dropped"] += 1
+    return labels.label[keep], labels.xywhn[keep]

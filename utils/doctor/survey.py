@@ -1,0 +1,211 @@
+"""The survey of a data set: what the checks need to know of every image, and nothing that is written anywhere.
+
+An image takes about 3 KB of memory and 45 bytes for each box; images are decoded one per thread and not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from utils.boxes import Boxes, xywhn2xyxy
+from utils.data.annotations import CocoLabels, ImageLabels, LabelReader
+from utils.data.data_yaml import Data, list_images
+from utils.data.labels import label_path
+from utils.data.scan import EXIF_ORIENTATION, IMAGE_ERRORS, THREADS
+from utils.images import imread
+
+READ_ERRORS = (*IMAGE_ERRORS, cv2.error)
+THUMB = 16  # side of the gray miniature by which near-duplicates are confirmed, pixels
+
+
+@dataclass(slots=True)
+class ImageRecord:
+    """What is known of one image.
+
+    Attributes:
+        size: (height, width), upright; (0, 0) if it is not readable.
+        problem: why it cannot be used: missing, unreadable or without an entry; '' if it can.
+        damage: what a second decoder complains about although the first one reads the image; ''.
+        labels: as the reader gives them: clipped, without boxes that have no area.
+        label_file: the file that should hold the labels. labeled: it exists.
+        digest: of the file's bytes. dhash: see difference_hash. thumb: (THUMB, THUMB) uint8, gray.
+        orientation: of EXIF, 1: upright. mode: of PIL, such as 'RGB' or 'L'. frames: of an animation or a TIFF.
+    """
+
+    path: Path
+    size: tuple[int, int] = (0, 0)
+    problem: str = ""
+    damage: str = ""
+    labels: ImageLabels = field(default_factory=ImageLabels)
+    label_file: Path = Path()
+    labeled: bool = False
+    digest: bytes = b""
+    dhash: int = 0
+    thumb: np.ndarray | None = None
+    orientation: int = 1
+    mode: str = ""
+    frames: int = 1
+
+    @property
+    def usable(self) -> bool:
+        """Whether training would use the image."""
+        return not self.problem
+
+    def boxes(self) -> Boxes:
+        """All its boxes, crowds included, in pixels of the upright image."""
+        return Boxes.labeled(xywhn2xyxy(self.labels.xywhn.astype(np.float64), self.size), self.labels.label)
+
+
+@dataclass(frozen=True)
+class SplitSurvey:
+    """The images of one split.
+
+    Attributes:
+        sources: its folders, lists and images. reader: of its labels; None if the annotations cannot be read.
+        problem: why the split as a whole cannot be used; ''.
+    """
+
+    name: str
+    sources: list[Path]
+    records: list[ImageRecord] = field(default_factory=list)
+    reader: LabelReader | None = None
+    problem: str = ""
+
+    @property
+    def usable(self) -> list[ImageRecord]:
+        """The images that training would use."""
+        return [record for record in self.records if record.usable]
+
+    def columns(self) -> BoxColumns:
+        """All boxes of the usable images."""
+        return BoxColumns.of(self.usable)
+
+
+@dataclass(frozen=True)
+class BoxColumns:
+    """The boxes of several images, a row each.
+
+    Attributes:
+        label: (n,) int64. xywhn: (n, 4). crowd: (n,) bool. row: (n,) index of the image.
+        pixels: (n, 2) width and height in the image. long_side: (n,) of the image, pixels.
+    """
+
+    label: np.ndarray
+    xywhn: np.ndarray
+    crowd: np.ndarray
+    row: np.ndarray
+    pixels: np.ndarray
+    long_side: np.ndarray
+
+    @classmethod
+    def of(cls, records: list[ImageRecord]) -> BoxColumns:
+        """The boxes of `records`, in order."""
+        labels = [record.labels for record in records]
+        counts = [len(item.label) for item in labels]
+        sizes = np.repeat(np.array([record.size for record in records], np.float64).reshape(-1, 2), counts, axis=0)
+        xywhn = np.concatenate([ImageLabels().xywhn, *(item.xywhn for item in labels)]).astype(np.float64)
+        return cls(
+            np.concatenate([ImageLabels().label, *(item.label for item in labels)]),
+            xywhn,
+            np.concatenate([ImageLabels().crowd, *(item.crowd for item in labels)]),
+            np.repeat(np.arange(len(records)), counts),
+            xywhn[:, 2:] * sizes[:, ::-1],
+            sizes.max(axis=1, initial=1),
+        )
+
+    def short_sides(self, imgsz: int) -> np.ndarray:
+        """(n,) the shorter side of each box in pixels of an image scaled to a long side of `imgsz`."""
+        return self.pixels.min(axis=1) * imgsz / self.long_side
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+Survey = Mapping[str, SplitSurvey]
+
+
+def survey(data: Data) -> dict[str, SplitSurvey]:
+    """Every split of a data set, with what could not be read as its `problem`; no file is changed or written."""
+    return {name: survey_split(data, name) for name in data.splits}
+
+
+def survey_split(data: Data, name: str) -> SplitSurvey:
+    """The images of split `name`."""
+    sources = data.split(name)
+    try:
+        images, reader = list_images(sources), data.reader(name)
+    except (ValueError, OSError) as error:
+        return SplitSurvey(name, sources, problem=str(error))
+    with ThreadPoolExecutor(THREADS) as pool:
+        work = pool.map(lambda image: read_record(image, reader), images)
+        records = list(tqdm(work, total=len(images), desc=name, leave=False, disable=None))
+    return SplitSurvey(name, sources, records, reader)
+
+
+def read_record(image: Path, reader: LabelReader) -> ImageRecord:
+    """What is known of the file `image`."""
+    record = ImageRecord(image, label_file=reader.file(image))
+    record.labeled = record.label_file.exists()
+    if not image.is_file():
+        record.problem = "no such file"
+    else:
+        try:
+            content = image.read_bytes()
+            record.digest = hashlib.blake2b(content, digest_size=16).digest()
+            pixels = imread(image)
+            record.size = pixels.shape[0], pixels.shape[1]
+            gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+            record.thumb = cv2.resize(gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
+            record.dhash = difference_hash(gray)
+            read_header(content, record)
+        except READ_ERRORS as error:
+            record.problem = f"not a readable image: {' '.join(str(error).split())[:200]}"
+    if record.size != (0, 0) or label_path(image) == record.label_file:  # text labels need no size
+        record.labels = reader.read(image, record.size)
+    record.problem = record.problem or record.labels.skip_reason or ""
+    return record
+
+
+def read_header(content: bytes, record: ImageRecord) -> None:
+    """Fill in orientation, mode, frames and damage by a second decoder; JPEGs at an eighth of their size."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as file:
+            warnings.simplefilter("ignore")  # about EXIF blocks that are cut short
+            record.mode, record.frames = file.mode, getattr(file, "n_frames", 1)
+            record.orientation = int(file.getexif().get(EXIF_ORIENTATION) or 1)
+            file.draft("RGB", (1, 1))
+            file.load()
+    except IMAGE_ERRORS as error:
+        record.damage = " ".join(str(error).split())[:200]
+
+
+def difference_hash(gray: np.ndarray) -> int:
+    """64 bits of a gray image (H, W): whether each cell of an 8 x 9 grid is brighter than its left neighbor.
+
+    Alike for an image and its copies in other sizes, qualities and brightness.
+    """
+    cells = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA)
+    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
+
+
+def all_records(found: Survey) -> Iterator[tuple[str, ImageRecord]]:
+    """(split, image) of every split in order."""
+    for split in found.values():
+        for record in split.records:
+            yield split.name, record
+
+
+def is_coco(split: SplitSurvey) -> bool:
+    """Whether one file holds the labels of all images."""
+    return isinstance(split.reader, CocoLabels)
