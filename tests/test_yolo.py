@@ -288,7 +288,7 @@ def test_focus_and_contract_count_in_the_grid() -> None:
     assert DetectionModel(tiny([-1, 1, "Focus", [8]])).grid == 4
 
 
-def test_an_input_off_the_grid_names_the_neighbours() -> None:
+def test_an_input_off_the_grid_names_the_neighbors() -> None:
     with pytest.raises(ValueError) as error:
         built(MOBILE)(torch.zeros(1, 3, 416, 416))
     text = str(error.value)

@@ -47,7 +47,7 @@ function round(value) {
   return near - value === 0.5 && near % 2 ? near - 1 : near;
 }
 
-/** For each of `to` pixels along an axis of `from`: its two neighbours and the weight of the second, 0..ONE. */
+/** For each of `to` pixels along an axis of `from`: its two neighbors and the weight of the second, 0..ONE. */
 function taps(from, to) {
   const low = new Int32Array(to);
   const high = new Int32Array(to);
