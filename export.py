@@ -181,8 +181,10 @@ def prepare(cfg: ExportConfig) -> ExportTask:
                 f"{cfg.weights} has {model.nc} classes, but {cfg.data} has {data.nc}; expected the same classes"
             )
         if cfg.int8_ops != "weights":
-            calibration = read_images(evenly(list(list_images(data.split("train"))), CALIBRATION_IMAGES), imgsz)
-    images = read_images(comparison_images(cfg.data, cfg.images), imgsz)
+            calibration = read_images(
+                evenly(list(list_images(data.split("train"))), CALIBRATION_IMAGES), imgsz, model.letterbox
+            )
+    images = read_images(comparison_images(cfg.data, cfg.images), imgsz, model.letterbox)
     return ExportTask(cfg, model, imgsz, images, calibration)
 
 

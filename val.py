@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data.make_shapes import draw_if_built_in
 from models.runtimes.load import load_model
 from utils.backend import Backend
-from utils.boxes import Boxes, Targets
+from utils.boxes import Boxes
 from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
 from utils.data.annotations import CocoLabels
 from utils.data.data_yaml import Data, read_data_yaml
@@ -34,7 +34,7 @@ from utils.evaluate.metrics import DetectionMetrics, Metrics
 from utils.evaluate.timing import Stopwatch
 from utils.files import find, write_atomic
 from utils.images import check_imgsz, to_input
-from utils.loss import LossParts
+from utils.loss import Criterion, LossParts
 from utils.nms import NmsSettings, non_max_suppression
 from utils.predict.writers import JsonFile, Stems, coco_rows, hybrid, image_id, label_text, write_labels
 from utils.runs import Run, training_data, weights_or_newest
@@ -46,7 +46,6 @@ PLOTTED_BATCHES = 3  # drawn as val_batch*.jpg
 PLOTTED_SCORE = 0.25  # lowest score of a box drawn there
 TABLE_CLASSES = 50  # with this many classes or more, only the row 'all' is printed, unless --verbose
 Network = Callable[[Tensor], Tensor | tuple[Tensor, list[Tensor]]]  # -> decoded, or (decoded, raw maps)
-Criterion = Callable[[list[Tensor], Targets], tuple[Tensor, LossParts]]
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ def detect_all(
             decoded, raw = output if isinstance(output, tuple) else (output, None)
             if criterion is not None and raw is not None:
                 _, parts = criterion([level.float() for level in raw], batch.targets.to(device))
-                losses.append(torch.stack(list(parts)) * len(images))
+                losses.append(torch.stack([parts[name] for name in criterion.names]) * len(images))
             with watch.stage("nms"):
                 found = non_max_suppression(decoded, settings.nms)
             if settings.single_cls:
@@ -223,7 +222,9 @@ def detect_all(
                 plot_first_batch(batch, found, names, plots / f"val_batch{step}")
     detections.arrange(np.argsort(rows).tolist())  # as in the data set, not as in rect batches
     count = len(rows)
-    loss = LossParts(*(torch.stack(losses).sum(dim=0) / count)) if losses else None
+    loss = None
+    if criterion is not None and losses:
+        loss = dict(zip(criterion.names, torch.stack(losses).sum(dim=0) / count, strict=True))
     return EvalResult(detections, watch.per_image(count), loss)
 
 
@@ -292,6 +293,7 @@ def split_loader(cfg: ValConfig, data: Data, model: Backend, imgsz: int) -> Data
         model.grid,
         rect=rect_or_square(cfg.rect, model.grid, model.stride),
         batch_size=cfg.batch_size,
+        letterbox=model.letterbox,
     )
     return build_loader(dataset, cfg.batch_size, cfg.workers)
 

@@ -33,6 +33,7 @@ class Detector:
         self.names = {int(k): v for k, v in json.loads(meta["names"]).items()}
         self.imgsz, self.grid, self.batch = (json.loads(meta[key]) for key in ("imgsz", "grid", "batch"))
         self.form, self.dynamic_size = meta["form"], meta["dynamic"] == "size"
+        self.centered = meta.get("letterbox", "center") == "center"
         self.conf_thres, self.iou_thres = conf_thres, iou_thres
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -56,7 +57,7 @@ class Detector:
             height, width = (max(-(-round(side * ratio) // self.grid), 1) * self.grid for side in (h, w))
         ratio = min(height / h, width / w)
         new_h, new_w = max(round(h * ratio), 1), max(round(w * ratio), 1)
-        top, left = (height - new_h) // 2, (width - new_w) // 2
+        top, left = ((height - new_h) // 2, (width - new_w) // 2) if self.centered else (0, 0)
         canvas = np.full((height, width, 3), 114, dtype=np.uint8)
         canvas[top : top + new_h, left : left + new_w] = cv2.resize(image, (new_w, new_h))
         return canvas, np.array([new_w / w, new_h / h] * 2), np.array([left, top] * 2)

@@ -70,6 +70,16 @@ class DWConv(Conv):
         super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
 
 
+class SeparableConv(nn.Sequential):
+    """A depthwise Conv, then a 1x1 Conv: a cheaper form of Conv.
+
+    Source: Howard et al. 2017, arXiv:1704.04861.
+    """
+
+    def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1):
+        super().__init__(Conv(c1, c1, k, s, g=c1), Conv(c1, c2, 1))
+
+
 class Focus(nn.Module):
     """Space to depth by 2, then Conv: (B, c1, H, W) -> (B, c2, H/2, W/2)."""
 
@@ -92,7 +102,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1)
-        self.cv2 = Conv(hidden, c2, 3, g=g)
+        self.cv2: nn.Module = Conv(hidden, c2, 3, g=g)
         self.skip = shortcut and c1 == c2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,6 +164,21 @@ class CrossConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.cv2(self.cv1(x))
         return x + y if self.skip else y
+
+
+class SeparableBottleneck(Bottleneck):
+    """Bottleneck whose 3x3 Conv is a SeparableConv."""
+
+    def __init__(self, c1: int, c2: int, shortcut: bool = True, e: float = 0.5):
+        super().__init__(c1, c2, shortcut, e=e)
+        self.cv2 = SeparableConv(int(c2 * e), c2, 3)
+
+
+class C3Separable(C3):
+    """C3 with SeparableBottleneck inside."""
+
+    def inner(self, width: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        return nn.Sequential(*[SeparableBottleneck(width, width, shortcut, e=1.0) for _ in range(n)])
 
 
 class C3x(C3):

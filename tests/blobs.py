@@ -13,7 +13,7 @@ from data_sets import rectangles, to_boxes, write_set
 class BlobBackend:
     """One box for each white area, class 0 for wide and 1 for high ones; at most `limit` pixels in the input."""
 
-    names, nc, stride, grid = {0: "wide", 1: "high"}, 2, 32, 32
+    names, nc, stride, grid, letterbox = {0: "wide", 1: "high"}, 2, 32, 32, "center"
 
     def __init__(self, least=3.0, limit=10_000):
         self.least, self.limit, self.seen = least, limit, []

@@ -36,7 +36,7 @@ BOX = (0.25, 0.5, 0.5, 0.75)  # x1, y1, x2, y2 as fractions of the image that Fa
 class FakeBackend:
     """Finds the same boxes, given in fractions of the image, in every image of the size `size` (h, w)."""
 
-    names, nc, stride, grid = NAMES, 3, 32, 32
+    names, nc, stride, grid, letterbox = NAMES, 3, 32, 32, "center"
 
     def __init__(self, size=(120, 160), boxes=((*BOX, 0.9, 0),)):
         self.size, self.boxes, self.seen = size, boxes, []

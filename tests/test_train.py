@@ -31,6 +31,7 @@ from utils.distributed import Dist
 from utils.files import REPO
 from utils.hyp import Hyp
 from utils.images import check_imgsz, imread, imwrite
+from utils.loss import DetectionLoss
 from utils.train.optim import ModelEMA, Schedule, build_optimizer
 
 
@@ -205,9 +206,9 @@ def test_a_loss_that_is_not_finite_names_the_images(
     shapes_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: object, preds: list, targets: Targets) -> tuple:
-        return preds[0].sum() * math.nan, train.LossParts(*[torch.zeros(())] * 3)
+        return preds[0].sum() * math.nan, dict.fromkeys(("box", "obj", "cls"), torch.zeros(()))
 
-    monkeypatch.setattr(train.DetectionLoss, "__call__", broken)
+    monkeypatch.setattr(DetectionLoss, "__call__", broken)
     with pytest.raises(FloatingPointError, match=r"epoch 1; images, or those mixed into them: .*\.png"):
         train.main(config(shapes_set, tmp_path))
 

@@ -17,6 +17,7 @@ from utils.files import write_atomic
 
 LOGGER = logging.getLogger(__name__)
 PAD = 114  # gray of letterbox borders, as in YOLOv5
+POSITIONS = ("center", "top-left")  # of an image on its canvas: YOLOv5's and YOLOX's
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -76,18 +77,18 @@ class Letterbox:
         return [x, y, x, y], [self.left, self.top, self.left, self.top]
 
 
-def place(image: tuple[int, int], canvas: tuple[int, int], enlarge: bool = True) -> Letterbox:
-    """The place of an image of this (height, width), scaled to fit `canvas` (height, width) and centered.
+def place(image: tuple[int, int], canvas: tuple[int, int], enlarge: bool = True, position: str = "center") -> Letterbox:
+    """The place of an image of this (height, width), scaled to fit `canvas` (height, width).
 
     Args:
-        enlarge: False never scales up.
+        enlarge: False never scales up. position: one of POSITIONS.
     """
     h, w = image
     ratio = min(canvas[0] / h, canvas[1] / w)
     if not enlarge:
         ratio = min(ratio, 1.0)
     size = max(round(h * ratio), 1), max(round(w * ratio), 1)
-    top, left = ((c - s) // 2 for c, s in zip(canvas, size, strict=True))
+    top, left = ((c - s) // 2 if position == "center" else 0 for c, s in zip(canvas, size, strict=True))
     return Letterbox((h, w), size, canvas, top, left)
 
 
@@ -96,9 +97,11 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return image if size == image.shape[:2] else cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def letterbox(image: np.ndarray, canvas: tuple[int, int], enlarge: bool = True) -> tuple[np.ndarray, Letterbox]:
-    """A gray canvas (height, width) with `image` (H, W, 3) resized and centered on it, and its place there."""
-    placed = place((image.shape[0], image.shape[1]), canvas, enlarge)
+def letterbox(
+    image: np.ndarray, canvas: tuple[int, int], enlarge: bool = True, position: str = "center"
+) -> tuple[np.ndarray, Letterbox]:
+    """A gray canvas (height, width) with `image` (H, W, 3) resized on it, and its place there; see `place`."""
+    placed = place((image.shape[0], image.shape[1]), canvas, enlarge, position)
     return paste(resize(image, placed.resized), placed), placed
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.heads import HEADS
 from models.yolo import DetectionModel
 from utils.files import VERSION
+from utils.images import POSITIONS
 
 LICENSE = "Apache-2.0 (the code; weights have the license of their training)"
 FORMS = ("decoded", "raw", "nms")
@@ -26,9 +28,11 @@ class Metadata:
         names: class index -> name.
         stride: pixels per cell of the coarsest level. grid: both sides of an input must be multiples of it.
         imgsz: (height, width) of the input. batch: images in it. dynamic: which of them may change.
-        form: of the output: "decoded" (B, N, 5+nc), see Detect.forward; "raw" (B, A*(5+nc), h, w) for each level;
+        form: of the output: "decoded" (B, N, 5+nc), see Head.forward; "raw" (B, C, h, w) for each level;
             "nms" boxes (B, D, 4) xyxy pixels, scores (B, D), classes (B, D), count (B,), see ExportHead.
-        anchors: (levels, A, 2) pixels; strides: of each level. They decode the raw form.
+        anchors: (levels, A, 2) pixels, empty without anchors. strides: of each level. head: name of the head's class.
+        head_settings: see Head.settings. These decode the raw form.
+        letterbox: where an image lies on its canvas, one of utils.images.POSITIONS.
         conf_thres: of the NMS in the file; 0 where there is none.
         precision: float32, float16, or int8 and what is computed in it.
     """
@@ -47,12 +51,17 @@ class Metadata:
     task: str = "detect"
     version: str = VERSION
     license: str = LICENSE
+    head: str = "Detect"
+    head_settings: dict[str, Any] = field(default_factory=dict)
+    letterbox: str = "center"
 
     @classmethod
     def of(cls, model: DetectionModel, imgsz: tuple[int, int], batch: int, **more: Any) -> Metadata:
         """The metadata of `model` at an input size; `more` are other attributes."""
         strides = [int(s) for s in model.stride]
-        anchors = model.head.anchors.tolist()
+        head = model.head
+        anchors = [] if head.anchors is None else head.anchors.tolist()
+        more |= {"head": type(head).__name__, "head_settings": head.settings(), "letterbox": model.letterbox}
         return cls(dict(model.names), max(strides), model.grid, imgsz, batch, anchors, strides, **more)
 
     def checked(self) -> Metadata:
@@ -66,9 +75,9 @@ class Metadata:
                 raise ValueError(f"{name} {getattr(self, name)!r}, expected a number above 0")
         if len(self.imgsz) != 2 or not all(map(positive, self.imgsz)):
             raise ValueError(f"imgsz {self.imgsz!r}, expected height and width")
-        if len(self.anchors) != len(self.strides):
+        if self.anchors and len(self.anchors) != len(self.strides):
             raise ValueError(f"{len(self.anchors)} levels of anchors, {len(self.strides)} strides")
-        for name, known in (("form", FORMS), ("dynamic", DYNAMIC)):
+        for name, known in (("form", FORMS), ("dynamic", DYNAMIC), ("head", HEADS), ("letterbox", POSITIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {', '.join(known)}")
         return self

@@ -32,6 +32,7 @@ class Ensemble:
                 )
         self.stride = max(b.stride for b in backends)
         self.grid = math.lcm(*(b.grid for b in backends))
+        self.letterbox = backends[0].letterbox
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> decoded (B, N1 + N2 + ..., 5+nc)."""
@@ -44,6 +45,7 @@ class Augmented:
     def __init__(self, backend: Backend):
         self.backend = backend
         self.names, self.nc, self.stride, self.grid = backend.names, backend.nc, backend.stride, backend.grid
+        self.letterbox = backend.letterbox
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> decoded (B, N1 + N2 + N3, 5+nc) in pixels of `images`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.export.metadata import MEMBER, Metadata, appended_metadata
-from models.heads import Detect
+from models.heads import HEADS, Head
 from utils.images import PAD
 from utils.optional import import_openvino, import_optional
 
@@ -34,6 +35,7 @@ class ExportedBackend:
             raise ValueError(f"{path}: --half is for .pt weights; an exported file has the precision it was made with")
         self.path, self.meta = path, meta
         self.names, self.nc, self.stride, self.grid = meta.names, len(meta.names), meta.stride, meta.grid
+        self.letterbox = meta.letterbox
         if meta.dynamic != "size" and meta.imgsz[0] == meta.imgsz[1]:
             self.grid = meta.imgsz[0]  # the only size it accepts: every script rounds --imgsz to the grid
         self.detect = decoder(meta) if meta.form == "raw" else None
@@ -268,13 +270,15 @@ def dequantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
     return (values.astype(np.float32) - zero) * scale if scale else values
 
 
-def decoder(meta: Metadata) -> Detect:
-    """A Detect to decode the raw maps of the file that `meta` describes; its convolutions are not used."""
-    levels = len(meta.strides)
-    flat = [[side for anchor in level for side in anchor] for level in meta.anchors]
-    detect = Detect(len(meta.names), flat, [1] * levels).eval()
-    detect.stride.copy_(torch.tensor(meta.strides))
-    return detect
+def decoder(meta: Metadata) -> Head:
+    """A head to decode the raw maps of the file that `meta` describes; its convolutions are not used."""
+    settings = dict(meta.head_settings)
+    if meta.anchors:
+        settings["anchors"] = [[side for anchor in level for side in anchor] for level in meta.anchors]
+    make: Callable[..., Head] = HEADS[meta.head]
+    head = make(nc=len(meta.names), ch=[1] * len(meta.strides), **settings).eval()
+    head.stride.copy_(torch.tensor(meta.strides))
+    return head
 
 
 def final_to_decoded(boxes: Tensor, scores: Tensor, classes: Tensor, nc: int) -> Tensor:

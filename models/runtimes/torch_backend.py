@@ -37,7 +37,7 @@ class TorchBackend:
         self.names = dict(self.model.names)
         self.nc = self.model.nc
         self.stride = int(self.model.stride.max())
-        self.grid = self.model.grid
+        self.grid, self.letterbox = self.model.grid, self.model.letterbox
         self.forward = compile_model(self.model, device) if compiled else self.model
 
     @torch.inference_mode()

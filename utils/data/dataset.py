@@ -51,6 +51,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         seed: of the augmentations.
         cache: 'ram' or 'disk': cache the images, scaled to `imgsz`; '': no cache.
         no_mosaic_from: the epoch from which on there is no mosaic and no mixup; None: never.
+        letterbox: where an image lies on its canvas, one of utils.images.POSITIONS.
     """
 
     def __init__(
@@ -65,9 +66,11 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         seed: int = 0,
         cache: str = "",
         no_mosaic_from: int | None = None,
+        letterbox: str = "center",
     ) -> None:
         self.scan, self.imgsz, self.hyp = scan, imgsz, hyp
         self.rect, self.batch_size, self.seed = rect, batch_size, seed
+        self.letterbox = letterbox
         self.order = np.arange(len(scan))  # dataset index -> row of the scan
         self.canvases = np.full((len(scan), 2), imgsz, dtype=np.int32)  # (height, width) by dataset index
         if rect:
@@ -110,7 +113,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
     def _place(self, i: int) -> Letterbox:
         """The place of image `i` on its canvas."""
         height, width = (int(side) for side in self.canvases[i])
-        return place(self.scan.size(self.order[i]), (height, width))
+        return place(self.scan.size(self.order[i]), (height, width), position=self.letterbox)
 
     def _read(self, i: int) -> np.ndarray:
         """Image `i` (H, W, 3) from its file, scaled for its canvas.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -156,6 +156,7 @@ class LoaderSettings:
     workers: int = 0
     quad: bool = False
     no_mosaic_from: int | None = None
+    letterbox: str = "center"
 
 
 def training_loaders(
@@ -173,9 +174,11 @@ def training_loaders(
         seed=s.seed,
         cache=s.cache,
         no_mosaic_from=s.no_mosaic_from,
+        letterbox=s.letterbox,
     )
     cache = s.cache if rank == 0 else ""  # only rank 0 validates
-    val_set = DetectionDataset(val_scan, s.imgsz, s.grid, rect=s.val_rect, batch_size=val_batch, cache=cache)
+    options: dict[str, Any] = {"rect": s.val_rect, "batch_size": val_batch, "cache": cache, "letterbox": s.letterbox}
+    val_set = DetectionDataset(val_scan, s.imgsz, s.grid, **options)
     loader = build_loader(train_set, s.batch_size, s.workers, True, s.seed, s.quad, rank, world)
     return loader, build_loader(val_set, val_batch, s.workers)
 

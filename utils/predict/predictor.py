@@ -124,7 +124,9 @@ class Predictor:
 
     def input(self, images: Sequence[np.ndarray], canvas: tuple[int, int]) -> tuple[Tensor, list[Letterbox]]:
         """The network's input for images of one canvas, and where each of them lies on it."""
-        padded, places = zip(*(letterbox(image, canvas) for image in images), strict=True)
+        padded, places = zip(
+            *(letterbox(image, canvas, position=self.backend.letterbox) for image in images), strict=True
+        )
         pixels = torch.from_numpy(np.ascontiguousarray(np.stack(padded).transpose(0, 3, 1, 2)))
         return to_input(pixels, self.device, self.half), list(places)
 
