@@ -45,7 +45,7 @@ class ImageInfo(NamedTuple):
 def decode(data: bytes, where: object) -> Decoded:
     """The image in the bytes of a file; `where` names it in errors.
 
-    It is turned as the EXIF tag says, or the TIFF tag, or XMP where there is neither. See to_uint8 for 16 bits and more.
+    It is turned as the EXIF or TIFF tag says, or XMP where there is neither. See to_uint8 for 16 bits and more.
 
     Raises:
         ValueError: neither OpenCV nor Pillow can decode it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import glob
 import queue
 import sys
@@ -10,8 +11,8 @@ from collections.abc import Generator, Iterable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
 
 import cv2
 
@@ -54,7 +55,8 @@ def open_source(source: str, vid_stride: int = 1, stream_timeout: float = 60) ->
         return read_screen(source, vid_stride)
     suffix = Path(urlsplit(source).path).suffix.lower() if is_url(source) else ""
     if suffix in IMAGE_SUFFIXES and source.lower().startswith(("http://", "https://")):
-        return read_image_url(source, stream_name(source).with_suffix(suffix))
+        name = stream_name(source).name
+        return read_image_url(source, Path(name[: -len(suffix)] + suffix))
     if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         return read_ahead(read_video(source, stream_name(source), vid_stride))  # a file, to be read to its end
     if is_url(source) or is_camera(source):
@@ -154,8 +156,14 @@ def read_files(files: Iterable[Path], vid_stride: int) -> Frames:
 
 def read_image_url(url: str, path: Path) -> Frames:
     """The image at a http or https URL, decoded as a file is; `path` names it, without a password the URL may hold."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    request = Request(parts._replace(netloc=host, fragment="").geturl())
+    if parts.username:
+        password = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
     try:
-        with urlopen(url, timeout=URL_TIMEOUT) as answer:
+        with urlopen(request, timeout=URL_TIMEOUT) as answer:
             data = answer.read(MAX_DOWNLOAD + 1)
         if len(data) > MAX_DOWNLOAD:
             raise ValueError(f"{path}: the answer is larger than {MAX_DOWNLOAD / 1e6:.0f} MB, expected an image")
