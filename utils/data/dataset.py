@@ -149,7 +149,9 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
 
     def _own(self, i: int) -> Loaded | None:
         """Image `i`, scaled for its canvas, its boxes in pixels of the scaled image, and its place on the canvas."""
-        image = self._cache[i] if self._cache else self._read_or_report(i)
+        image = self._cache[i] if self._cache else None
+        if image is None:
+            image = self._read_or_report(i)
         placed = self._place(i)
         return None if image is None else (image, self.scan.training_boxes(self.order[i], placed.resized), placed)
 

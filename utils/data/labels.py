@@ -121,8 +121,8 @@ def _parse_line(words: list[str], nc: int) -> list[float]:
 def _is_face(values: list[float]) -> bool:
     """Whether a row is class, box and five landmarks (eyes, nose, corners of the mouth), not a polygon of 7 points.
 
-    Landmarks that are not marked are -1. The two rows of eyes and mouth run in the same direction, which the upper and
-    the lower edge of a polygon do not.
+    Landmarks that are not marked are -1. Eyes and mouth run in the same direction with the nose between them, which
+    the edges of a convex polygon do not.
     """
     if len(values) != 15:
         return False
@@ -131,7 +131,7 @@ def _is_face(values: list[float]) -> bool:
         return True
     xs, ys = points[::2], points[1::2]
     inside = all(abs(x - cx) <= 0.6 * w for x in xs) and all(abs(y - cy) <= 0.6 * h for y in ys)
-    same_way = (xs[1] - xs[0]) * (xs[4] - xs[3]) > 0
+    same_way = (xs[1] - xs[0]) * (xs[4] - xs[3]) > 0 and min(xs[0], xs[1]) <= xs[2] <= max(xs[0], xs[1])
     return inside and same_way and max(ys[0], ys[1]) < ys[2] < min(ys[3], ys[4])
 
 
