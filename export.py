@@ -21,7 +21,8 @@ from models.runtimes.load import load_backend
 from models.weights.checkpoint import build_model, load_checkpoint
 from models.yolo import DetectionModel
 from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
-from utils.data.data_yaml import list_images, read_data_yaml
+from utils.data.data_yaml import read_data_yaml
+from utils.data.listing import list_images
 from utils.files import move, remove, size_of
 from utils.images import check_imgsz
 from utils.nms import NmsSettings

@@ -16,12 +16,13 @@ from typing import TypeAlias, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from models.runtimes.ensemble import Augmented
 from models.runtimes.load import load_model
 from utils.backend import Backend
+from utils.decode import from_pillow
 from utils.device import select_device
 from utils.images import imread
 from utils.nms import NmsSettings
@@ -29,6 +30,7 @@ from utils.predict.predictor import Predictor, class_indices
 from utils.predict.results import Detections
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "pandas", "yaml", "einops"]
+ROUNDING = 1e-3  # by which floats in 0..1 may lie outside, as computed ones do
 ImageLike: TypeAlias = "str | Path | np.ndarray | Image.Image | Tensor"
 
 
@@ -104,9 +106,9 @@ def to_image(item: ImageLike, i: int) -> np.ndarray:
             raise ValueError(f"image {i}: {item} is a URL, expected a file; nothing is downloaded")
         return imread(item)
     if isinstance(item, Image.Image):
-        return np.array(ImageOps.exif_transpose(item).convert("RGB"))
+        return from_pillow(item)
     if isinstance(item, Tensor):
-        item = item.detach().cpu().numpy()
+        item = (item.float() if item.is_floating_point() else item).detach().cpu().numpy()  # NumPy lacks bfloat16
     if not isinstance(item, np.ndarray):
         raise ValueError(f"image {i} is a {type(item).__name__}, expected a path, array, PIL image or tensor")
     shape = item.shape
@@ -117,9 +119,9 @@ def to_image(item: ImageLike, i: int) -> np.ndarray:
     if item.ndim != 3 or item.shape[2] not in (1, 3, 4) or not item.size:
         raise ValueError(f"image {i} has the shape {shape}, expected (H, W, 3), (H, W), (H, W, 4) or (3, H, W)")
     if np.issubdtype(item.dtype, np.floating):
-        if not (item.min() >= 0 and item.max() <= 1):
+        if not (item.min() >= -ROUNDING and item.max() <= 1 + ROUNDING):
             raise ValueError(f"image {i} has floats in {item.min():.3g}..{item.max():.3g}, expected 0..1 or uint8")
-        item = (item * 255).round().astype(np.uint8)
+        item = (item * 255).round().clip(0, 255).astype(np.uint8)
     if item.dtype != np.uint8:
         raise ValueError(f"image {i} is of {item.dtype}, expected uint8, or floats in 0..1")
     return np.ascontiguousarray(item[..., :3] if item.shape[2] > 1 else item.repeat(3, axis=2))

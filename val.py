@@ -23,10 +23,11 @@ from models.runtimes.load import load_model
 from utils.backend import Backend
 from utils.boxes import Boxes
 from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
-from utils.data.annotations import CocoLabels
+from utils.data.coco import CocoLabels
 from utils.data.data_yaml import Data, read_data_yaml
 from utils.data.dataset import DetectionDataset, Sample
 from utils.data.loader import Batch, build_loader
+from utils.data.scan import Scan
 from utils.device import select_device
 from utils.drawing import plot_batch, plot_boxes
 from utils.evaluate.curves import plot_confusion, plot_curves, plot_study
@@ -111,7 +112,9 @@ def main(cfg: ValConfig) -> Metrics:
     result = detect_all(model, loader, data.names, device, eval_settings(cfg), desc=cfg.task, plots=plots)
     if cfg.plots:
         write_plots(result.detections, folder)
-    save_detections(cfg, data, result.detections, cast(DetectionDataset, loader.dataset).scan.paths.tolist(), folder)
+    found = cast(DetectionDataset, loader.dataset).scan
+    warn_of_max_det(found, cfg.max_det)
+    save_detections(cfg, data, result.detections, found.paths[result.rows].tolist(), folder)
     metrics = result.metrics()
     report(metrics, cfg, data.nc, folder)
     return metrics
@@ -142,11 +145,16 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Detections and labels of all images, milliseconds per image of each stage, and the loss if it was computed."""
+    """Detections and labels of all images, milliseconds per image of each stage, and the loss if it was computed.
+
+    Attributes:
+        rows: indices in the scan of the images, in the order of `detections`; those that cannot be read are missing.
+    """
 
     detections: DetectionMetrics
     speed_ms: dict[str, float]
     loss: LossParts | None
+    rows: list[int]
 
     def metrics(self) -> Metrics:
         """The metrics of all images."""
@@ -204,6 +212,8 @@ def detect_all(
     autocast = settings.half and device.type == "cuda" and isinstance(model, nn.Module)
     with eval_mode(model):
         for step, batch in enumerate(tqdm(loader, desc=desc, leave=False, disable=None)):
+            if not batch.rows:  # no image of the batch can be read any more
+                continue
             with watch.stage("pre"):
                 images = to_input(batch.images, device)
             with watch.stage("inference"), torch.autocast("cuda", torch.float16) if autocast else nullcontext():
@@ -221,11 +231,13 @@ def detect_all(
             if plots and step < PLOTTED_BATCHES:
                 plot_first_batch(batch, found, names, plots / f"val_batch{step}")
     detections.arrange(np.argsort(rows).tolist())  # as in the data set, not as in rect batches
+    if not rows:
+        raise ValueError("no image of the split can be read any more")
     count = len(rows)
     loss = None
     if criterion is not None and losses:
         loss = dict(zip(criterion.names, torch.stack(losses).sum(dim=0) / count, strict=True))
-    return EvalResult(detections, watch.per_image(count), loss)
+    return EvalResult(detections, watch.per_image(count), loss, sorted(rows))
 
 
 @contextmanager
@@ -345,12 +357,22 @@ def study_row(imgsz: int, metrics: Metrics) -> dict[str, float]:
     return {key: round(value, 5) for key, value in (row | {"ms": ms} | metrics.speed_ms).items()}
 
 
+def warn_of_max_det(scan: Scan, max_det: int) -> None:
+    """Log how many images have more labels than detections are kept, so that some labels cannot be found."""
+    labels = np.diff(scan.offsets)
+    if over := int((labels > max_det).sum()):
+        worst = f"{scan.paths[labels.argmax()]} has {labels.max()}"
+        LOGGER.warning(f"--max-det {max_det}: {over} image(s) have more labels, which cannot all be found; {worst}")
+
+
 def save_detections(
     cfg: ValConfig, data: Data, detections: DetectionMetrics, paths: Sequence[str], folder: Path
 ) -> None:
     """Write labels/*.txt and predictions.json as `cfg` asks; `paths` of the images in the order of `detections`."""
     reader = data.reader(SPLIT_OF_TASK.get(cfg.task, cfg.task)) if cfg.save_json else None
     coco = reader if isinstance(reader, CocoLabels) else None
+    if coco:
+        coco.match([Path(path) for path in paths])
     categories = coco.category_ids() if coco and not cfg.single_cls else None
     stems, output = Stems(), JsonFile(folder / "predictions.json") if cfg.save_json else None
     for name, found, truth, size in zip(paths, detections.found, detections.truth, detections.sizes, strict=True):

@@ -20,7 +20,7 @@ from models.visualize import attention_of, record_activations
 from models.weights.checkpoint import Checkpoint, save_checkpoint
 from models.yolo import DetectionModel
 from utils.boxes import Boxes
-from utils.data.annotations import VocLabels
+from utils.data.voc import VocLabels
 from utils.drawing import DEJAVU, characters, class_color, draw_boxes, fit_text, font_file, label_font
 from utils.images import imread, imwrite, letterbox
 from utils.predict.frames import Broken, Frame, VideoInfo

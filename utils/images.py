@@ -13,34 +13,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.boxes import clip_xyxy
+from utils.decode import decode
 from utils.files import write_atomic
 
 LOGGER = logging.getLogger(__name__)
 PAD = 114  # gray of letterbox borders, as in YOLOv5
 POSITIONS = ("center", "top-left")  # of an image on its canvas: YOLOv5's and YOLOX's
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {
+    *(".avif", ".bmp", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".mpo"),
+    *(".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+}
 
 
 def imread(path: str | Path) -> np.ndarray:
-    """The image as (H, W, 3) uint8 RGB, EXIF orientation applied; gray, RGBA and 16-bit files are converted.
+    """The image in a file as (H, W, 3) uint8 RGB, upright; gray, RGBA, 16-bit and float files are converted.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not an image.
+        FileNotFoundError, ValueError: no such file; not an image that can be decoded.
     """
-    data = np.fromfile(path, dtype=np.uint8)  # not cv2.imread: it fails on non-ASCII paths on some systems
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise ValueError(f"{path}: not a readable image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return decode(Path(path).read_bytes(), path).image
 
 
 def imwrite(path: Path, image: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 RGB image in the format of the suffix.
 
     Raises:
-        OSError: it could not be written.
+        OSError: it could not be written; there is no encoder for the suffix. Names the file.
     """
-    ok, data = cv2.imencode(path.suffix or ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    suffix, data = path.suffix or ".jpg", None
+    try:
+        ok, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error as error:
+        side = max(image.shape[:2])
+        raise OSError(f"{path}: no encoder for {suffix} images of {side} pixels, expected .jpg or .png") from error
     if not ok:
         raise OSError(f"{path}: could not encode the image")
     write_atomic(path, data.tobytes(), sync=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ from utils.device import free_memory
 from utils.distributed import local_processes
 from utils.hyp import Hyp
 from utils.images import Letterbox, fit_canvas, imread, paste, place, resize
+
+LOGGER = logging.getLogger(__name__)
+Loaded: TypeAlias = tuple[np.ndarray, Boxes, Letterbox]  # an image, its boxes, its place on the canvas
 
 
 class Sample(NamedTuple):
@@ -79,13 +84,16 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             for start in range(0, len(scan), batch_size):
                 batch = slice(start, start + batch_size)
                 self.canvases[batch] = fits[batch].max(axis=0)
+        self._reported = torch.zeros(len(scan), dtype=torch.bool).share_memory_()  # by index, for all workers
         self.no_mosaic_from = math.inf if no_mosaic_from is None else no_mosaic_from
         self._cache: ImageCache | None = None
         if cache:
             sizes = np.array([self._place(i).resized for i in range(len(self))], dtype=np.int32)
             paths = [self.path_of(i) for i in range(len(self))]
             free = free_memory(torch.device("cpu")) // local_processes()
-            self._cache = cache_images(cache, sizes, self._read, free, label_path(paths[0]).parent, paths)
+            labels = label_path(paths[0]).parent
+            folder = labels if labels.parent.is_dir() else Path(paths[0]).parent  # annotations need no labels folder
+            self._cache = cache_images(cache, sizes, self._read_or_report, free, folder, paths)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -94,12 +102,16 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         """The path of image `i`."""
         return str(self.scan.paths[self.order[i]])
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | None:
+        """The sample of a key; None, without augmentation, if its image cannot be read any more."""
         epoch, index = (int(k) for k in key)
         row = int(self.order[index])
         placed, truth = None, None
         if self.hyp is None:
-            image, boxes, placed = self._letterboxed(index)
+            loaded = self._own(index)
+            if loaded is None:
+                return None
+            image, boxes, placed = self._letterboxed(*loaded)
             truth = self.scan.truth(row)
         else:
             rng = np.random.default_rng((self.seed, epoch, index))
@@ -126,15 +138,47 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             raise ValueError(f"{self.path_of(i)}: {image.shape[:2]} pixels, but {placed.image} when it was scanned")
         return resize(image, placed.resized)
 
-    def _load(self, i: int) -> tuple[np.ndarray, Boxes, Letterbox]:
-        """Image `i`, scaled for its canvas, its boxes in pixels of the scaled image, and its place on the canvas."""
-        placed = self._place(i)
-        image = self._cache[i] if self._cache else self._read(i)
-        return image, self.scan.training_boxes(self.order[i], placed.resized), placed
+    def _read_or_report(self, i: int) -> np.ndarray | None:
+        """Image `i`, see _read; None if it cannot be read, which is logged once for all epochs and workers."""
+        try:
+            return self._read(i)
+        except (OSError, ValueError) as error:
+            if not self._reported[i]:
+                self._reported[i] = True
+                what = "skipped" if self.hyp is None else "replaced by the next image"
+                reason = str(error).removeprefix(f"{self.path_of(i)}: ")
+                LOGGER.warning(f"{self.path_of(i)}: {what}, it has changed since the scan: {reason}")
+            return None
 
-    def _letterboxed(self, i: int) -> tuple[np.ndarray, Boxes, Letterbox]:
-        """Image `i` on its canvas, its boxes in canvas pixels, and its place."""
-        image, boxes, placed = self._load(i)
+    def _own(self, i: int) -> Loaded | None:
+        """Image `i`, scaled for its canvas, its boxes in pixels of the scaled image, and its place on the canvas."""
+        image = self._cache[i] if self._cache else None
+        if image is None:
+            image = self._read_or_report(i)
+        placed = self._place(i)
+        return None if image is None else (image, self.scan.training_boxes(self.order[i], placed.resized), placed)
+
+    def _load(self, i: int) -> Loaded:
+        """Image `i`, see _own; if it cannot be read any more, the next one that can be, in its place.
+
+        Raises:
+            ValueError: none can be read.
+        """
+        loaded = self._own(i)
+        for k in (j % len(self) for j in range(i + 1, i + len(self))):
+            if loaded is not None:
+                break
+            if (other := self._own(k)) is not None:
+                height, width = (int(side) for side in self.canvases[i])
+                placed = place(self.scan.size(self.order[k]), (height, width))
+                boxes = self.scan.training_boxes(self.order[k], placed.resized)
+                loaded = resize(other[0], placed.resized), boxes, placed
+        if loaded is None:
+            raise ValueError(f"{self.path_of(i)}: this and all other images of the data set cannot be read any more")
+        return loaded
+
+    def _letterboxed(self, image: np.ndarray, boxes: Boxes, placed: Letterbox) -> Loaded:
+        """A scaled image on its canvas, its boxes in canvas pixels, and its place."""
         shift = np.array([placed.left, placed.top, placed.left, placed.top])
         return paste(image, placed), boxes.at(boxes.xyxy + shift), placed
 
@@ -145,7 +189,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             if rng.random() < hyp.mixup:
                 image, boxes = mixup(image, boxes, *self._mosaic(int(rng.integers(len(self))), hyp, rng), rng)
         else:
-            image, boxes, placed = self._letterboxed(i)
+            image, boxes, placed = self._letterboxed(*self._load(i))
             image, boxes = random_affine(image, boxes, placed.canvas, hyp, rng)
         image = hsv(image, (hyp.hsv_h, hyp.hsv_s, hyp.hsv_v), rng)
         for axis, probability in enumerate((hyp.flipud, hyp.fliplr)):

@@ -21,6 +21,8 @@ from utils.device import cpu_count
 from utils.hyp import Hyp
 from utils.images import Letterbox
 
+NO_TARGETS = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros((0, 4)))
+
 
 class Batch(NamedTuple):
     """B samples: images (B, 3, H, W) uint8 RGB, their targets, and a list of each other field of Sample."""
@@ -33,11 +35,15 @@ class Batch(NamedTuple):
     truths: list[Truth | None]
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """The batch of samples, whose canvases are of one size."""
+def collate(found: Sequence[Sample | None]) -> Batch:
+    """The batch of samples, whose canvases are of one size; None stands for an image that could not be read.
+
+    If there is no sample at all, `images` is (0, 3, 1, 1).
+    """
+    samples = [sample for sample in found if sample is not None]
     return Batch(
-        images=torch.stack([sample.image for sample in samples]),
-        targets=Targets.join([sample.targets for sample in samples]),
+        images=torch.stack([s.image for s in samples]) if samples else torch.zeros((0, 3, 1, 1), dtype=torch.uint8),
+        targets=Targets.join([sample.targets for sample in samples]) if samples else NO_TARGETS,
         paths=[sample.path for sample in samples],
         rows=[sample.row for sample in samples],
         letterboxes=[sample.letterbox for sample in samples],

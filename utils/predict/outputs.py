@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.boxes import Boxes
-from utils.data.annotations import voc_xml
+from utils.data.voc import voc_xml
 from utils.drawing import draw_boxes
 from utils.images import imwrite
 from utils.predict.frames import Frame

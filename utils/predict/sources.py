@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import glob
 import queue
 import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
 
 import cv2
 
+from utils.decode import decode
 from utils.files import REPO
 from utils.images import IMAGE_SUFFIXES, imread
 from utils.predict.frames import Broken, Frame, video_info
@@ -20,6 +24,8 @@ from utils.predict.streams import is_camera, is_url, read_screen, read_streams, 
 
 VIDEO_SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 Frames: TypeAlias = Generator[Frame | Broken, None, None]  # closing it stops threads and closes files
+URL_TIMEOUT = 30  # seconds without an answer
+MAX_DOWNLOAD = 500_000_000  # bytes of an image at a URL
 READ_AHEAD = 4  # frames that are decoded while the network works on an earlier one
 COUNT_ERROR = 0.02  # a container may be wrong about its number of frames by this fraction
 
@@ -47,7 +53,11 @@ def open_source(source: str, vid_stride: int = 1, stream_timeout: float = 60) ->
         return read_ahead(read_files((Path(line) for line in stripped(sys.stdin)), vid_stride))
     if source.split(maxsplit=1)[:1] == ["screen"] and not Path(source).exists():
         return read_screen(source, vid_stride)
-    if is_url(source) and Path(urlsplit(source).path).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+    suffix = Path(urlsplit(source).path).suffix.lower() if is_url(source) else ""
+    if suffix in IMAGE_SUFFIXES and source.lower().startswith(("http://", "https://")):
+        name = stream_name(source).name
+        return read_image_url(source, Path(name[: -len(suffix)] + suffix))
+    if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         return read_ahead(read_video(source, stream_name(source), vid_stride))  # a file, to be read to its end
     if is_url(source) or is_camera(source):
         return read_streams([source], vid_stride, stream_timeout)
@@ -142,6 +152,26 @@ def read_files(files: Iterable[Path], vid_stride: int) -> Frames:
             yield Broken(path, str(error))
         else:
             yield frame
+
+
+def read_image_url(url: str, path: Path) -> Frames:
+    """The image at a http or https URL, decoded as a file is; `path` names it, without a password the URL may hold."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    request = Request(parts._replace(netloc=host, fragment="").geturl())
+    if parts.username:
+        password = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
+    try:
+        with urlopen(request, timeout=URL_TIMEOUT) as answer:
+            data = answer.read(MAX_DOWNLOAD + 1)
+        if len(data) > MAX_DOWNLOAD:
+            raise ValueError(f"{path}: the answer is larger than {MAX_DOWNLOAD / 1e6:.0f} MB, expected an image")
+        frame = Frame(decode(data, path).image, path)
+    except (OSError, ValueError, HTTPException) as error:  # OSError: also every answer that is not 200
+        yield Broken(path, str(error) if str(path) in str(error) else f"{path}: not downloaded: {error}")
+    else:
+        yield frame
 
 
 def read_video(target: str, path: Path, vid_stride: int) -> Frames:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.data_yaml import list_images, read_data_yaml
+from utils.data.data_yaml import read_data_yaml
+from utils.data.listing import list_images
 from utils.files import REPO
 from utils.images import IMAGE_SUFFIXES, imread, letterbox, to_input
 
