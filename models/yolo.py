@@ -169,7 +169,7 @@ def parse_model(cfg: Mapping, where: str = "model") -> tuple[nn.Sequential, list
     Raises:
         ValueError: `where`, the row's number and what was expected.
     """
-    widths, layers, routes = [cfg.get("ch", 3)], [], []
+    widths, layers, routes = [3], [], []
     rows = [*cfg["backbone"], *cfg["head"]]
     for i, row in enumerate(rows):
         try:
@@ -215,6 +215,8 @@ def read_model_yaml(cfg: str | Path | Mapping, nc: int | None = None) -> tuple[d
         value = data.get(key, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ValueError(f"{where}: {key} is {value!r}, expected a positive number")
+    if data.get("ch", 3) != 3:
+        raise ValueError(f"{where}: ch is {data['ch']!r:.20}, expected 3: every image is read as RGB, gray ones too")
     if isinstance(data["nc"], bool) or not isinstance(data["nc"], int) or data["nc"] < 1:
         raise ValueError(f"{where}: nc is {data['nc']!r}, expected an int of at least 1")
     return data, where
@@ -304,7 +306,7 @@ class DetectionModel(nn.Module):
         state = {name: t.to("meta") for name, t in [*self.named_parameters(), *self.named_buffers()]}
         modes = [(m, m.training) for m in self.modules()]
         self.eval()
-        functional_call(self, state, (torch.empty(1, self.yaml.get("ch", 3), imgsz, imgsz, device="meta"),))
+        functional_call(self, state, (torch.empty(1, 3, imgsz, imgsz, device="meta"),))
         for module, training in modes:
             module.training = training
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from models.yolo import DetectionModel
 from utils.files import VERSION
+from utils.nms import NmsSettings
 
 LICENSE = "Apache-2.0 (the code; weights have the license of their training)"
 FORMS = ("decoded", "raw", "nms")
@@ -29,7 +30,7 @@ class Metadata:
         form: of the output: "decoded" (B, N, 5+nc), see Detect.forward; "raw" (B, A*(5+nc), h, w) for each level;
             "nms" boxes (B, D, 4) xyxy pixels, scores (B, D), classes (B, D), count (B,), see ExportHead.
         anchors: (levels, A, 2) pixels; strides: of each level. They decode the raw form.
-        conf_thres: of the NMS in the file; 0 where there is none.
+        conf_thres, iou_thres, max_det: settings of the NMS in the file; 0 where there is none.
         precision: float32, float16, or int8 and what is computed in it.
     """
 
@@ -43,6 +44,8 @@ class Metadata:
     dynamic: str = "none"
     form: str = "decoded"
     conf_thres: float = 0.0
+    iou_thres: float = 0.0
+    max_det: int = 0
     precision: str = "float32"
     task: str = "detect"
     version: str = VERSION
@@ -54,6 +57,11 @@ class Metadata:
         strides = [int(s) for s in model.stride]
         anchors = model.head.anchors.tolist()
         return cls(dict(model.names), max(strides), model.grid, imgsz, batch, anchors, strides, **more)
+
+    @property
+    def nms(self) -> NmsSettings | None:
+        """Settings of the NMS in the file; None: it has none."""
+        return NmsSettings(self.conf_thres, self.iou_thres, self.max_det) if self.form == "nms" else None
 
     def checked(self) -> Metadata:
         """The same metadata, its values checked.
@@ -71,6 +79,10 @@ class Metadata:
         for name, known in (("form", FORMS), ("dynamic", DYNAMIC)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if self.form == "nms" and not positive(self.max_det):
+            raise ValueError("NMS without max_det: an older export.py wrote it")
+        if self.form == "nms":
+            NmsSettings(self.conf_thres, self.iou_thres, self.max_det)  # raises an error out of 0..1
         return self
 
     def to_json(self) -> str:
