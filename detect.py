@@ -43,7 +43,13 @@ class DetectConfig(Config):
         "image, video, folder, 'glob', list.txt, webcam number, stream URL, list.streams, "
         "'screen [monitor] [left top width height]', or - for paths from standard input",
     )
-    imgsz: int = flag(640, "long side of the model's input, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
+    imgsz: int | tuple[int, ...] = flag(
+        (),
+        "size of the model's input, pixels: long side, or height and width; empty: that of the weights, else 640",
+        "--img",
+        "--img-size",
+        bounds=AT_LEAST_1,
+    )
     conf_thres: float = flag(0.25, "confidence threshold, 0..1", bounds=ZERO_TO_ONE)
     iou_thres: float = flag(
         0.45, "NMS IoU threshold, 0..1: of boxes that overlap more the best is kept", bounds=ZERO_TO_ONE

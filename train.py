@@ -168,7 +168,7 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
     model = model.to(dist.device)
     if dist.device.type == "cpu":
         model = model.to(memory_format=torch.channels_last)  # a fifth less time; on a GPU it depends on the card
-    imgsz = check_imgsz(cfg.imgsz, model.grid)
+    imgsz = check_imgsz(cfg.imgsz, model.grid)[0]
     scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype(cfg.amp, dist.device) == torch.float16)
     if cfg.batch_size == -1:
         largest = math.ceil(1.5 * imgsz / model.grid) * model.grid if cfg.multi_scale else imgsz

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data.make_shapes import draw_if_built_in
 from models.runtimes.load import load_model
-from utils.backend import Backend
+from utils.backend import Backend, input_size, refuse_nms
 from utils.boxes import Boxes
 from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
 from utils.data.coco import CocoLabels
@@ -34,7 +34,7 @@ from utils.evaluate.curves import plot_confusion, plot_curves, plot_study
 from utils.evaluate.metrics import DetectionMetrics, Metrics
 from utils.evaluate.timing import Stopwatch
 from utils.files import find, write_atomic
-from utils.images import check_imgsz, to_input
+from utils.images import size_text, to_input
 from utils.loss import Criterion, LossParts
 from utils.nms import NmsSettings, non_max_suppression
 from utils.predict.writers import JsonFile, Stems, coco_rows, hybrid, image_id, label_text, write_labels
@@ -58,7 +58,13 @@ class ValConfig(Config):
         "", "model file; several: an ensemble, or one line each in a study; empty: best.pt of the newest training run"
     )
     batch_size: int = flag(32, "images per batch", "--batch", bounds=AT_LEAST_1)
-    imgsz: int = flag(640, "long side of the images, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
+    imgsz: int | tuple[int, ...] = flag(
+        (),
+        "size of the images, pixels: long side, or height and width; empty: that of the weights, else 640",
+        "--img",
+        "--img-size",
+        bounds=AT_LEAST_1,
+    )
     conf_thres: float = flag(0.001, "confidence threshold, 0..1", bounds=ZERO_TO_ONE)
     iou_thres: float = flag(
         0.6, "NMS IoU threshold, 0..1: of boxes that overlap more the best is kept", bounds=ZERO_TO_ONE
@@ -289,21 +295,25 @@ def read_data(name: str, single_cls: bool = False) -> Data:
     return read_data_yaml(draw_if_built_in(find(name, "data")), single_cls)
 
 
-def split_loader(cfg: ValConfig, data: Data, model: Backend, imgsz: int) -> DataLoader[Sample]:
-    """Batches of the split that `cfg.task` measures, images of `imgsz` pixels for `model`.
+def split_loader(cfg: ValConfig, data: Data, model: Backend, imgsz: int | tuple[int, ...]) -> DataLoader[Sample]:
+    """Batches of the split that `cfg.task` measures, images of `imgsz` for `model`, see input_size.
 
     Raises:
-        ValueError: the model and the data differ in their classes.
+        ValueError: the model and the data differ in their classes; NMS in the file, with other settings.
     """
+    refuse_nms(model, eval_settings(cfg).nms)
+    size, rect = input_size(imgsz, model.limits, model.grid), rect_or_square(cfg.rect, model.grid, model.stride)
+    if model.limits.fixed and cfg.rect:
+        LOGGER.warning(f"rect is off: {model.limits.file} takes {size_text(size)} only")
     if model.nc != data.nc and not cfg.single_cls:
         raise ValueError(
             f"{cfg.weights} has {model.nc} classes, but {cfg.data} has {data.nc}; expected the same number"
         )
     dataset = DetectionDataset(
         data.scan(SPLIT_OF_TASK.get(cfg.task, cfg.task)),
-        check_imgsz(imgsz, model.grid),
+        size,
         model.grid,
-        rect=rect_or_square(cfg.rect, model.grid, model.stride),
+        rect=rect and not model.limits.fixed,
         batch_size=cfg.batch_size,
         letterbox=model.letterbox,
     )
@@ -329,6 +339,8 @@ def study(cfg: ValConfig) -> Metrics:
     paths = [cfg.weights] if isinstance(cfg.weights, str) else cfg.weights
     device, data, stems = select_device(cfg.device), read_data(cfg.data, cfg.single_cls), Stems()
     models = {path: load_model(path, device, cfg.half, cfg.augment, cfg.threads, cfg.compile) for path in paths}
+    for path in (path for path, model in models.items() if model.limits.fixed):
+        raise ValueError(f"--task study: {path} takes one size only, expected weights for any size")
     loaders = {path: split_loader(cfg, data, model, STUDY_SIZES[0]) for path, model in models.items()}
     folder, studies = Run(cfg.project, cfg.name, cfg.exist_ok).dir, {}
     for path, model in models.items():

@@ -172,7 +172,7 @@ def parse_model(cfg: Mapping, where: str = "model") -> tuple[nn.Sequential, list
     Raises:
         ValueError: `where`, the row's number and what was expected.
     """
-    widths, layers, routes = [cfg.get("ch", 3)], [], []
+    widths, layers, routes = [3], [], []
     rows = [*cfg["backbone"], *cfg["head"]]
     for i, row in enumerate(rows):
         try:
@@ -220,6 +220,8 @@ def read_model_yaml(cfg: str | Path | Mapping, nc: int | None = None) -> tuple[d
             raise ValueError(f"{where}: {key} is {value!r}, expected a positive number")
     if data.get("letterbox", "center") not in POSITIONS:
         raise ValueError(f"{where}: letterbox is {data['letterbox']!r}, expected one of {', '.join(POSITIONS)}")
+    if data.get("ch", 3) != 3:
+        raise ValueError(f"{where}: ch is {data['ch']!r:.20}, expected 3: every image is read as RGB, gray ones too")
     if isinstance(data["nc"], bool) or not isinstance(data["nc"], int) or data["nc"] < 1:
         raise ValueError(f"{where}: nc is {data['nc']!r}, expected an int of at least 1")
     return data, where
@@ -311,7 +313,7 @@ class DetectionModel(nn.Module):
         state = {name: t.to("meta") for name, t in [*self.named_parameters(), *self.named_buffers()]}
         modes = [(m, m.training) for m in self.modules()]
         self.eval()
-        functional_call(self, state, (torch.empty(1, self.yaml.get("ch", 3), imgsz, imgsz, device="meta"),))
+        functional_call(self, state, (torch.empty(1, 3, imgsz, imgsz, device="meta"),))
         for module, training in modes:
             module.training = training
 

@@ -19,6 +19,7 @@ from models.runtimes.load import load_backend
 from models.visualize import attention_of, record_activations
 from models.weights.checkpoint import Checkpoint, save_checkpoint
 from models.yolo import DetectionModel
+from utils.backend import ModelLimits
 from utils.boxes import Boxes
 from utils.data.voc import VocLabels
 from utils.drawing import DEJAVU, characters, class_color, draw_boxes, fit_text, font_file, label_font
@@ -37,6 +38,7 @@ class FakeBackend:
     """Finds the same boxes, given in fractions of the image, in every image of the size `size` (h, w)."""
 
     names, nc, stride, grid, letterbox = NAMES, 3, 32, 32, "center"
+    limits = ModelLimits()
 
     def __init__(self, size=(120, 160), boxes=((*BOX, 0.9, 0),)):
         self.size, self.boxes, self.seen = size, boxes, []

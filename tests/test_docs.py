@@ -126,9 +126,9 @@ def smaller(cfg: Any, out: Path) -> Any:
     if isinstance(cfg, train.TrainConfig):
         changes = {"imgsz": SIDE, "epochs": 1, "workers": 0, "noplots": True, "evolve": min(cfg.evolve, TRIALS)}
     elif isinstance(cfg, val.ValConfig):
-        changes = {"imgsz": min(cfg.imgsz, 192), "workers": 0}
+        changes = {"imgsz": tuple(min(side, 192) for side in cfg.imgsz), "workers": 0}
     elif isinstance(cfg, detect.DetectConfig):
-        return replace(cfg, imgsz=min(cfg.imgsz, 192), project=str(out))
+        return replace(cfg, imgsz=tuple(min(side, 192) for side in cfg.imgsz), project=str(out))
     elif isinstance(cfg, export.ExportConfig):
         return replace(cfg, imgsz=(SIDE,), threads=1, out=str(out))
     elif isinstance(cfg, convert.ConvertConfig):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -17,6 +19,7 @@ from utils.decode import decode
 from utils.files import write_atomic
 
 LOGGER = logging.getLogger(__name__)
+Size: TypeAlias = tuple[int, int]  # (height, width), pixels
 PAD = 114  # gray of letterbox borders, as in YOLOv5
 POSITIONS = ("center", "top-left")  # of an image on its canvas: YOLOv5's and YOLOX's
 IMAGE_SUFFIXES = {
@@ -118,25 +121,45 @@ def paste(image: np.ndarray, placed: Letterbox) -> np.ndarray:
     return out
 
 
-def fit_canvas(image: tuple[int, int], imgsz: int, grid: int) -> tuple[int, int]:
-    """The smallest (height, width) in multiples of `grid` for an image scaled to a long side of `imgsz`."""
-    ratio = imgsz / max(image)
+def fit_canvas(image: Size, largest: Size, grid: int) -> Size:
+    """The smallest (height, width) in multiples of `grid` for an image scaled to fit in `largest`, itself multiples."""
+    ratio = min(most / side for most, side in zip(largest, image, strict=True))
     h, w = (max(-(-round(side * ratio) // grid), 1) * grid for side in image)
     return h, w
 
 
-def check_imgsz(imgsz: int, grid: int) -> int:
-    """`imgsz` rounded up to a multiple of `grid`; a warning names both sizes if they differ.
+def as_size(imgsz: int | Sequence[int]) -> Size:
+    """(height, width) from one number, which gives a square, or from two.
 
     Raises:
-        ValueError: not positive.
+        ValueError: more or fewer numbers; a side that is no whole number above 0.
     """
-    if imgsz < 1:
-        raise ValueError(f"--imgsz {imgsz}: expected a positive number of pixels")
-    fitting = -(-imgsz // grid) * grid
-    if fitting != imgsz:
-        LOGGER.warning(f"--imgsz {imgsz} is not a multiple of this model's grid of {grid}; using {fitting}")
-    return fitting
+    sides = imgsz if isinstance(imgsz, Sequence) else (imgsz,)
+    whole = all(isinstance(side, int | np.integer) and not isinstance(side, bool) and side > 0 for side in sides)
+    if isinstance(imgsz, str) or len(sides) not in (1, 2) or not whole:
+        shown = " ".join(map(str, sides[:3]))
+        raise ValueError(f"--imgsz {shown:.40}: expected one number, or height and width, in whole pixels above 0")
+    return int(sides[0]), int(sides[-1])
+
+
+def size_text(size: Size) -> str:
+    """'320' for a square, else '192x320', for messages."""
+    return f"{size[0]}" if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def check_imgsz(imgsz: int | Sequence[int], grid: int) -> Size:
+    """(height, width) of `imgsz`, rounded up to multiples of `grid`; a warning names both sizes if they differ.
+
+    Raises:
+        ValueError: see as_size.
+    """
+    size = as_size(imgsz)
+    h, w = (-(-side // grid) * grid for side in size)
+    if (h, w) != size:
+        LOGGER.warning(
+            f"--imgsz {size_text(size)} is not a multiple of this model's grid of {grid}; using {size_text((h, w))}"
+        )
+    return h, w
 
 
 def to_input(images: Tensor, device: torch.device, half: bool = False) -> Tensor:

@@ -13,6 +13,7 @@ from models.heads import HEADS
 from models.yolo import DetectionModel
 from utils.files import VERSION
 from utils.images import POSITIONS
+from utils.nms import NmsSettings
 
 LICENSE = "Apache-2.0 (the code; weights have the license of their training)"
 FORMS = ("decoded", "raw", "nms")
@@ -33,7 +34,7 @@ class Metadata:
         anchors: (levels, A, 2) pixels, empty without anchors. strides: of each level. head: name of the head's class.
         head_settings: see Head.settings. These decode the raw form.
         letterbox: where an image lies on its canvas, one of utils.images.POSITIONS.
-        conf_thres: of the NMS in the file; 0 where there is none.
+        conf_thres, iou_thres, max_det: settings of the NMS in the file; 0 where there is none.
         precision: float32, float16, or int8 and what is computed in it.
     """
 
@@ -47,6 +48,8 @@ class Metadata:
     dynamic: str = "none"
     form: str = "decoded"
     conf_thres: float = 0.0
+    iou_thres: float = 0.0
+    max_det: int = 0
     precision: str = "float32"
     task: str = "detect"
     version: str = VERSION
@@ -64,6 +67,11 @@ class Metadata:
         more |= {"head": type(head).__name__, "head_settings": head.settings(), "letterbox": model.letterbox}
         return cls(dict(model.names), max(strides), model.grid, imgsz, batch, anchors, strides, **more)
 
+    @property
+    def nms(self) -> NmsSettings | None:
+        """Settings of the NMS in the file; None: it has none."""
+        return NmsSettings(self.conf_thres, self.iou_thres, self.max_det) if self.form == "nms" else None
+
     def checked(self) -> Metadata:
         """The same metadata, its values checked.
 
@@ -80,6 +88,10 @@ class Metadata:
         for name, known in (("form", FORMS), ("dynamic", DYNAMIC), ("head", HEADS), ("letterbox", POSITIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if self.form == "nms" and not positive(self.max_det):
+            raise ValueError("NMS without max_det: an older export.py wrote it")
+        if self.form == "nms":
+            NmsSettings(self.conf_thres, self.iou_thres, self.max_det)  # raises an error out of 0..1
         return self
 
     def to_json(self) -> str:

@@ -20,7 +20,7 @@ from utils.data.scan import Scan
 from utils.device import free_memory
 from utils.distributed import local_processes
 from utils.hyp import Hyp
-from utils.images import Letterbox, fit_canvas, imread, paste, place, resize
+from utils.images import Letterbox, Size, as_size, fit_canvas, imread, paste, place, resize
 
 LOGGER = logging.getLogger(__name__)
 Loaded: TypeAlias = tuple[np.ndarray, Boxes, Letterbox]  # an image, its boxes, its place on the canvas
@@ -49,7 +49,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
 
     Args:
         scan: the images and labels.
-        imgsz: long side of the images in pixels, a multiple of `grid`.
+        imgsz: (height, width) that hold every image, pixels, multiples of `grid`; one number: a square.
         grid: canvas sides are multiples of this.
         hyp: hyperparameters of the augmentations; None: no augmentation.
         rect: sort the images by aspect ratio; each `batch_size` of them share the smallest canvas that holds them.
@@ -62,7 +62,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
     def __init__(
         self,
         scan: Scan,
-        imgsz: int,
+        imgsz: int | Size,
         grid: int,
         *,
         hyp: Hyp | None = None,
@@ -73,14 +73,15 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         no_mosaic_from: int | None = None,
         letterbox: str = "center",
     ) -> None:
-        self.scan, self.imgsz, self.hyp = scan, imgsz, hyp
+        largest = as_size(imgsz)
+        self.scan, self.imgsz, self.hyp = scan, max(largest), hyp  # mosaics are square
         self.rect, self.batch_size, self.seed = rect, batch_size, seed
         self.letterbox = letterbox
         self.order = np.arange(len(scan))  # dataset index -> row of the scan
-        self.canvases = np.full((len(scan), 2), imgsz, dtype=np.int32)  # (height, width) by dataset index
+        self.canvases = np.full((len(scan), 2), largest, dtype=np.int32)  # (height, width) by dataset index
         if rect:
             self.order = np.argsort(scan.sizes[:, 0] / scan.sizes[:, 1], kind="stable")
-            fits = np.array([fit_canvas(scan.size(row), imgsz, grid) for row in self.order.tolist()])
+            fits = np.array([fit_canvas(scan.size(row), largest, grid) for row in self.order.tolist()])
             for start in range(0, len(scan), batch_size):
                 batch = slice(start, start + batch_size)
                 self.canvases[batch] = fits[batch].max(axis=0)

@@ -158,7 +158,8 @@ class Detections:
         """The table of one image from its `rows` (n, 6), whose coordinates are of the kind `frame` in COORDINATES."""
         table = pd.DataFrame(rows[:, :5].numpy(), columns=[*COORDINATES[frame], "confidence"])
         table["class"] = rows[:, 5].int().numpy()
-        table["name"] = [self.name(c) for c in rows[:, 5]]
+        names = pd.Series([*(self.name(c) for c in rows[:, 5]), ""])  # one more: a column of none would not be text
+        table["name"] = names[:-1]
         return table
 
     def to_json(self) -> str:
