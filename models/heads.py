@@ -279,7 +279,7 @@ class DetectV8(Head):
         if self.reg_max == 1:
             return F.softplus(boxes).transpose(1, 2)
         bins = boxes.reshape(boxes.shape[0], 4, self.reg_max, -1).transpose(2, 3)  # softmax on the last axis: WebGPU
-        return (bins.softmax(dim=-1) @ self.bins.unsqueeze(1).to(bins.dtype)).squeeze(-1).transpose(1, 2)
+        return (bins.softmax(dim=-1) * self.bins.to(bins.dtype)).sum(dim=-1).transpose(1, 2)
 
     def decode(self, level: Tensor, i: int) -> Tensor:
         """See Head.decode; distances count from the center of the cell."""

@@ -197,3 +197,17 @@ def test_the_gains_of_hyp_scale_the_parts() -> None:
         assert_close(other[name], factor * usual[name])
     smooth = model.head.criterion(Hyp(), 64, smooth=0.1)(raw, targets)[1]
     assert smooth["cls"] != usual["cls"] and smooth["box"] == usual["box"]
+
+
+@pytest.mark.parametrize("reg_max", [16, 1])
+def test_mixed_precision_computes_the_loss_in_single(reg_max: int) -> None:
+    torch.manual_seed(0)
+    head = DetectV8(2, ch=[16], reg_max=reg_max)
+    head.stride.fill_(8.0)
+    level = torch.randn(1, 4 * reg_max + 2, 8, 8)
+    targets = Targets(torch.tensor([0]), torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.4, 0.3]]))
+    criterion = head.criterion(Hyp(), 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, mixed = criterion([level], targets)
+    for name, part in criterion([level], targets)[1].items():
+        assert_close(mixed[name], part)

@@ -246,7 +246,7 @@ def test_amp_is_the_type_of_the_forward_pass(amp: str, dtype: torch.dtype, small
             module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     losses = train.train_one_epoch(job, 0)
     assert seen == {dtype}
-    assert all(math.isfinite(part) and part > 0 for part in losses)
+    assert all(math.isfinite(part) and part > 0 for part in losses.values())
     for name, p in job.model.named_parameters():
         assert p.dtype == torch.float32 and p.isfinite().all() and not torch.equal(p, before[name]), name
 

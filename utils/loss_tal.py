@@ -170,7 +170,8 @@ def distances_of(bins: Tensor) -> Tensor:
     """Raw bins (..., 4, reg_max) -> distances (..., 4) in strides: the expectation of the bins, or softplus of one."""
     if bins.shape[-1] == 1:
         return F.softplus(bins).squeeze(-1)
-    return bins.softmax(dim=-1) @ torch.arange(bins.shape[-1], device=bins.device, dtype=bins.dtype)
+    places = torch.arange(bins.shape[-1], device=bins.device, dtype=bins.dtype)
+    return (bins.softmax(dim=-1) * places).sum(dim=-1)  # not a product of matrices, which autocast would round
 
 
 def bin_loss(bins: Tensor, wanted: Tensor) -> Tensor:
