@@ -73,8 +73,8 @@ def test_settings_of_the_model(model) -> None:
 
 
 @pytest.mark.parametrize(
-    "one", [0, "wide", "0", 0.0, np.int64(0), np.array(0), np.array([0]), torch.tensor(0), torch.tensor([0.0]), [0], {0},
-            (torch.tensor(0),), ["wide"], range(1), iter([0])],
+    "one", [0, "wide", "0", 0.0, np.int64(0), np.array(0), np.array([0]), torch.tensor(0), torch.tensor([0.0]), [0],
+            {0}, (torch.tensor(0),), ["wide"], range(1), iter([0])],
 )  # fmt: skip
 def test_classes_in_every_form(model, one) -> None:
     image = draw((120, 160), BOXES)
