@@ -223,8 +223,8 @@ def test_an_exported_file_says_what_it_fixes(folder, caplog):
     assert not caplog.records
     Predictor(backend, CPU, nms=NmsSettings(0.1, 0.5, 50))
     assert [r.getMessage() for r in caplog.records] == [
-        "tiny-nms.onnx has NMS inside, which cannot be undone: confidence threshold 0.1 (inside: 0.3); boxes may differ "
-        "from those of the checkpoint: export it with these values, or without --nms"
+        "tiny-nms.onnx has NMS inside, which cannot be undone: confidence threshold 0.1 (inside: 0.3); boxes may "
+        "differ from those of the checkpoint: export it with these values, or without --nms"
     ]
 
 
