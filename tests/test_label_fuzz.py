@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import sys
 import tempfile
 import time
@@ -194,7 +195,7 @@ def judge_coco(data: bytes) -> list[Box] | None:
         content: Any = json.loads(data.decode("utf-8-sig"))
         rows, categories = content["annotations"], {c["id"]: c["name"] for c in content["categories"]}
         image = content["images"][0]
-        if (image["width"], image["height"]) != (SIZE[1], SIZE[0]):
+        if (image.get("width", SIZE[1]), image.get("height", SIZE[0])) != (SIZE[1], SIZE[0]):
             return []  # another frame: its own law
         boxes = []
         for k, row in enumerate(rows, 1):
@@ -202,6 +203,8 @@ def judge_coco(data: bytes) -> list[Box] | None:
             name = categories.get(row["category_id"])
             label = NAMES.index(name) if name in NAMES else -1
             place = f"annotation {row['id']}" if "id" in row else f"annotation in row {k}"
+            if number(row["image_id"]) != number(image["id"]):
+                place, label = "of images that it does not list", -1  # a count
             boxes.append(Box(place, label, edges_of(x, y, x + w, y + h)))
         return boxes
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
@@ -230,7 +233,10 @@ def judge_voc(data: bytes) -> list[Box] | None:
     try:
         document = minidom.parseString(data)
     except (ExpatError, ValueError, LookupError):
-        return None
+        try:  # the first line may name an encoding that only Python knows, such as 'utf-'
+            document = minidom.parseString(re.sub(rb"^<\?xml[^>]*\?>", b"", data))
+        except (ExpatError, ValueError, LookupError):
+            return None
 
     def text_of(node: Any, tag: str) -> str:
         found = [child for child in node.childNodes if getattr(child, "tagName", "") == tag]
