@@ -71,7 +71,7 @@ class CocoLabels:
                 value = json.dumps(row.get(missing))[:40]
                 raise ValueError(f"{self.path}: {key}, row {number}: {missing} is {value}, expected a value")
             if i in rows and rows[i][title] != row[title]:
-                both = f"'{rows[i][title]}' and '{row[title]}'"
+                both = f"'{first([rows[i][title]])}' and '{first([row[title]])}'"
                 raise ValueError(f"{self.path}: {key}: the id {i} stands for {both}, expected one id for each")
             rows[i] = row
         if repeated := len(content[key]) - len(rows):
@@ -82,7 +82,7 @@ class CocoLabels:
         """Sort the objects by their image; rows that cannot be read become errors of it."""
         strangers, seen = list[str](), Counter[str]()
         for number, row in enumerate(rows, 1):
-            label = f"annotation {row['id']}" if "id" in row else f"annotation in row {number}"
+            label = f"annotation {first([row['id']])}" if "id" in row else f"annotation in row {number}"
             image = _whole(row.get("image_id"))
             if image is None:
                 value = json.dumps(row.get("image_id"))[:40]

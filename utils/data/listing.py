@@ -144,7 +144,8 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 def first(names: Sequence[object], shown: int = SHOWN) -> str:
     """The first names of a list, and ', ...' if there are more; long ones are cut."""
-    texts = [text if len(text := str(name)) <= 90 else f"...{text[-87:]}" for name in names[:shown]]
+    lines = (" ".join(str(name).split()) for name in names[:shown])
+    texts = [line if len(line) <= 90 else f"...{line[-87:]}" for line in lines]
     return ", ".join(texts) + (", ..." if len(names) > shown else "")
 
 

@@ -114,7 +114,9 @@ def labels_of(objects: Sequence[AnnotatedObject], frame: Frame, classes: dict[st
         if item.name not in classes:
             names = ", ".join(classes)
             names = names if len(names) < 200 else f"{names[:200]}..."
-            out.errors.append(f"{item.where}: class '{item.name}', expected one of the names: {names}")
+            out.errors.append(
+                f"{item.where}: class '{' '.join(item.name.split())[:60]}', expected one of the names: {names}"
+            )
         elif not all(math.isfinite(v) for v in item.xyxy):
             out.errors.append(f"{item.where}: box {item.xyxy}, expected finite numbers")
         else:

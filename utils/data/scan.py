@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.boxes import Boxes, Truth, xywhn2xyxy
-from utils.data.labels import TextLabels
+from utils.data.labels import TextLabels, label_path
 from utils.data.objects import ImageLabels, LabelReader
 from utils.decode import ImageInfo, probe
 from utils.device import cpu_count
@@ -119,7 +119,7 @@ def scan(images: Sequence[str | Path], nc: int, reader: LabelReader | None = Non
         raise ValueError("no images to scan")
     reader = reader or TextLabels(nc)
     notes = [*notes, *reader.match([Path(image) for image in images])]
-    first = reader.file(Path(images[0]))
+    first = label_path(images[0]) if isinstance(reader, TextLabels) else reader.file(Path(images[0]))
     where = first if first.suffix == ".json" else first.parent
     cache, key = cache_file(images, reader), _fingerprint(images, reader)
     arrays = _load_cache(cache, key)
@@ -165,7 +165,9 @@ def _shortened(messages: Sequence[str], what: str, file: Path) -> list[str]:
 
 def cache_file(images: Sequence[str | Path], reader: LabelReader) -> Path:
     """The cache of a scan of these images, in the parent of the labels folder, one for each list of images."""
-    folder = reader.file(Path(images[0])).parent
+    first = Path(images[0])
+    own = label_path(first) if isinstance(reader, TextLabels) else reader.file(first)  # not where a link leads to
+    folder = own.parent
     names = hashlib.sha256("\n".join(str(image) for image in images).encode()).hexdigest()[:8]
     return folder.with_name(f"{folder.name}.{names}.cache.npz")
 

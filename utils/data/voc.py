@@ -12,6 +12,7 @@ import numpy as np
 from utils.data.listing import counted, first
 from utils.data.objects import AnnotatedObject, Frame, ImageLabels, labels_of, match_ends
 
+EXPAT_READS = {"utf-8", "utf-16", "us-ascii", "ascii", "iso-8859-1"}  # what Python's XML parser decodes by itself
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -97,7 +98,8 @@ def read_xml(path: Path) -> tuple[ElementTree.Element, str]:
     try:
         try:
             text = body.decode(encoding)
-            warning = "" if declared else "not UTF-8, read as GB18030"
+            damaged = "its first line is damaged, ignored" if encoding.lower() in EXPAT_READS else ""
+            warning = damaged if declared else "not UTF-8, read as GB18030"
         except LookupError:
             text, warning = body.decode("utf-8"), f"encoding '{encoding}' is not known, read as UTF-8"
         return ElementTree.fromstring(text), warning
@@ -125,7 +127,7 @@ def _object(item: ElementTree.Element, where: str) -> AnnotatedObject:
 
 def _number(item: ElementTree.Element, field: str, default: str = "") -> float:
     """The number in a field; an empty one is `default`, without one an error."""
-    text, key = (item.findtext(field) or "").strip() or default, field.rpartition("/")[2]
+    text, key = " ".join((item.findtext(field) or "").split()) or default, field.rpartition("/")[2]
     if not text:
         raise ValueError(f"no <{key}>, expected pixels")
     try:
