@@ -137,14 +137,13 @@ class OutputFiles:
         self.list.unlink(missing_ok=True)
 
     def check(self, path: Path) -> Path:
-        """`path`, which may be written, in a folder that exists now.
+        """`path`, which may be written.
 
         Raises:
             FileExistsError: there is a file that is not this program's.
         """
         if os.path.lexists(path) and not self.is_own(path):
             raise FileExistsError(f"{path} exists and is not a result of an earlier run: not overwritten")
-        path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def add(self, path: Path) -> None:
@@ -159,8 +158,9 @@ class OutputFiles:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
-        """Check `path`, which the block then writes, and put it on the list."""
-        yield self.check(path)
+        """Check `path`, make its folder, and after the block, which writes it, put it on the list."""
+        self.check(path).parent.mkdir(parents=True, exist_ok=True)
+        yield path
         self.add(path)
 
 

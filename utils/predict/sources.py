@@ -143,6 +143,7 @@ def list_files(source: str, quiet: bool = False) -> list[Path]:
     entries = [p for p in dict.fromkeys(found) if not p.is_dir() and p.name != LIST_OF_FILES]
     hidden = [p for p in entries if p.name.startswith("._" if what == "pattern" else ".")]
     files = [p for p in entries if p.suffix.lower() in known and p not in set(hidden)]
+    source = without_secrets(source)
     if not quiet:
         others = [p for p in entries if p not in set(files) | set(hidden)]
         report_left_out(source, hidden, others, sum(p.is_dir() for p in found) if what == "folder" else 0)

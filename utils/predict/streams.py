@@ -24,10 +24,10 @@ SCHEMES = {"http", "https", "rtmp", "rtsp", "tcp"}
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the first attempt to reconnect; at most before later ones
 IO_TIMEOUT = 10_000  # milliseconds that opening a stream or waiting for its next frame may take
 POLL = 0.5  # seconds after which a reader without a new frame checks whether it should stop
-LOGIN = re.compile(r"(^|[\s'/])[^\s'/]*:[^\s']*@")  # user:password@, either may hold a slash or another @
+LOGIN = re.compile(r"(^|[\s'/])[^\s'/]*:(?!//)[^\s']*@")  # user:password@, either may hold a slash or another @
 HOST = re.compile(r"(\[[^\]]*\]|[^/?:@]*)(:\d+)?([/?]|$)")  # of a URL without user and password
 SECRET_VALUE = re.compile(
-    r"((?:user|usr|login|pass|password|passwd|pwd|psw|token|key|auth|secret)=)(?:(?!_\w+=)[^&/;\s'])*", re.IGNORECASE
+    r"((?:user|usr|login|pass|password|passwd|pwd|psw|token|key|auth|secret)=)(?:(?!_[^_=]+=)[^&/;\s'])*", re.IGNORECASE
 )
 Region = dict[str, int]  # left, top, width, height in pixels
 
