@@ -37,8 +37,17 @@ from utils.files import find, write_atomic
 from utils.images import size_text, to_input
 from utils.loss import Criterion, LossParts
 from utils.nms import NmsSettings, non_max_suppression
-from utils.predict.writers import JsonFile, Stems, coco_rows, hybrid, image_id, label_text, write_labels
-from utils.runs import Run, training_data, weights_or_newest
+from utils.predict.writers import (
+    ImageIds,
+    JsonFile,
+    Stems,
+    coco_rows,
+    hybrid,
+    label_text,
+    write_labels,
+    write_renamed,
+)
+from utils.runs import OutputFiles, Run, training_data, weights_or_newest
 
 LOGGER = logging.getLogger(__name__)
 SPLIT_OF_TASK = {"speed": "val", "study": "val"}  # other tasks are the split they measure
@@ -386,18 +395,23 @@ def save_detections(
     if coco:
         coco.match([Path(path) for path in paths])
     categories = coco.category_ids() if coco and not cfg.single_cls else None
-    stems, output = Stems(), JsonFile(folder / "predictions.json") if cfg.save_json else None
+    stems, ids, files = Stems(), ImageIds(), OutputFiles(folder)
+    files.remove_earlier()
+    output = JsonFile(files.check(folder / "predictions.json")) if cfg.save_json else None
     for name, found, truth, size in zip(paths, detections.found, detections.truth, detections.sizes, strict=True):
         path = Path(name)
         stem = stems(path, False)
         if cfg.save_txt or cfg.save_hybrid:
             boxes = hybrid(found, truth, cfg.iou_thres) if cfg.save_hybrid else found
-            write_labels(folder / "labels" / f"{stem}.txt", label_text(boxes, size, cfg.save_conf))
+            write_labels(files, folder / "labels" / f"{stem}.txt", label_text(boxes, size, cfg.save_conf))
         if output:
             entry = coco.entry(path) if coco else None
-            output.add(coco_rows(int(entry["id"]) if entry else image_id(stem), found, categories))
+            output.add(coco_rows(int(entry["id"]) if entry else ids(stem), found, categories, path))
     if output:
         output.close()
+        files.add(output.path)
+    if cfg.save_txt or cfg.save_hybrid or cfg.save_json:
+        write_renamed(files, stems)
 
 
 def report(metrics: Metrics, cfg: ValConfig, nc: int, folder: Path) -> None:

@@ -374,7 +374,8 @@ def run_row(row: list, x: Tensor, maps: int = 1) -> tuple[Tensor, int]:
 def test_most_blocks_take_a_width() -> None:
     assert {"Conv", "C3", "SPPF", "MV2Block", "MobileViTBlock"} <= set(WIDTH_BLOCKS)
     assert set(BLOCKS) - set(WIDTH_BLOCKS) <= {
-        "Concat", "Contract", "Detect", "Expand", "nn.MaxPool2d", "nn.Upsample", "nn.ZeroPad2d",
+        "Concat", "Contract", "Decoupled", "Detect", "DetectV8", "Expand",
+        "nn.MaxPool2d", "nn.Upsample", "nn.ZeroPad2d",
     }  # fmt: skip
 
 
