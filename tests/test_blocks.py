@@ -360,7 +360,7 @@ def test_depthwise_takes_the_most_groups_that_fit() -> None:
     assert [common.DWConv(c1, c2).conv.groups for c1, c2 in ((8, 8), (8, 12), (5, 8))] == [8, 4, 1]
 
 
-MORE_ARGUMENTS = {"MobileViTBlock": [24, 1]}  # what a row needs besides the width
+MORE_ARGUMENTS = {"MobileViTBlock": [24, 1], "MV3Block": [32]}  # what a row needs besides the width
 WIDTH_BLOCKS = [name for name, cls in BLOCKS.items() if "c2" in cls.__init__.__annotations__]
 CFG = {"nc": 2, "anchors": []}
 
