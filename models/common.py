@@ -525,6 +525,26 @@ class Attention(nn.Module):
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
 
 
+class SeparableAttention(nn.Module):
+    """Self-attention over tokens (B, N, dim) by way of one context vector: time and memory linear in N.
+
+    A softmax over the tokens weighs their keys; the sum gates the values of every token.
+
+    Source: Mehta and Rastegari 2022, arXiv:2206.02680, section 3.
+    """
+
+    def __init__(self, dim: int, qkv_bias: bool = False):
+        super().__init__()
+        self.dim = dim
+        self.qkv = nn.Linear(dim, 2 * dim + 1, bias=qkv_bias)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        key, value, query = self.qkv(x).split([self.dim, self.dim, 1], dim=-1)
+        context = query.softmax(dim=1).transpose(1, 2) @ key  # (B, 1, dim)
+        return self.out(F.relu(value) * context)
+
+
 class FeedForward(nn.Sequential):
     """Token-wise MLP dim -> hidden -> dim with SiLU."""
 
@@ -533,12 +553,14 @@ class FeedForward(nn.Sequential):
 
 
 class TransformerEncoderLayer(nn.Module):
-    """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)); without heads the attention is separable."""
 
     def __init__(self, dim: int, heads: int, head_dim: int | None, mlp_dim: int, qkv_bias: bool):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads, head_dim, qkv_bias)
+        self.attention: nn.Module = (
+            Attention(dim, heads, head_dim, qkv_bias) if heads else SeparableAttention(dim, qkv_bias)
+        )
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = FeedForward(dim, mlp_dim)
 
@@ -581,6 +603,7 @@ class MobileViTBlock(nn.Module):
     Args:
         dim: token width. depth: transformer layers, at least 1. patch_size: pixels, one number or (h, w).
         mlp_dim: hidden width of the feed-forward; None is 2 * dim.
+        heads: of the attention; 0 makes it MobileViTv2's separable one, whose time is linear in tokens.
         depthwise: the local convolution is depthwise. fusion_kernel: of the fusing convolution; None is `kernel_size`.
         fuse_local: the tokens before the transformer are fused with those after it, in place of the input.
         residual: the input is added to the output, c1 and c2 being equal.
@@ -661,6 +684,8 @@ class MobileViTBlock(nn.Module):
     def unfold(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B*P, N, C), P = ph*pw positions in a patch, N = H*W/P patches."""
         (b, c, h, w), (ph, pw) = x.shape, self.divides
+        if ph * pw == 1:  # the same with one transposition
+            return x.reshape(b, c, h * w).transpose(1, 2)
         rows, columns = h // ph, w // pw
         x = x.reshape(b * c * rows, ph, columns, pw).transpose(1, 2)  # (.., columns, ph, pw)
         x = x.reshape(b, c, rows * columns, ph * pw).transpose(1, 3)  # (B, P, N, C)
@@ -669,6 +694,8 @@ class MobileViTBlock(nn.Module):
     def fold(self, tokens: Tensor, shape: torch.Size) -> Tensor:
         """(B*P, N, C) -> `shape` (B, C, H, W): the inverse of unfold."""
         (b, c, h, w), (ph, pw) = shape, self.divides
+        if ph * pw == 1:
+            return tokens.transpose(1, 2).reshape(b, c, h, w)
         rows, columns = h // ph, w // pw
         x = tokens.reshape(b, ph * pw, rows * columns, c).transpose(1, 3)  # (B, C, N, P)
         x = x.reshape(b * c * rows, columns, ph, pw).transpose(1, 2)  # (.., ph, columns, pw)
