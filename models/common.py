@@ -448,7 +448,7 @@ class UIB(nn.Module):
 
 
 class MV3Block(nn.Module):
-    """Inverted residual of MobileNetV3: 1x1 expand, depthwise, squeeze and excite, 1x1 linear; residual where shapes agree.
+    """Inverted residual of MobileNetV3: expand, depthwise, squeeze and excite, project; residual where shapes agree.
 
     Args:
         hidden: channels between the two 1x1 convolutions; where it is c1, the first is left out.

@@ -1,4 +1,4 @@
-"""Published backbones that a YAML here has row by row: what their tensors are called there, and how they were trained."""
+"""Published backbones that a YAML here has row by row: the names of their tensors, the images they were trained on."""
 
 from __future__ import annotations
 
