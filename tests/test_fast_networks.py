@@ -341,7 +341,7 @@ def test_each_layout_is_known_by_its_own_mark() -> None:
 
 
 def test_times_are_ratios_to_the_first_network(tmp_path: Path) -> None:
-    runtimes = ("torch", "onnx") if importlib.util.find_spec("onnxruntime") else ("torch",)
+    runtimes = ("torch", "torchscript")
     cfg = network_times.TimesConfig(
         cfg=("yolov5n.yaml", FAST), imgsz=(32, 64), runtimes=runtimes, rounds=1, nc=2, out=str(tmp_path / "t.md")
     )
