@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from models import common
 from models.common import Attention, MobileViTBlock, MV2Block, Transformer
+from models.heads import HEADS
 from models.mobilevit import MobileViT
 from models.yolo import BLOCKS, DetectionModel, parse_row
 
@@ -374,7 +375,7 @@ def run_row(row: list, x: Tensor, maps: int = 1) -> tuple[Tensor, int]:
 def test_most_blocks_take_a_width() -> None:
     assert {"Conv", "C3", "SPPF", "MV2Block", "MobileViTBlock"} <= set(WIDTH_BLOCKS)
     assert set(BLOCKS) - set(WIDTH_BLOCKS) <= {
-        "Concat", "Contract", "Detect", "Expand", "nn.MaxPool2d", "nn.Upsample", "nn.ZeroPad2d",
+        *HEADS, "Concat", "Contract", "Expand", "nn.MaxPool2d", "nn.Upsample", "nn.ZeroPad2d",
     }  # fmt: skip
 
 
