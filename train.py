@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models.common import Attention, MobileViTBlock
+from models.common import Attention, MobileViTBlock, SeparableAttention
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from models.weights.start import resumed_model, start_model
 from models.weights.transfer import TransferReport, freeze
@@ -222,7 +222,7 @@ def choose_hyp(
         batch_size=cfg.batch_size,
         fine_tuning=transferred is not None and transferred.share("neck") > 0.5,
         known_classes=len(transferred.classes) / model.nc if transferred else 0.0,
-        attention=any(isinstance(module, Attention) for module in model.modules()),
+        attention=any(isinstance(module, Attention | SeparableAttention) for module in model.modules()),
         backbone=bool(cfg.backbone_weights),
     )
     recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, cfg.hyp)

@@ -55,9 +55,11 @@ BLOCKS: dict[str, type[nn.Module]] = {
         common.GhostConv,
         common.MobileViTBlock,
         common.MV2Block,
+        common.MV3Block,
         common.SeparableConv,
         common.SPP,
         common.SPPF,
+        common.UIB,
         *HEADS.values(),
     )
 } | {"nn.Upsample": nn.Upsample, "nn.MaxPool2d": nn.MaxPool2d, "nn.ZeroPad2d": nn.ZeroPad2d}
