@@ -165,7 +165,7 @@ def check_val(cfg: Any, result: Any, run: Path) -> None:
     assert bool(list(run.glob("val_batch*.jpg"))) == (cfg.plots and cfg.task != "speed")
     assert len(list(run.glob("labels/*.txt"))) == (2 if cfg.save_txt or cfg.save_hybrid else 0)
     if cfg.save_json:
-        assert {"image_id", "category_id", "bbox", "score"} == set(
+        assert {"image_id", "category_id", "bbox", "score", "path"} == set(
             json.loads((run / "predictions.json").read_text())[0]
         )
 
