@@ -6,6 +6,7 @@ python detect.py --weights runs/train/exp/weights/best.pt --source data/images
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, fields
@@ -24,8 +25,8 @@ from utils.predict.activations import save_attention, save_features
 from utils.predict.frames import Broken
 from utils.predict.outputs import Output, OutputSettings
 from utils.predict.predictor import Prediction, Predictor, class_indices
-from utils.predict.sources import open_source
-from utils.runs import Run, weights_or_newest
+from utils.predict.sources import open_source, source_files
+from utils.runs import OutputFiles, Run, weights_or_newest
 
 LOGGER = logging.getLogger(__name__)
 STEPS = ("letterbox", "model", "NMS")
@@ -43,7 +44,13 @@ class DetectConfig(Config):
         "image, video, folder, 'glob', list.txt, webcam number, stream URL, list.streams, "
         "'screen [monitor] [left top width height]', or - for paths from standard input",
     )
-    imgsz: int = flag(640, "long side of the model's input, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
+    imgsz: int | tuple[int, ...] = flag(
+        (),
+        "size of the model's input, pixels: long side, or height and width; empty: that of the weights, else 640",
+        "--img",
+        "--img-size",
+        bounds=AT_LEAST_1,
+    )
     conf_thres: float = flag(0.25, "confidence threshold, 0..1", bounds=ZERO_TO_ONE)
     iou_thres: float = flag(
         0.45, "NMS IoU threshold, 0..1: of boxes that overlap more the best is kept", bounds=ZERO_TO_ONE
@@ -94,9 +101,10 @@ def main(cfg: DetectConfig) -> Path:
     show = open_window() if cfg.view_img else None
     predictor = build_predictor(cfg)
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
+    files = replaced_files(cfg, folder)
     settings = OutputSettings(**{f.name: getattr(cfg, f.name) for f in fields(OutputSettings)})
     total, count, boxes, broken = np.zeros(len(STEPS)), 0, 0, list[Path]()
-    with closing(frames), Output(settings, folder, predictor.backend.names) as output:
+    with closing(frames), Output(settings, files, predictor.backend.names) as output:
         for frame in frames:
             if isinstance(frame, Broken):
                 LOGGER.warning(frame.reason)
@@ -105,7 +113,7 @@ def main(cfg: DetectConfig) -> Path:
             found = predictor([frame.image])[0]
             drawn = output.add(frame, found)
             if cfg.visualize:
-                visualize(predictor, frame.image, found, folder / "visualize" / output.stem(frame))
+                visualize(predictor, frame.image, found, files, output.stem(frame))
             total, count, boxes = total + found.times, count + 1, boxes + len(found.boxes)
             if show and drawn is not None and show(frame.path, drawn):
                 break
@@ -115,6 +123,20 @@ def main(cfg: DetectConfig) -> Path:
     if broken:
         raise ValueError(f"{len(broken)} input(s) could not be read: {', '.join(map(str, broken))}")
     return folder
+
+
+def replaced_files(cfg: DetectConfig, folder: Path) -> OutputFiles:
+    """The files of the run's folder, those of an earlier run deleted, so that the results of two are never mixed.
+
+    Raises:
+        ValueError: one of them is a source, or may be.
+    """
+    files = OutputFiles(folder)
+    if files.known:
+        if cfg.source == "-":
+            raise ValueError(f"--source - with the results of an earlier run in {folder}: choose another --name")
+        files.remove_earlier(source_files(cfg.source))
+    return files
 
 
 def build_predictor(cfg: DetectConfig) -> Predictor:
@@ -133,8 +155,15 @@ def build_predictor(cfg: DetectConfig) -> Predictor:
     return Predictor(backend, device, cfg.imgsz, nms, cfg.half, cfg.rect is not False, cfg.tile)
 
 
-def visualize(predictor: Predictor, image: np.ndarray, found: Prediction, folder: Path) -> None:
-    """Write the feature maps of every row, and the attention from the best box (or the middle), to `folder`."""
+def visualize(predictor: Predictor, image: np.ndarray, found: Prediction, files: OutputFiles, stem: str) -> None:
+    """Write feature maps of every row, and the attention from the best box (or the middle), to visualize/<stem>/.
+
+    Raises:
+        FileExistsError: that folder has files of somebody else.
+    """
+    folder = files.folder / "visualize" / stem
+    for path in folder.glob("*"):
+        files.check(path)
     backend = predictor.backend
     assert isinstance(backend, TorchBackend)  # checked by build_predictor
     h, w = image.shape[:2]
@@ -147,6 +176,8 @@ def visualize(predictor: Predictor, image: np.ndarray, found: Prediction, folder
     save_features({name: maps.numpy() for name, maps in inside.features.items()}, folder)
     attention = {name: maps.numpy() for name, maps in inside.attention.items()}
     save_attention(attention, canvas, (float(x), float(y)), folder)
+    for path in sorted(folder.iterdir()):
+        files.add(path)
 
 
 def open_window() -> Callable[[Path, np.ndarray], bool]:
@@ -165,7 +196,7 @@ def open_window() -> Callable[[Path, np.ndarray], bool]:
         ) from error
 
     def show(path: Path, image: np.ndarray) -> bool:
-        cv2.imshow(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        cv2.imshow(os.fsencode(path).decode(errors="replace"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         return cv2.waitKey(1) & 0xFF == ord("q")
 
     return show

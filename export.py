@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ from models.export.int8 import INT8_OPS
 from models.export.metadata import Metadata
 from models.export.writers import FORMATS, OPSET, Format, Job
 from models.runtimes.load import load_backend
+from models.runtimes.torch_backend import checkpoint_limits
 from models.weights.checkpoint import build_model, load_checkpoint
 from models.yolo import DetectionModel
+from utils.backend import input_size
 from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
-from utils.data.data_yaml import list_images, read_data_yaml
+from utils.data.data_yaml import read_data_yaml
+from utils.data.listing import list_images
 from utils.files import move, remove, size_of
-from utils.images import check_imgsz
+from utils.images import Size, as_size
 from utils.nms import NmsSettings
 from utils.proof.images import comparison_images, evenly, interleaved, medians, quiet, read_images
 from utils.proof.parity import LIMITS, compare
@@ -56,8 +60,12 @@ class ExportConfig(Config):
 
     weights: str = flag("", "checkpoint to export; empty: best.pt of the newest training run")
     include: tuple[str, ...] = flag(("torchscript", "onnx"), f"formats: {', '.join(NAMES)}; all: every one but web")
-    imgsz: tuple[int, ...] = flag(
-        (640,), "input size in pixels: one number, or height and width", "--img", "--img-size", bounds=AT_LEAST_1
+    imgsz: int | tuple[int, ...] = flag(
+        (),
+        "input size in pixels: one number, or height and width; empty: that of the weights, else 640",
+        "--img",
+        "--img-size",
+        bounds=AT_LEAST_1,
     )
     batch_size: int = flag(1, "images per batch", "--batch", bounds=AT_LEAST_1)
     dynamic: str = flag("none", "dynamic axes; size includes batch", choices=("none", "batch", "size"))
@@ -110,7 +118,7 @@ class ExportTask:
     @cached_property
     def map50_95(self) -> float:
         """mAP50-95 of the model, run by PyTorch, on the val split of --data."""
-        return mean_ap(self.cfg, self.cfg.weights, self.imgsz[0])
+        return mean_ap(self.cfg, self.cfg.weights, self.imgsz)
 
     def job(self, name: str) -> Job:
         """What to write as the format `name`; equal jobs are one object, so that the network is captured once."""
@@ -122,8 +130,8 @@ class ExportTask:
             cfg.batch_size,
             dynamic=cfg.dynamic,
             form="raw" if raw else "nms" if cfg.nms else "decoded",
-            conf_thres=cfg.conf_thres if cfg.nms else 0.0,
             precision=precision(cfg, name),
+            **thresholds(cfg),
         )
         shared = next((job for job in self.jobs if job.meta == meta), None)
         if shared is None:
@@ -147,6 +155,11 @@ def nms_settings(cfg: ExportConfig) -> NmsSettings:
     return NmsSettings(cfg.conf_thres, cfg.iou_thres, cfg.max_det)
 
 
+def thresholds(cfg: ExportConfig) -> dict[str, Any]:
+    """Settings of the NMS in the file, by name; empty without --nms."""
+    return {"conf_thres": cfg.conf_thres, "iou_thres": cfg.iou_thres, "max_det": cfg.max_det} if cfg.nms else {}
+
+
 def precision(cfg: ExportConfig, name: str) -> str:
     """Precision of the file, for its metadata: "float32", "float16", or "int8 " and what is computed in it."""
     if cfg.int8:
@@ -166,23 +179,21 @@ def prepare(cfg: ExportConfig) -> ExportTask:
         ValueError, FileNotFoundError: flags that contradict each other; no such weights, data or images.
     """
     check_config(cfg)
-    model = build_model(load_checkpoint(cfg.weights)).fuse().requires_grad_(False)
-    sides = cfg.imgsz * 2 if len(cfg.imgsz) == 1 else cfg.imgsz
-    imgsz = check_imgsz(sides[0], model.grid), check_imgsz(sides[1], model.grid)
+    checkpoint = load_checkpoint(cfg.weights)
+    model = build_model(checkpoint).fuse().requires_grad_(False)
+    imgsz = input_size(cfg.imgsz, checkpoint_limits(Path(cfg.weights), checkpoint), model.grid)
     calibration = None
     if cfg.int8:
-        if imgsz[0] != imgsz[1]:
-            raise ValueError(
-                f"--int8 at {imgsz[0]}x{imgsz[1]}: its mAP is measured on square inputs, expected one --imgsz"
-            )
         data = read_data_yaml(cfg.data)
         if data.nc != model.nc:
             raise ValueError(
                 f"{cfg.weights} has {model.nc} classes, but {cfg.data} has {data.nc}; expected the same classes"
             )
         if cfg.int8_ops != "weights":
-            calibration = read_images(evenly(list(list_images(data.split("train"))), CALIBRATION_IMAGES), imgsz)
-    images = read_images(comparison_images(cfg.data, cfg.images), imgsz)
+            calibration = read_images(
+                evenly(list(list_images(data.split("train"))), CALIBRATION_IMAGES), imgsz, model.letterbox
+            )
+    images = read_images(comparison_images(cfg.data, cfg.images), imgsz, model.letterbox)
     return ExportTask(cfg, model, imgsz, images, calibration)
 
 
@@ -191,8 +202,8 @@ def check_config(cfg: ExportConfig) -> None:
     unknown = [name for name in cfg.include if name not in (*NAMES, *OTHER_TOOLS, "all")]
     if unknown:
         raise ValueError(f"--include {unknown[0]}: expected all, or some of {', '.join(NAMES)}")
-    if len(cfg.imgsz) > 2:
-        raise ValueError(f"--imgsz {' '.join(map(str, cfg.imgsz))}: expected one number, or height and width")
+    if cfg.imgsz != ():
+        as_size(cfg.imgsz)
     if cfg.int8 and not cfg.data:
         raise ValueError("--int8 needs --data: expected a data YAML, whose images calibrate it and measure its mAP")
     if cfg.int8 and cfg.half:
@@ -279,7 +290,7 @@ def verify(task: ExportTask, name: str, path: Path) -> Row:
     row.ms, base = medians(times)
     row.ratio = row.ms / base
     if cfg.int8:
-        row.maps = task.map50_95, mean_ap(cfg, str(graph), task.imgsz[0])
+        row.maps = task.map50_95, mean_ap(cfg, str(graph), task.imgsz)
         if row.maps[0] - row.maps[1] > INT8_LOSS:
             row.failed, row.note = True, f"lost more than {INT8_LOSS} mAP50-95"
     elif not row.parity.within(limits):
@@ -292,8 +303,8 @@ def verify(task: ExportTask, name: str, path: Path) -> Row:
     return row
 
 
-def mean_ap(cfg: ExportConfig, weights: str, imgsz: int) -> float:
-    """mAP50-95 on the val split of --data, with square inputs."""
+def mean_ap(cfg: ExportConfig, weights: str, imgsz: int | Size) -> float:
+    """mAP50-95 on the val split of --data, every input of `imgsz`; with --nms at the thresholds in the file."""
     with quiet(), tempfile.TemporaryDirectory() as project:
         settings = ValConfig(
             weights=weights,
@@ -306,6 +317,7 @@ def mean_ap(cfg: ExportConfig, weights: str, imgsz: int) -> float:
             threads=cfg.threads,
             plots=False,
             project=project,
+            **thresholds(cfg),
         )
         return validate(settings).map50_95
 

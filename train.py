@@ -15,12 +15,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models.common import Attention, MobileViTBlock
+from models.common import Attention, MobileViTBlock, SeparableAttention
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from models.weights.start import resumed_model, start_model
 from models.weights.transfer import TransferReport, freeze
@@ -36,7 +36,7 @@ from utils.evaluate.metrics import Metrics
 from utils.files import find, write_atomic
 from utils.hyp import Hyp
 from utils.images import check_imgsz, rescale, to_input
-from utils.loss import DetectionLoss, LossParts, loss_gains
+from utils.loss import Criterion, LossParts
 from utils.runs import Run, newest_checkpoint
 from utils.train.autoanchor import check_anchors, label_sizes
 from utils.train.errors import user_error
@@ -151,7 +151,7 @@ class Job:
     model: DetectionModel
     parallel: nn.Module  # the model as it is trained: itself, or wrapped for several processes
     frozen: list[nn.Module]
-    criterion: DetectionLoss
+    criterion: Criterion
     state: TrainState
     board: TensorBoard | None
 
@@ -168,7 +168,7 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
     model = model.to(dist.device)
     if dist.device.type == "cpu":
         model = model.to(memory_format=torch.channels_last)  # a fifth less time; on a GPU it depends on the card
-    imgsz = check_imgsz(cfg.imgsz, model.grid)
+    imgsz = check_imgsz(cfg.imgsz, model.grid)[0]
     scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype(cfg.amp, dist.device) == torch.float16)
     if cfg.batch_size == -1:
         largest = math.ceil(1.5 * imgsz / model.grid) * model.grid if cfg.multi_scale else imgsz
@@ -179,15 +179,15 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
         set_norm_momentum(model, hyp.norm_momentum)
         settings = loader_settings(cfg, model, imgsz)
         loader, val_loader = training_loaders(scan, val_scan, hyp, settings, dist.rank, dist.world)
-    if checkpoint is None and not cfg.noautoanchor:
-        trained_head, head = transferred is not None and transferred.boxes, model.head
+    anchors = model.head.anchors
+    if checkpoint is None and not cfg.noautoanchor and anchors is not None:
+        trained_head = transferred is not None and transferred.boxes
         sizes = label_sizes(scan, imgsz)
-        anchors, line = check_anchors(sizes, head.anchors, model.stride, hyp.anchor_t, cfg.seed, trained_head)
-        head.anchors.copy_(anchors)
+        fitted, line = check_anchors(sizes, anchors, model.stride, hyp.anchor_t, cfg.seed, trained_head)
+        anchors.copy_(fitted)
         LOGGER.info(line)
 
     run = start_run(cfg, hyp, scan, model, data.names, imgsz, dist, new=checkpoint is None)
-    gains = loss_gains(hyp, data.nc, imgsz, len(model.stride), cfg.label_smoothing)
     decay = hyp.weight_decay * cfg.batch_size * accumulation(hyp, cfg.batch_size) / hyp.nominal_batch
     optimizer = build_optimizer(model, cfg.optimizer, hyp, decay)
     schedule = Schedule(optimizer, hyp, cfg.total_epochs, len(loader), cfg.batch_size, cfg.cos_lr)
@@ -197,9 +197,7 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
     if checkpoint is not None and checkpoint.training is not None:
         state.load_state_dict(checkpoint.training, checkpoint.model, checkpoint.ema or {})
         state.finished = state.finished or state.epoch >= cfg.total_epochs
-    criterion = DetectionLoss(
-        model.head.anchors, model.stride, data.nc, gains, dist.all_reduce_sum
-    )  # with the anchors restored
+    criterion = model.head.criterion(hyp, imgsz, cfg.label_smoothing, dist.all_reduce_sum)  # with the anchors restored
     parallel = dist.wrap(model, cfg.sync_bn)
     LOGGER.info(f"training for {cfg.total_epochs} epochs at {imgsz} px on {dist.device}; results go to {run.dir}")
     board = None
@@ -224,7 +222,7 @@ def choose_hyp(
         batch_size=cfg.batch_size,
         fine_tuning=transferred is not None and transferred.share("neck") > 0.5,
         known_classes=len(transferred.classes) / model.nc if transferred else 0.0,
-        attention=any(isinstance(module, Attention) for module in model.modules()),
+        attention=any(isinstance(module, Attention | SeparableAttention) for module in model.modules()),
         backbone=bool(cfg.backbone_weights),
     )
     recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, cfg.hyp)
@@ -250,6 +248,7 @@ def loader_settings(cfg: TrainConfig, model: DetectionModel, imgsz: int) -> Load
         workers=cfg.workers,
         quad=cfg.quad,
         no_mosaic_from=cfg.total_epochs - cfg.close_mosaic,
+        letterbox=model.letterbox,
     )
 
 
@@ -290,7 +289,11 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
     for layer in job.frozen:
         layer.eval()
     state.optimizer.zero_grad()  # of batches that completed no update, as in YOLOv5
-    total, images_seen = torch.zeros(3, device=device), 0
+    total, images_seen = torch.zeros(len(job.criterion.names), device=device), 0
+
+    def named(parts: Tensor) -> LossParts:
+        return dict(zip(job.criterion.names, parts, strict=True))
+
     hidden = True if dist.rank else None  # None: without a terminal
     bar = tqdm(loader, f"epoch {epoch + 1}/{cfg.total_epochs}", leave=False, dynamic_ncols=True, disable=hidden)
     for step, batch in enumerate(bar, start=epoch * len(loader)):
@@ -312,14 +315,14 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
             state.scaler.scale(loss * dist.world).backward()  # DDP averages gradients, the loss is their sum
         if update:
             apply_gradients(job)
-        total += torch.stack(parts)
+        total += torch.stack([parts[name] for name in job.criterion.names])
         images_seen += len(batch.paths)
         if step < PLOTTED_BATCHES and dist.rank == 0 and not cfg.noplots:
             plot_batch(batch.images, batch.targets, job.names, job.run.dir / f"train_batch{step}.jpg")
         if not bar.disable:
             mean = total * dist.world / (step - epoch * len(loader) + 1)
-            show_progress(bar, mean, len(batch.targets), images, images_seen / (time.monotonic() - began))
-    return LossParts(*(dist.all_reduce_sum(total) / len(loader)))
+            show_progress(bar, named(mean), len(batch.targets), images, images_seen / (time.monotonic() - began))
+    return named(dist.all_reduce_sum(total) / len(loader))
 
 
 def apply_gradients(job: Job) -> None:
@@ -367,9 +370,7 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
     return metrics, best
 
 
-def validate(
-    job: Job, model: DetectionModel, criterion: DetectionLoss | None = None, plots: Path | None = None
-) -> Metrics:
+def validate(job: Job, model: DetectionModel, criterion: Criterion | None = None, plots: Path | None = None) -> Metrics:
     """Metrics of `model` on the val split; `plots` is a folder for curves and images."""
     settings = EvalSettings.of(job.cfg.single_cls)
     return evaluate(model, job.val_loader, job.names, job.dist.device, settings, criterion=criterion, plots=plots)

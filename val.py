@@ -20,24 +20,34 @@ from tqdm import tqdm
 
 from data.make_shapes import draw_if_built_in
 from models.runtimes.load import load_model
-from utils.backend import Backend
-from utils.boxes import Boxes, Targets
+from utils.backend import Backend, input_size, refuse_nms
+from utils.boxes import Boxes
 from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
-from utils.data.annotations import CocoLabels
+from utils.data.coco import CocoLabels
 from utils.data.data_yaml import Data, read_data_yaml
 from utils.data.dataset import DetectionDataset, Sample
 from utils.data.loader import Batch, build_loader
+from utils.data.scan import Scan
 from utils.device import select_device
 from utils.drawing import plot_batch, plot_boxes
 from utils.evaluate.curves import plot_confusion, plot_curves, plot_study
 from utils.evaluate.metrics import DetectionMetrics, Metrics
 from utils.evaluate.timing import Stopwatch
 from utils.files import find, write_atomic
-from utils.images import check_imgsz, to_input
-from utils.loss import LossParts
+from utils.images import size_text, to_input
+from utils.loss import Criterion, LossParts
 from utils.nms import NmsSettings, non_max_suppression
-from utils.predict.writers import JsonFile, Stems, coco_rows, hybrid, image_id, label_text, write_labels
-from utils.runs import Run, training_data, weights_or_newest
+from utils.predict.writers import (
+    ImageIds,
+    JsonFile,
+    Stems,
+    coco_rows,
+    hybrid,
+    label_text,
+    write_labels,
+    write_renamed,
+)
+from utils.runs import OutputFiles, Run, training_data, weights_or_newest
 
 LOGGER = logging.getLogger(__name__)
 SPLIT_OF_TASK = {"speed": "val", "study": "val"}  # other tasks are the split they measure
@@ -46,7 +56,6 @@ PLOTTED_BATCHES = 3  # drawn as val_batch*.jpg
 PLOTTED_SCORE = 0.25  # lowest score of a box drawn there
 TABLE_CLASSES = 50  # with this many classes or more, only the row 'all' is printed, unless --verbose
 Network = Callable[[Tensor], Tensor | tuple[Tensor, list[Tensor]]]  # -> decoded, or (decoded, raw maps)
-Criterion = Callable[[list[Tensor], Targets], tuple[Tensor, LossParts]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,13 @@ class ValConfig(Config):
         "", "model file; several: an ensemble, or one line each in a study; empty: best.pt of the newest training run"
     )
     batch_size: int = flag(32, "images per batch", "--batch", bounds=AT_LEAST_1)
-    imgsz: int = flag(640, "long side of the images, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
+    imgsz: int | tuple[int, ...] = flag(
+        (),
+        "size of the images, pixels: long side, or height and width; empty: that of the weights, else 640",
+        "--img",
+        "--img-size",
+        bounds=AT_LEAST_1,
+    )
     conf_thres: float = flag(0.001, "confidence threshold, 0..1", bounds=ZERO_TO_ONE)
     iou_thres: float = flag(
         0.6, "NMS IoU threshold, 0..1: of boxes that overlap more the best is kept", bounds=ZERO_TO_ONE
@@ -112,7 +127,9 @@ def main(cfg: ValConfig) -> Metrics:
     result = detect_all(model, loader, data.names, device, eval_settings(cfg), desc=cfg.task, plots=plots)
     if cfg.plots:
         write_plots(result.detections, folder)
-    save_detections(cfg, data, result.detections, cast(DetectionDataset, loader.dataset).scan.paths.tolist(), folder)
+    found = cast(DetectionDataset, loader.dataset).scan
+    warn_of_max_det(found, cfg.max_det)
+    save_detections(cfg, data, result.detections, found.paths[result.rows].tolist(), folder)
     metrics = result.metrics()
     report(metrics, cfg, data.nc, folder)
     return metrics
@@ -143,11 +160,16 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Detections and labels of all images, milliseconds per image of each stage, and the loss if it was computed."""
+    """Detections and labels of all images, milliseconds per image of each stage, and the loss if it was computed.
+
+    Attributes:
+        rows: indices in the scan of the images, in the order of `detections`; those that cannot be read are missing.
+    """
 
     detections: DetectionMetrics
     speed_ms: dict[str, float]
     loss: LossParts | None
+    rows: list[int]
 
     def metrics(self) -> Metrics:
         """The metrics of all images."""
@@ -205,6 +227,8 @@ def detect_all(
     autocast = settings.half and device.type == "cuda" and isinstance(model, nn.Module)
     with eval_mode(model):
         for step, batch in enumerate(tqdm(loader, desc=desc, leave=False, disable=None)):
+            if not batch.rows:  # no image of the batch can be read any more
+                continue
             with watch.stage("pre"):
                 images = to_input(batch.images, device)
             with watch.stage("inference"), torch.autocast("cuda", torch.float16) if autocast else nullcontext():
@@ -212,7 +236,7 @@ def detect_all(
             decoded, raw = output if isinstance(output, tuple) else (output, None)
             if criterion is not None and raw is not None:
                 _, parts = criterion([level.float() for level in raw], batch.targets.to(device))
-                losses.append(torch.stack(list(parts)) * len(images))
+                losses.append(torch.stack([parts[name] for name in criterion.names]) * len(images))
             with watch.stage("nms"):
                 found = non_max_suppression(decoded, settings.nms)
             if settings.single_cls:
@@ -222,9 +246,13 @@ def detect_all(
             if plots and step < PLOTTED_BATCHES:
                 plot_first_batch(batch, found, names, plots / f"val_batch{step}")
     detections.arrange(np.argsort(rows).tolist())  # as in the data set, not as in rect batches
+    if not rows:
+        raise ValueError("no image of the split can be read any more")
     count = len(rows)
-    loss = LossParts(*(torch.stack(losses).sum(dim=0) / count)) if losses else None
-    return EvalResult(detections, watch.per_image(count), loss)
+    loss = None
+    if criterion is not None and losses:
+        loss = dict(zip(criterion.names, torch.stack(losses).sum(dim=0) / count, strict=True))
+    return EvalResult(detections, watch.per_image(count), loss, sorted(rows))
 
 
 @contextmanager
@@ -276,22 +304,27 @@ def read_data(name: str, single_cls: bool = False) -> Data:
     return read_data_yaml(draw_if_built_in(find(name, "data")), single_cls)
 
 
-def split_loader(cfg: ValConfig, data: Data, model: Backend, imgsz: int) -> DataLoader[Sample]:
-    """Batches of the split that `cfg.task` measures, images of `imgsz` pixels for `model`.
+def split_loader(cfg: ValConfig, data: Data, model: Backend, imgsz: int | tuple[int, ...]) -> DataLoader[Sample]:
+    """Batches of the split that `cfg.task` measures, images of `imgsz` for `model`, see input_size.
 
     Raises:
-        ValueError: the model and the data differ in their classes.
+        ValueError: the model and the data differ in their classes; NMS in the file, with other settings.
     """
+    refuse_nms(model, eval_settings(cfg).nms)
+    size, rect = input_size(imgsz, model.limits, model.grid), rect_or_square(cfg.rect, model.grid, model.stride)
+    if model.limits.fixed and cfg.rect:
+        LOGGER.warning(f"rect is off: {model.limits.file} takes {size_text(size)} only")
     if model.nc != data.nc and not cfg.single_cls:
         raise ValueError(
             f"{cfg.weights} has {model.nc} classes, but {cfg.data} has {data.nc}; expected the same number"
         )
     dataset = DetectionDataset(
         data.scan(SPLIT_OF_TASK.get(cfg.task, cfg.task)),
-        check_imgsz(imgsz, model.grid),
+        size,
         model.grid,
-        rect=rect_or_square(cfg.rect, model.grid, model.stride),
+        rect=rect and not model.limits.fixed,
         batch_size=cfg.batch_size,
+        letterbox=model.letterbox,
     )
     return build_loader(dataset, cfg.batch_size, cfg.workers)
 
@@ -315,6 +348,8 @@ def study(cfg: ValConfig) -> Metrics:
     paths = [cfg.weights] if isinstance(cfg.weights, str) else cfg.weights
     device, data, stems = select_device(cfg.device), read_data(cfg.data, cfg.single_cls), Stems()
     models = {path: load_model(path, device, cfg.half, cfg.augment, cfg.threads, cfg.compile) for path in paths}
+    for path in (path for path, model in models.items() if model.limits.fixed):
+        raise ValueError(f"--task study: {path} takes one size only, expected weights for any size")
     loaders = {path: split_loader(cfg, data, model, STUDY_SIZES[0]) for path, model in models.items()}
     folder, studies = Run(cfg.project, cfg.name, cfg.exist_ok).dir, {}
     for path, model in models.items():
@@ -343,25 +378,40 @@ def study_row(imgsz: int, metrics: Metrics) -> dict[str, float]:
     return {key: round(value, 5) for key, value in (row | {"ms": ms} | metrics.speed_ms).items()}
 
 
+def warn_of_max_det(scan: Scan, max_det: int) -> None:
+    """Log how many images have more labels than detections are kept, so that some labels cannot be found."""
+    labels = np.diff(scan.offsets)
+    if over := int((labels > max_det).sum()):
+        worst = f"{scan.paths[labels.argmax()]} has {labels.max()}"
+        LOGGER.warning(f"--max-det {max_det}: {over} image(s) have more labels, which cannot all be found; {worst}")
+
+
 def save_detections(
     cfg: ValConfig, data: Data, detections: DetectionMetrics, paths: Sequence[str], folder: Path
 ) -> None:
     """Write labels/*.txt and predictions.json as `cfg` asks; `paths` of the images in the order of `detections`."""
     reader = data.reader(SPLIT_OF_TASK.get(cfg.task, cfg.task)) if cfg.save_json else None
     coco = reader if isinstance(reader, CocoLabels) else None
+    if coco:
+        coco.match([Path(path) for path in paths])
     categories = coco.category_ids() if coco and not cfg.single_cls else None
-    stems, output = Stems(), JsonFile(folder / "predictions.json") if cfg.save_json else None
+    stems, ids, files = Stems(), ImageIds(), OutputFiles(folder)
+    files.remove_earlier()
+    output = JsonFile(files.check(folder / "predictions.json")) if cfg.save_json else None
     for name, found, truth, size in zip(paths, detections.found, detections.truth, detections.sizes, strict=True):
         path = Path(name)
         stem = stems(path, False)
         if cfg.save_txt or cfg.save_hybrid:
             boxes = hybrid(found, truth, cfg.iou_thres) if cfg.save_hybrid else found
-            write_labels(folder / "labels" / f"{stem}.txt", label_text(boxes, size, cfg.save_conf))
+            write_labels(files, folder / "labels" / f"{stem}.txt", label_text(boxes, size, cfg.save_conf))
         if output:
             entry = coco.entry(path) if coco else None
-            output.add(coco_rows(int(entry["id"]) if entry else image_id(stem), found, categories))
+            output.add(coco_rows(int(entry["id"]) if entry else ids(stem), found, categories, path))
     if output:
         output.close()
+        files.add(output.path)
+    if cfg.save_txt or cfg.save_hybrid or cfg.save_json:
+        write_renamed(files, stems)
 
 
 def report(metrics: Metrics, cfg: ValConfig, nc: int, folder: Path) -> None:

@@ -17,13 +17,14 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidProtobuf, NoSuchFile
 
+DEFAULTS = {"conf_thres": 0.25, "iou_thres": 0.45}
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 class Detector:
     """An image (H, W, 3) uint8 BGR -> (n, 6) x1, y1, x2, y2 in its pixels, score, class; best first."""
 
-    def __init__(self, path: str, threads: int = 0, conf_thres: float = 0.25, iou_thres: float = 0.45):
+    def __init__(self, path: str, threads: int = 0, conf_thres: float | None = None, iou_thres: float | None = None):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -33,7 +34,13 @@ class Detector:
         self.names = {int(k): v for k, v in json.loads(meta["names"]).items()}
         self.imgsz, self.grid, self.batch = (json.loads(meta[key]) for key in ("imgsz", "grid", "batch"))
         self.form, self.dynamic_size = meta["form"], meta["dynamic"] == "size"
-        self.conf_thres, self.iou_thres = conf_thres, iou_thres
+        self.centered = meta.get("letterbox", "center") == "center"
+        inside = {name: json.loads(meta[name]) for name in DEFAULTS if name in meta and self.form == "nms"}
+        asked = {"conf_thres": conf_thres, "iou_thres": iou_thres}
+        used = {name: inside.get(name, DEFAULTS[name]) if value is None else value for name, value in asked.items()}
+        self.conf_thres, self.iou_thres = used["conf_thres"], used["iou_thres"]
+        if inside and (self.conf_thres < inside["conf_thres"] or self.iou_thres != inside.get("iou_thres")):
+            print(f"warning: {path} has NMS inside with {inside}, {used} cannot be applied", file=sys.stderr)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         canvas, scale, shift = self.letterbox(image)
@@ -56,7 +63,7 @@ class Detector:
             height, width = (max(-(-round(side * ratio) // self.grid), 1) * self.grid for side in (h, w))
         ratio = min(height / h, width / w)
         new_h, new_w = max(round(h * ratio), 1), max(round(w * ratio), 1)
-        top, left = (height - new_h) // 2, (width - new_w) // 2
+        top, left = ((height - new_h) // 2, (width - new_w) // 2) if self.centered else (0, 0)
         canvas = np.full((height, width, 3), 114, dtype=np.uint8)
         canvas[top : top + new_h, left : left + new_w] = cv2.resize(image, (new_w, new_h))
         return canvas, np.array([new_w / w, new_h / h] * 2), np.array([left, top] * 2)
@@ -93,8 +100,10 @@ def main() -> None:
     parser.add_argument("weights", help="ONNX file written by export.py, with or without --nms")
     parser.add_argument("source", nargs="+", help="image files and folders")
     parser.add_argument("--out", help="folder for annotated copies of the images")
-    parser.add_argument("--conf-thres", type=float, default=0.25, help="confidence threshold, 0..1")
-    parser.add_argument("--iou-thres", type=float, default=0.45, help="NMS IoU threshold, 0..1")
+    parser.add_argument(
+        "--conf-thres", type=float, help="confidence threshold, 0..1 (0.25, or that of NMS in the file)"
+    )
+    parser.add_argument("--iou-thres", type=float, help="NMS IoU threshold, 0..1 (0.45, or that of NMS in the file)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: runtime default)")
     args = parser.parse_args()
     detector = Detector(args.weights, args.threads, args.conf_thres, args.iou_thres)

@@ -11,12 +11,16 @@ A block becomes usable in a YAML by adding its name to `BLOCKS` in `models/yolo.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from models.attention import Attention as Attention  # imported from here by the rest of the project
+from models.attention import SeparableAttention as SeparableAttention
+from models.attention import Transformer, TransformerLayer
 
 
 def same_padding(k: int | tuple[int, int], d: int = 1) -> int | tuple[int, int]:
@@ -26,10 +30,21 @@ def same_padding(k: int | tuple[int, int], d: int = 1) -> int | tuple[int, int]:
     return d * (k[0] - 1) // 2, d * (k[1] - 1) // 2
 
 
-def activation(act: bool | nn.Module) -> nn.Module:
-    """SiLU for True, nothing for False, or the module itself."""
+ACTIVATIONS = {"relu": nn.ReLU, "hardswish": nn.Hardswish}  # of published backbones, by name in a YAML's arguments
+
+
+def activation(act: bool | str | nn.Module) -> nn.Module:
+    """SiLU for True, nothing for False, an activation by name, or the module itself.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     if isinstance(act, nn.Module):
         return act
+    if isinstance(act, str):
+        if act not in ACTIVATIONS:
+            raise ValueError(f"act {act!r}, expected true, false or one of {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[act](inplace=True)
     return nn.SiLU(inplace=True) if act else nn.Identity()
 
 
@@ -45,7 +60,7 @@ class Conv(nn.Module):
         p: int | tuple[int, int] | None = None,
         g: int = 1,
         d: int = 1,
-        act: bool | nn.Module = True,
+        act: bool | str | nn.Module = True,
     ):
         super().__init__()
         padding = same_padding(k, d) if p is None else p
@@ -70,6 +85,16 @@ class DWConv(Conv):
         super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
 
 
+class SeparableConv(nn.Sequential):
+    """A depthwise Conv, then a 1x1 Conv: a cheaper form of Conv.
+
+    Source: Howard et al. 2017, arXiv:1704.04861.
+    """
+
+    def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1):
+        super().__init__(Conv(c1, c1, k, s, g=c1), Conv(c1, c2, 1))
+
+
 class Focus(nn.Module):
     """Space to depth by 2, then Conv: (B, c1, H, W) -> (B, c2, H/2, W/2)."""
 
@@ -92,7 +117,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1)
-        self.cv2 = Conv(hidden, c2, 3, g=g)
+        self.cv2: nn.Module = Conv(hidden, c2, 3, g=g)
         self.skip = shortcut and c1 == c2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,6 +179,21 @@ class CrossConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.cv2(self.cv1(x))
         return x + y if self.skip else y
+
+
+class SeparableBottleneck(Bottleneck):
+    """Bottleneck whose 3x3 Conv is a SeparableConv."""
+
+    def __init__(self, c1: int, c2: int, shortcut: bool = True, e: float = 0.5):
+        super().__init__(c1, c2, shortcut, e=e)
+        self.cv2 = SeparableConv(int(c2 * e), c2, 3)
+
+
+class C3Separable(C3):
+    """C3 with SeparableBottleneck inside."""
+
+    def inner(self, width: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        return nn.Sequential(*[SeparableBottleneck(width, width, shortcut, e=1.0) for _ in range(n)])
 
 
 class C3x(C3):
@@ -250,20 +290,6 @@ class C3Ghost(C3):
 
     def inner(self, width: int, n: int, shortcut: bool, g: int) -> nn.Module:
         return nn.Sequential(*[GhostBottleneck(width, width) for _ in range(n)])
-
-
-class TransformerLayer(nn.Module):
-    """Self-attention and a two-layer MLP, both residual, without norms; tokens (N, B, C)."""
-
-    def __init__(self, c: int, num_heads: int):
-        super().__init__()
-        self.q, self.k, self.v, self.fc1, self.fc2 = (nn.Linear(c, c, bias=False) for _ in range(5))
-        self.ma = nn.MultiheadAttention(c, num_heads)
-
-    def forward(self, x: Tensor) -> Tensor:
-        attended, _ = self.ma(self.q(x), self.k(x), self.v(x), need_weights=False)
-        x = x + attended
-        return x + self.fc2(self.fc1(x))
 
 
 class TransformerBlock(nn.Module):
@@ -368,75 +394,96 @@ class MV2Block(nn.Module):
         return x + y if self.residual else y
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over tokens (B, N, dim); B may hold patches as well as images.
+class UIB(nn.Module):
+    """Universal inverted bottleneck: depthwise, 1x1 expand, depthwise, 1x1 linear; residual where shapes agree.
 
-    `fused` chooses scaled_dot_product_attention, which never builds the N x N map; otherwise matmul and softmax, for
-    runtimes and FLOP counters that support only those.
+    Either depthwise convolution is left out where its kernel is 0; only the second one has an activation. With `start`
+    0 and `middle` 3 it is an MV2Block, with `start` and no `middle` a ConvNeXt-like block, without both a feed-forward.
+
+    Args:
+        start, middle: kernels of the depthwise convolutions. stride: of the second one, or of the first if there is no
+            second.
+
+    Raises:
+        ValueError: a stride that is not 1 or 2, or a stride without a depthwise convolution.
+
+    Source: Qin et al. 2024, arXiv:2404.10518, section 3.
     """
-
-    def __init__(self, dim: int, heads: int = 4, head_dim: int | None = 8, qkv_bias: bool = False):
-        super().__init__()
-        if head_dim is None and dim % heads:
-            raise ValueError(f"Attention: {heads} heads cannot share a dim of {dim} evenly")
-        self.heads = heads
-        self.head_dim = dim // heads if head_dim is None else head_dim
-        self.fused = True
-        inner = self.heads * self.head_dim
-        self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
-        self.out = nn.Linear(inner, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in self.qkv(x).chunk(3, dim=-1))
-        if self.fused:
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
-            weights = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
-            y = weights.softmax(dim=-1) @ v
-        return self.out(rearrange(y, "b h n d -> b n (h d)"))
-
-
-class FeedForward(nn.Sequential):
-    """Token-wise MLP dim -> hidden -> dim with SiLU."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim))
-
-
-class TransformerEncoderLayer(nn.Module):
-    """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, dim: int, heads: int, head_dim: int | None, mlp_dim: int, qkv_bias: bool):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads, head_dim, qkv_bias)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = FeedForward(dim, mlp_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class Transformer(nn.Sequential):
-    """`depth` pre-norm layers over tokens (B, N, dim), then a LayerNorm if `closing_norm`."""
 
     def __init__(
         self,
-        dim: int,
-        depth: int,
-        heads: int,
-        head_dim: int | None,
-        mlp_dim: int,
-        qkv_bias: bool = False,
-        closing_norm: bool = False,
+        c1: int,
+        c2: int,
+        start: int = 0,
+        middle: int = 3,
+        stride: int = 1,
+        expansion: int = 4,
+        act: bool | str | nn.Module = True,
     ):
-        layers: list[nn.Module] = [
-            TransformerEncoderLayer(dim, heads, head_dim, mlp_dim, qkv_bias) for _ in range(depth)
-        ]
-        if closing_norm:
-            layers.append(nn.LayerNorm(dim))
-        super().__init__(*layers)
+        super().__init__()
+        if stride not in (1, 2) or (stride == 2 and not (start or middle)):
+            raise ValueError(f"UIB: stride {stride} with kernels {start} and {middle}, expected 1, or 2 with a kernel")
+        hidden = int(c1 * expansion)
+        first = 1 if middle else stride
+        self.start = Conv(c1, c1, start, first, g=c1, act=False) if start else nn.Identity()
+        self.expand = Conv(c1, hidden, 1, act=act)
+        self.middle = Conv(hidden, hidden, middle, stride, g=hidden, act=act) if middle else nn.Identity()
+        self.project = Conv(hidden, c2, 1, act=False)
+        self.residual = stride == 1 and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.middle(self.expand(self.start(x))))
+        return x + y if self.residual else y
+
+
+class MV3Block(nn.Module):
+    """Inverted residual of MobileNetV3: expand, depthwise, squeeze and excite, project; residual where shapes agree.
+
+    Args:
+        hidden: channels between the two 1x1 convolutions; where it is c1, the first is left out.
+        squeeze: weigh each channel by what its mean over the map says (a bottleneck of about a quarter, hard sigmoid).
+
+    Raises:
+        ValueError: a stride that is not 1 or 2.
+
+    Source: Howard et al. 2019, arXiv:1905.02244, section 4.
+    """
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        hidden: int,
+        k: int = 3,
+        stride: int = 1,
+        squeeze: bool = True,
+        act: bool | str | nn.Module = "hardswish",
+    ):
+        super().__init__()
+        if stride not in (1, 2):
+            raise ValueError(f"MV3Block: stride {stride}, expected 1 or 2")
+        self.expand = Conv(c1, hidden, 1, act=act) if hidden != c1 else nn.Identity()
+        self.depthwise = Conv(hidden, hidden, k, stride, g=hidden, act=act)
+        self.squeeze: nn.Module | None = None
+        if squeeze:
+            fewer = max(8, (hidden // 4 + 4) // 8 * 8)  # the nearest multiple of 8
+            fewer += 8 if fewer < 0.9 * (hidden // 4) else 0
+            self.squeeze = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1),
+                nn.Conv2d(hidden, fewer, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(fewer, hidden, 1),
+                nn.Hardsigmoid(inplace=True),
+            )
+        self.project = Conv(hidden, c2, 1, act=False)
+        self.residual = stride == 1 and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(self.expand(x))
+        if self.squeeze is not None:
+            y = y * self.squeeze(y)
+        y = self.project(y)
+        return x + y if self.residual else y
 
 
 class MobileViTBlock(nn.Module):
@@ -447,16 +494,21 @@ class MobileViTBlock(nn.Module):
 
     The defaults are the widely pasted recipe; the published network is `head_dim=None` (the heads share `dim`),
     `qkv_bias`, `closing_norm`, `bare_expand` (no norm and activation after the 1x1 to `dim`) and `input_first` (the
-    input comes first in the concatenation).
+    input comes first in the concatenation). MobileViTv3 is `depthwise`, `fusion_kernel=1`, `fuse_local`, `residual`.
 
     Args:
         dim: token width. depth: transformer layers, at least 1. patch_size: pixels, one number or (h, w).
         mlp_dim: hidden width of the feed-forward; None is 2 * dim.
+        heads: of the attention; 0 makes it MobileViTv2's separable one, whose time is linear in tokens.
+        depthwise: the local convolution is depthwise. fusion_kernel: of the fusing convolution; None is `kernel_size`.
+        fuse_local: the tokens before the transformer are fused with those after it, in place of the input.
+        residual: the input is added to the output, c1 and c2 being equal.
+        zero_start: the norm of the fusing convolution starts at 0, so that a residual block first passes its input on.
 
     Raises:
         ValueError: an argument out of range, or (in forward) a map that the patch does not divide.
 
-    Source: Mehta and Rastegari 2022, arXiv:2110.02178, section 3.1.
+    Source: Mehta and Rastegari 2022, arXiv:2110.02178, section 3.1; Wadekar and Chaurasia 2022, arXiv:2209.15159.
     """
 
     def __init__(
@@ -475,6 +527,11 @@ class MobileViTBlock(nn.Module):
         closing_norm: bool = False,
         bare_expand: bool = False,
         input_first: bool = False,
+        depthwise: bool = False,
+        fusion_kernel: int | None = None,
+        fuse_local: bool = False,
+        residual: bool = False,
+        zero_start: bool = False,
     ):
         super().__init__()
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
@@ -482,21 +539,30 @@ class MobileViTBlock(nn.Module):
         patch = tuple(patch_size) if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
         if len(patch) != 2 or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in patch):
             raise ValueError(f"MobileViTBlock: patch_size {patch_size!r}, expected an int >= 1 or a pair of them")
+        if residual and c1 != c2:
+            raise ValueError(f"MobileViTBlock: residual with {c1} channels in and {c2} out, expected the same")
+        if zero_start and not residual:
+            raise ValueError("MobileViTBlock: zero_start without residual would pass nothing on, expected residual")
         self.divides = (patch[0], patch[1])
-        self.input_first = input_first
-        self.local = Conv(c1, c1, kernel_size)
+        self.input_first, self.fuse_local, self.residual = input_first, fuse_local, residual
+        self.local = Conv(c1, c1, kernel_size, g=c1 if depthwise else 1)
         self.expand = nn.Conv2d(c1, dim, 1, bias=False) if bare_expand else Conv(c1, dim, 1)
         hidden = 2 * dim if mlp_dim is None else mlp_dim
         self.transformer = Transformer(dim, depth, heads, head_dim, hidden, qkv_bias, closing_norm)
         self.project = Conv(dim, c1, 1)
-        self.fusion = Conv(2 * c1, c2, kernel_size)
+        other = dim if fuse_local else c1
+        self.fusion = Conv(c1 + other, c2, kernel_size if fusion_kernel is None else fusion_kernel)
+        if zero_start:
+            nn.init.zeros_(cast(nn.BatchNorm2d, self.fusion.bn).weight)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)
-        y = self.expand(self.local(x))
-        y = self.fold(self.transformer(self.unfold(y)), y.shape)
+        local = self.expand(self.local(x))
+        y = self.fold(self.transformer(self.unfold(local)), local.shape)
         y = self.project(y)
-        return self.fusion(torch.cat([x, y] if self.input_first else [y, x], dim=1))
+        other = local if self.fuse_local else x
+        y = self.fusion(torch.cat([other, y] if self.input_first else [y, other], dim=1))
+        return x + y if self.residual else y
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError unless the patch divides the map."""
@@ -514,6 +580,8 @@ class MobileViTBlock(nn.Module):
     def unfold(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B*P, N, C), P = ph*pw positions in a patch, N = H*W/P patches."""
         (b, c, h, w), (ph, pw) = x.shape, self.divides
+        if ph * pw == 1:  # the same with one transposition
+            return x.reshape(b, c, h * w).transpose(1, 2)
         rows, columns = h // ph, w // pw
         x = x.reshape(b * c * rows, ph, columns, pw).transpose(1, 2)  # (.., columns, ph, pw)
         x = x.reshape(b, c, rows * columns, ph * pw).transpose(1, 3)  # (B, P, N, C)
@@ -522,6 +590,8 @@ class MobileViTBlock(nn.Module):
     def fold(self, tokens: Tensor, shape: torch.Size) -> Tensor:
         """(B*P, N, C) -> `shape` (B, C, H, W): the inverse of unfold."""
         (b, c, h, w), (ph, pw) = shape, self.divides
+        if ph * pw == 1:
+            return tokens.transpose(1, 2).reshape(b, c, h, w)
         rows, columns = h // ph, w // pw
         x = tokens.reshape(b, ph * pw, rows * columns, c).transpose(1, 3)  # (B, C, N, P)
         x = x.reshape(b * c * rows, columns, ph, pw).transpose(1, 2)  # (.., ph, columns, pw)

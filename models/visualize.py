@@ -38,7 +38,7 @@ def record_activations(model: DetectionModel, image: Tensor, at: tuple[float, fl
     for i, layer in enumerate(model.model[:-1]):
         name = f"{i:02}_{type(layer).__name__}"
         hooks.append(layer.register_forward_hook(_record_output(features, name)))
-        if isinstance(layer, MobileViTBlock):
+        if isinstance(layer, MobileViTBlock) and any(isinstance(m, Attention) for m in layer.modules()):
             hooks += _record_attention(layer, name, at, attention)
     try:
         model(image)

@@ -1,4 +1,4 @@
-"""The detection model: a YAML of rows becomes a network with a `Detect` head.
+"""The detection model: a YAML of rows becomes a network that ends in a detection head.
 
 A new block: write the class in `models/common.py`, add its name to `BLOCKS`, name it in a YAML row.
 """
@@ -25,8 +25,9 @@ if __name__ == "__main__":  # run as a file: the project's root is not on the pa
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models import common
-from models.heads import Detect
+from models.heads import HEADS, Head
 from utils.files import find, read_yaml
+from utils.images import POSITIONS
 
 LOGGER = logging.getLogger(__name__)
 NORM_EPS, NORM_MOMENTUM = 1e-3, 0.03  # YOLOv5's constants for batch norms: steadier statistics at small batches
@@ -39,6 +40,7 @@ BLOCKS: dict[str, type[nn.Module]] = {
         common.BottleneckCSP,
         common.C3,
         common.C3Ghost,
+        common.C3Separable,
         common.C3SPP,
         common.C3TR,
         common.C3x,
@@ -53,9 +55,12 @@ BLOCKS: dict[str, type[nn.Module]] = {
         common.GhostConv,
         common.MobileViTBlock,
         common.MV2Block,
+        common.MV3Block,
+        common.SeparableConv,
         common.SPP,
         common.SPPF,
-        Detect,
+        common.UIB,
+        *HEADS.values(),
     )
 } | {"nn.Upsample": nn.Upsample, "nn.MaxPool2d": nn.MaxPool2d, "nn.ZeroPad2d": nn.ZeroPad2d}
 
@@ -169,13 +174,13 @@ def parse_model(cfg: Mapping, where: str = "model") -> tuple[nn.Sequential, list
     Raises:
         ValueError: `where`, the row's number and what was expected.
     """
-    widths, layers, routes = [cfg.get("ch", 3)], [], []
+    widths, layers, routes = [3], [], []
     rows = [*cfg["backbone"], *cfg["head"]]
     for i, row in enumerate(rows):
         try:
             layer, sources, width = parse_row(row, cfg, widths)
-            if isinstance(layer, Detect) and i + 1 < len(rows):
-                raise ValueError("Detect must be the last row")
+            if isinstance(layer, Head) and i + 1 < len(rows):
+                raise ValueError(f"{type(layer).__name__} must be the last row")
         except ValueError as error:
             raise ValueError(f"{where}: row {i}: {error}") from error
         layers.append(layer)
@@ -215,18 +220,23 @@ def read_model_yaml(cfg: str | Path | Mapping, nc: int | None = None) -> tuple[d
         value = data.get(key, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ValueError(f"{where}: {key} is {value!r}, expected a positive number")
+    if data.get("letterbox", "center") not in POSITIONS:
+        raise ValueError(f"{where}: letterbox is {data['letterbox']!r}, expected one of {', '.join(POSITIONS)}")
+    if data.get("ch", 3) != 3:
+        raise ValueError(f"{where}: ch is {data['ch']!r:.20}, expected 3: every image is read as RGB, gray ones too")
     if isinstance(data["nc"], bool) or not isinstance(data["nc"], int) or data["nc"] < 1:
         raise ValueError(f"{where}: nc is {data['nc']!r}, expected an int of at least 1")
     return data, where
 
 
 class DetectionModel(nn.Module):
-    """A detector built from YAML rows; train mode returns raw maps, eval mode decoded rows first (see Detect).
+    """A detector built from YAML rows; train mode returns raw maps, eval mode decoded rows first (see Head).
 
     Attributes:
         stride: (levels,) pixels per cell.
         grid: the least number that both sides of an input must be multiples of.
         names: class index -> name.
+        letterbox: where an image lies on its canvas, one of utils.images.POSITIONS.
         yaml: the mapping it was built from; with the state dict it rebuilds the model.
     """
 
@@ -236,11 +246,12 @@ class DetectionModel(nn.Module):
         super().__init__()
         self.yaml, self.where = read_model_yaml(cfg, nc)
         self.model, self.routes = parse_model(self.yaml, self.where)
-        if not isinstance(self.head, Detect):
-            raise ValueError(f"{self.where}: the last row must be Detect")
+        if not isinstance(self.head, Head):
+            raise ValueError(f"{self.where}: the last row must be Detect or another head")
         self.save = {s for i, sources in enumerate(self.routes) for s in sources if s != i - 1 and s >= 0}
         self.nc: int = self.yaml["nc"]
         self.names: dict[int, str] = {i: str(i) for i in range(self.nc)}
+        self.letterbox: str = self.yaml.get("letterbox", "center")
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps, module.momentum = self.yaml.get("norm_eps", NORM_EPS), NORM_MOMENTUM
@@ -250,15 +261,15 @@ class DetectionModel(nn.Module):
         self.head.prior_bias()
 
     @property
-    def head(self) -> Detect:
-        return cast(Detect, self.model[-1])
+    def head(self) -> Head:
+        return cast(Head, self.model[-1])
 
     @property
     def stride(self) -> Tensor:
         return self.head.stride
 
     def forward(self, x: Tensor) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """(B, 3, H, W) in 0..1, H and W multiples of `grid` -> see Detect.forward.
+        """(B, 3, H, W) in 0..1, H and W multiples of `grid` -> see Head.forward.
 
         Raises:
             ValueError: a side that is not a multiple of `grid`.
@@ -304,7 +315,7 @@ class DetectionModel(nn.Module):
         state = {name: t.to("meta") for name, t in [*self.named_parameters(), *self.named_buffers()]}
         modes = [(m, m.training) for m in self.modules()]
         self.eval()
-        functional_call(self, state, (torch.empty(1, self.yaml.get("ch", 3), imgsz, imgsz, device="meta"),))
+        functional_call(self, state, (torch.empty(1, 3, imgsz, imgsz, device="meta"),))
         for module, training in modes:
             module.training = training
 

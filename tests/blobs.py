@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from data_sets import rectangles, to_boxes, write_set
 
+from utils.backend import ModelLimits
+
 
 class BlobBackend:
     """One box for each white area, class 0 for wide and 1 for high ones; at most `limit` pixels in the input."""
 
-    names, nc, stride, grid = {0: "wide", 1: "high"}, 2, 32, 32
+    names, nc, stride, grid, letterbox = {0: "wide", 1: "high"}, 2, 32, 32, "center"
+    limits = ModelLimits()
 
     def __init__(self, least=3.0, limit=10_000):
         self.least, self.limit, self.seen = least, limit, []

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from models import common
 from models.common import Attention, MobileViTBlock, MV2Block, Transformer
+from models.heads import HEADS
 from models.mobilevit import MobileViT
 from models.yolo import BLOCKS, DetectionModel, parse_row
 
@@ -360,7 +361,7 @@ def test_depthwise_takes_the_most_groups_that_fit() -> None:
     assert [common.DWConv(c1, c2).conv.groups for c1, c2 in ((8, 8), (8, 12), (5, 8))] == [8, 4, 1]
 
 
-MORE_ARGUMENTS = {"MobileViTBlock": [24, 1]}  # what a row needs besides the width
+MORE_ARGUMENTS = {"MobileViTBlock": [24, 1], "MV3Block": [32]}  # what a row needs besides the width
 WIDTH_BLOCKS = [name for name, cls in BLOCKS.items() if "c2" in cls.__init__.__annotations__]
 CFG = {"nc": 2, "anchors": []}
 
@@ -374,7 +375,7 @@ def run_row(row: list, x: Tensor, maps: int = 1) -> tuple[Tensor, int]:
 def test_most_blocks_take_a_width() -> None:
     assert {"Conv", "C3", "SPPF", "MV2Block", "MobileViTBlock"} <= set(WIDTH_BLOCKS)
     assert set(BLOCKS) - set(WIDTH_BLOCKS) <= {
-        "Concat", "Contract", "Detect", "Expand", "nn.MaxPool2d", "nn.Upsample", "nn.ZeroPad2d",
+        *HEADS, "Concat", "Contract", "Expand", "nn.MaxPool2d", "nn.Upsample", "nn.ZeroPad2d",
     }  # fmt: skip
 
 

@@ -15,9 +15,11 @@ from utils.boxes import Targets
 from utils.drawing import class_color, plot_batch
 from utils.images import imread
 from utils.runs import Run
-from utils.train.plots import PANELS, TOPICS, plot_labels, plot_results, read_results, topic_charts
+from utils.train.plots import TOPICS, panels, plot_labels, plot_results, read_results, topic_charts
 
 SVG = "{http://www.w3.org/2000/svg}"
+
+PANELS = panels(["train/box_loss", "train/obj_loss", "train/cls_loss"])
 
 
 def row(epoch: int, **changes: float) -> dict[str, float | int]:
@@ -50,8 +52,8 @@ def test_results_png_draws_a_curve_for_what_was_measured(tmp_path: Path) -> None
     plot_results(run.dir / "results.csv", run.dir / "results.png")
     blue = (np.abs(imread(run.dir / "results.png").astype(int) - [0x1F, 0x6F, 0xEB]) < 9).all(axis=2)
     h, w = blue.shape
-    panels = [blue[y : y + h // 2, x : x + w // 5].any() for y in (0, h // 2) for x in range(0, w, w // 5)]
-    assert panels == [name != "metrics/mAP_0.5" for name in PANELS]
+    drawn = [blue[y : y + h // 2, x : x + w // 5].any() for y in (0, h // 2) for x in range(0, w, w // 5)]
+    assert drawn == [name != "metrics/mAP_0.5" for name in PANELS]
 
 
 def test_results_png_of_an_empty_file(tmp_path: Path) -> None:

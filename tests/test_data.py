@@ -15,9 +15,10 @@ from PIL import Image
 
 from utils.boxes import Boxes, Targets, areas, xywh2xyxy, xywhn2xyxy, xyxy2xywhn
 from utils.data.augmentations import copy_paste, flip, hsv, mixup, mosaic, random_affine
-from utils.data.data_yaml import list_images, read_data_yaml
+from utils.data.data_yaml import read_data_yaml
 from utils.data.dataset import DetectionDataset, Sample
 from utils.data.labels import TextLabels, label_path, read_labels
+from utils.data.listing import list_images
 from utils.data.loader import Batch, EpochBatchSampler, build_loader, collate, collate_quad
 from utils.data.scan import Scan, cache_file, scan
 from utils.hyp import Hyp

@@ -126,9 +126,9 @@ def smaller(cfg: Any, out: Path) -> Any:
     if isinstance(cfg, train.TrainConfig):
         changes = {"imgsz": SIDE, "epochs": 1, "workers": 0, "noplots": True, "evolve": min(cfg.evolve, TRIALS)}
     elif isinstance(cfg, val.ValConfig):
-        changes = {"imgsz": min(cfg.imgsz, 192), "workers": 0}
+        changes = {"imgsz": tuple(min(side, 192) for side in cfg.imgsz), "workers": 0}
     elif isinstance(cfg, detect.DetectConfig):
-        return replace(cfg, imgsz=min(cfg.imgsz, 192), project=str(out))
+        return replace(cfg, imgsz=tuple(min(side, 192) for side in cfg.imgsz), project=str(out))
     elif isinstance(cfg, export.ExportConfig):
         return replace(cfg, imgsz=(SIDE,), threads=1, out=str(out))
     elif isinstance(cfg, convert.ConvertConfig):
@@ -165,7 +165,7 @@ def check_val(cfg: Any, result: Any, run: Path) -> None:
     assert bool(list(run.glob("val_batch*.jpg"))) == (cfg.plots and cfg.task != "speed")
     assert len(list(run.glob("labels/*.txt"))) == (2 if cfg.save_txt or cfg.save_hybrid else 0)
     if cfg.save_json:
-        assert {"image_id", "category_id", "bbox", "score"} == set(
+        assert {"image_id", "category_id", "bbox", "score", "path"} == set(
             json.loads((run / "predictions.json").read_text())[0]
         )
 

@@ -33,6 +33,7 @@ from models.runtimes.exported import final_to_decoded
 from models.runtimes.load import load_backend
 from models.weights.checkpoint import build_model, load_checkpoint
 from models.yolo import DetectionModel
+from utils.backend import ModelLimits
 from utils.boxes import xywh2xyxy
 from utils.config import parse_cli, spelling
 from utils.files import REPO, VERSION
@@ -107,7 +108,8 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_file_equals_pytorch_for_any_batch(made, reference, name):
     path = made(name)
     backend = load_backend(path, CPU, threads=1)
-    assert (backend.names, backend.nc, backend.stride, backend.grid) == (NAMES, 3, 16, 128)
+    assert (backend.names, backend.nc, backend.stride, backend.grid) == (NAMES, 3, 16, 16)
+    assert backend.limits == ModelLimits(path.name, (128, 128), fixed=True)
     for count in (1, 3):  # the file takes one at a time
         images = images_of(count, 3, 128, 128)
         assert apart(backend(images), reference(images)) < 2e-3
@@ -171,14 +173,13 @@ def test_dynamic_sizes(folder, tmp_path, reference, dynamic):
         with export.quiet():
             FORMATS[name].write(job, path)
         backend = load_backend(path, CPU, threads=1)
-        assert backend.grid == (16 if dynamic == "size" else 128)
+        assert backend.grid == 16 and backend.limits.fixed == (dynamic == "batch")
         for shape in shapes:
             assert apart(backend(images_of(*shape)), reference(images_of(*shape))) < 1e-3, (name, shape)
 
 
 def test_file_of_a_fixed_size_takes_smaller_images_and_refuses_larger(made, reference):
     backend = load_backend(made("torchscript", imgsz=(64, 128)), CPU)
-    assert backend.grid == 16  # not square: images have the model's own grid
     small = images_of(1, 3, 32, 112)
     padded = torch.nn.functional.pad(small, (0, 16, 0, 32), value=114 / 255)
     assert apart(backend(small), reference(padded)) < 1e-3
@@ -324,6 +325,13 @@ def test_the_package_has_the_version_of_the_files():
 
 
 def test_metadata_round_trips(tmp_path):
+    for form in ({"form": "raw"}, {"form": "nms", "conf_thres": 0.3, "iou_thres": 0.5, "max_det": 7}):
+        meta = Metadata.of(tiny_model(), (64, 96), 2, **form)
+        assert Metadata.from_json(meta.to_json(), "x") == Metadata.from_strings(meta.to_strings(), "x") == meta
+    assert meta.nms == NmsSettings(0.3, 0.5, 7)
+    for change in ({"max_det": 0}, {"conf_thres": 2}, {"iou_thres": "x"}):
+        with pytest.raises(ValueError, match="x: no metadata of this project"):
+            Metadata.from_json(json.dumps(json.loads(meta.to_json()) | change), "x")
     meta = Metadata.of(tiny_model(), (64, 96), 2, form="raw")
     assert Metadata.from_json(meta.to_json(), "x") == meta
     assert Metadata.from_strings(meta.to_strings() | {"other": "{"}, "x") == meta
@@ -372,7 +380,6 @@ def test_exported_files_refuse_half(made):
         ({"include": ("web",), "dynamic": "size"}, "no --dynamic size for web"),
         ({"include": ("engine",)}, "engine: not made here: TensorRT builds it"),
         ({"include": ("edgetpu",)}, "edgetpu: not made here"),
-        ({"int8": True, "data": "x.yaml", "imgsz": (64, 128)}, "--int8 at 64x128"),
     ],
 )
 def test_one_line_errors(folder, tmp_path, flags, words):

@@ -45,7 +45,7 @@ REASONS = {  # where the reason is not the name that the file calls
     "laughing_modules": "do not form a tree",
     "laughing_mapping": "its model mapping is too large",
     "tensor_beyond_its_storage": "does not fit its storage of 16 bytes",
-    "tensor_of_stride_zero": "does not fit its storage of 16 bytes",
+    "tensor_of_stride_zero": "repeat their bytes to more than",
     "storage_that_claims_more": "does not fit its storage of 16 bytes",
     "negative_size": "no number of elements",
     "missing_storage": "damaged zip archive, member 'data/0'",

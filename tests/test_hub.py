@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from blobs import BlobBackend, draw
@@ -17,6 +18,7 @@ from models.weights.checkpoint import Checkpoint, save_checkpoint
 from models.yolo import DetectionModel
 from utils.boxes import Boxes
 from utils.images import imread, imwrite
+from utils.predict.predictor import class_indices
 from utils.predict.results import Detections
 
 REPO = Path(hubconf.__file__).parent
@@ -68,6 +70,99 @@ def test_settings_of_the_model(model) -> None:
     assert not len(model(image, size=160).xyxy[0])
     model.conf, model.max_det = 0.25, 1
     assert len(model(image, size=160).xyxy[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "one", [0, "wide", "0", 0.0, np.int64(0), np.array(0), np.array([0]), torch.tensor(0), torch.tensor([0.0]), [0],
+            {0}, (torch.tensor(0),), ["wide"], range(1), iter([0])],
+)  # fmt: skip
+def test_classes_in_every_form(model, one) -> None:
+    image = draw((120, 160), BOXES)
+    model.classes = one
+    assert model(image, size=160).pandas().xyxy[0]["name"].tolist() == ["wide"]
+
+
+def test_no_class_and_wrong_classes(model, caplog) -> None:
+    image = draw((120, 160), BOXES)
+    model.classes = []
+    assert len(model(image, size=160).xyxy[0]) == 0
+    for wrong in (2, -1, 0.5, True, "fish", [None], np.array([[0]]), float("nan"), b"wide"):
+        model.classes = wrong
+        with pytest.raises(ValueError, match=r"^--classes .*: expected a name or 0\.\.1 \(wide, high\)"):
+            model(image, size=160)
+    assert class_indices("1", {0: "1", 1: "0"}) == (1,)
+    assert [r.getMessage() for r in caplog.records] == [
+        "--classes 1: using index 1, '0'; '1' is also the name of class 0"
+    ]
+
+
+def test_sizes_of_the_input(model, caplog) -> None:
+    image = draw((120, 160), BOXES)
+    assert model(image, size=(96, 160)).s == (1, 3, 96, 128)
+    assert model(image, size=[160, 160]).s == model(image, size=160).s == (1, 3, 128, 160)
+    assert model(draw((160, 120), []), size=(96, 160)).s == (1, 3, 96, 96)  # portrait
+    assert model(image).s == (1, 3, 480, 640)
+    for wrong in (0, (1, 2, 3), 0.5, "160"):
+        with pytest.raises(ValueError, match="expected one number, or height and width"):
+            model(image, size=wrong)
+    for _ in range(3):
+        model(image, size=150)
+    assert len(caplog.records) == 1 and "--imgsz 150 is not a multiple" in caplog.text
+
+
+def test_names_may_be_replaced(model) -> None:
+    image = draw((120, 160), BOXES)
+    model.names = ["broad", "tall"]
+    assert model.names == {0: "broad", 1: "tall"}
+    model.classes = "tall"
+    assert model(image, size=160).pandas().xyxy[0]["name"].tolist() == ["tall"]
+    model.names = {1: "b", 0: "a"}
+    assert model.names == {0: "a", 1: "b"} and model.backend.names == {0: "wide", 1: "high"}
+    for wrong in (["a"], ["a", "a"], {1: "a", 2: "b"}, "ab"):
+        with pytest.raises(ValueError, match=r"^names .*: expected 2, all different, for 0\.\.1"):
+            model.names = wrong
+    assert hubconf.load("x.pt", device="cpu", names=["x", "y"]).names[1] == "y"
+
+
+def test_moving_as_with_a_module_of_torch(monkeypatch) -> None:
+    read = []
+    monkeypatch.setattr(hubconf, "load_model", lambda *args, **_: read.append(args[1:]) or BlobBackend())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:1")
+    for device in (1, "1", "cuda:1", gpu):
+        assert hubconf.load("x.pt", device=device).device == gpu
+    assert (
+        hubconf.load("x.pt", device="cuda").device == hubconf.load("x.pt", device=None).device == torch.device("cuda:0")
+    )
+    read.clear()
+    model = hubconf.load("x.pt", device="cpu")
+    model.names, model.conf = ["a", "b"], 0.5
+    assert model.eval() is model.cpu() is model.float() is model.to(cpu) is model and read == [(cpu, False)]
+    assert model.cuda(1) is model and model.device == gpu
+    assert model.half() is model and model.fp16 and model.half() is model and model.to("cuda:1") is model
+    assert model.float() is model and not model.fp16
+    assert read == [(cpu, False), (gpu, False), (gpu, True), (gpu, False)]
+    assert model.names == {0: "a", 1: "b"} and model.conf == 0.5
+    with pytest.raises(ValueError, match="--device 5: expected cpu, mps or a GPU number below 2"):
+        model.to("cuda:5")
+
+
+def test_moving_real_weights(tmp_path) -> None:
+    save_checkpoint(tmp_path / "w.pt", Checkpoint.of(DetectionModel("yolov5n.yaml", nc=2).eval()))
+    model = hubconf.load(tmp_path / "w.pt", device="cpu")
+    assert len(model.to("cpu").float().eval()(np.zeros((50, 70, 3), np.uint8), size=64)) == 1
+    with pytest.raises(ValueError, match="--half on a CPU: expected a GPU"):
+        model.half()
+    assert not model.fp16 and len(model(np.zeros((50, 70, 3), np.uint8), size=64)) == 1
+
+
+def test_an_empty_table_has_the_types_of_a_full_one(model) -> None:
+    tables = model([draw((120, 160), BOXES), draw((60, 90), [])], size=160).pandas()
+    for full, empty in (tables.xyxy, tables.xyxyn, tables.xywh, tables.xywhn):
+        assert len(full) == 2 and len(empty) == 0 and full.dtypes.equals(empty.dtypes)
+        assert full["name"].tolist() == [["wide", "high"][c] for c in full["class"]]
+    joined = pd.concat(tables.xyxy)
+    assert joined.dtypes.equals(tables.xyxy[0].dtypes)
 
 
 def test_results_in_every_form(model, tmp_path, capsys) -> None:

@@ -46,19 +46,19 @@ def test_equals_the_reference(case: int) -> None:
     loss, parts = criterion(preds, targets_of(c["targets"]))
     loss.backward()
     torch.testing.assert_close(loss.detach().view(1), c["loss"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(torch.stack(parts), c["parts_box_obj_cls"], rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(torch.stack([*parts.values()]), c["parts_box_obj_cls"], rtol=1e-5, atol=1e-8)
     for pred, grad in zip(preds, c["grads"], strict=True):
         torch.testing.assert_close(pred.grad, grad, rtol=1e-5, atol=1e-5 * float(grad.abs().max()))
     loss, parts = criterion(c["preds"], targets_of(torch.zeros(0, 6)))
     torch.testing.assert_close(loss.view(1), c["loss_no_targets"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(torch.stack(parts), c["parts_no_targets"], rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(torch.stack([*parts.values()]), c["parts_no_targets"], rtol=1e-5, atol=1e-8)
 
 
 def test_no_targets_teaches_objectness_alone() -> None:
     preds = maps(64)
     loss, parts = make_loss()(preds, targets_of(torch.zeros(0, 6)))
     loss.backward()
-    assert parts.box == 0 and parts.cls == 0 and parts.obj > 0
+    assert parts["box"] == 0 and parts["cls"] == 0 and parts["obj"] > 0
     assert all((p.grad[..., :4] == 0).all() and (p.grad[..., 5:] == 0).all() for p in preds)
 
 
@@ -114,10 +114,10 @@ def test_shares_of_a_batch_sum_up_to_its_loss() -> None:
             share, share_parts = DetectionLoss(ANCHORS.view(3, 3, 2), STRIDE, 4, GAINS, reduce)(preds, own)
             share.backward()
             losses.append(share.detach())
-            sums += torch.stack(share_parts)
+            sums += torch.stack([*share_parts.values()])
             grads.append([p.grad for p in preds])
     torch.testing.assert_close(sum(losses), loss.detach())
-    torch.testing.assert_close(sums, torch.stack(parts))
+    torch.testing.assert_close(sums, torch.stack([*parts.values()]))
     for pred, *shares in zip(whole_preds, *grads, strict=True):
         torch.testing.assert_close(torch.cat(shares), pred.grad)
 

@@ -14,9 +14,10 @@ from data_sets import noise
 from utils.hyp import Hyp
 from utils.images import imwrite
 from utils.runs import Run
-from utils.train.plots import PANELS
+from utils.train.plots import panels
 from utils.train.report import ReportConfig, main, write_report
 
+PANELS = panels(["train/box_loss", "train/obj_loss", "train/cls_loss"])
 EVIL = "<script>alert('a & b')</script>"
 VOID = {"meta", "img", "br", "link", "input"}
 

@@ -26,7 +26,7 @@ from utils.device import random_states, restore_random_states, seed_everything
 from utils.distributed import Dist
 from utils.files import REPO
 from utils.hyp import Hyp
-from utils.loss import LossGains
+from utils.loss import DetectionLoss, LossGains
 from utils.train.memory import choose_batch_size
 
 
@@ -37,7 +37,7 @@ def config(data: Path, project: Path, **changes: Any) -> train.TrainConfig:
 
 def interrupted(cfg: train.TrainConfig, at: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Train until `error` strikes in the middle of epoch `at`."""
-    original, calls = train.DetectionLoss.__call__, [0]
+    original, calls = DetectionLoss.__call__, [0]
 
     def strike(self: Any, *args: Any) -> Any:
         calls[0] += torch.is_grad_enabled()
@@ -46,7 +46,7 @@ def interrupted(cfg: train.TrainConfig, at: int, monkeypatch: pytest.MonkeyPatch
         return original(self, *args)
 
     with monkeypatch.context() as patch, pytest.raises(BaseException) as caught:
-        patch.setattr(train.DetectionLoss, "__call__", strike)
+        patch.setattr(DetectionLoss, "__call__", strike)
         train.main(cfg)
     assert caught.value is error or caught.value.__cause__ is error
 
@@ -211,7 +211,7 @@ def test_many_boxes_and_threads_give_the_same_bits_again() -> None:
     seed_everything(0, torch.device("cpu"))
     torch.set_num_threads(4)
     model = train.DetectionModel("yolov5n.yaml", nc=80)
-    criterion = train.DetectionLoss(model.head.anchors, model.stride, 80, LossGains(0.05, 1.0, 0.5))
+    criterion = DetectionLoss(model.head.anchors, model.stride, 80, LossGains(0.05, 1.0, 0.5))
     xywhn = torch.rand(480, 4) * torch.tensor([1, 1, 0.5, 0.5])
     targets = Targets(torch.arange(480) % 16, torch.randint(80, (480,)), xywhn)
     maps = [torch.randn(16, 3, side, side, 85) for side in (40, 20, 10)]

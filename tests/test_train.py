@@ -31,6 +31,7 @@ from utils.distributed import Dist
 from utils.files import REPO
 from utils.hyp import Hyp
 from utils.images import check_imgsz, imread, imwrite
+from utils.loss import DetectionLoss
 from utils.train.optim import ModelEMA, Schedule, build_optimizer
 
 
@@ -75,7 +76,7 @@ def test_same_seed_same_weights_whatever_the_workers(shapes_set: Path, tmp_path:
 def test_size_rule(cfg: str, imgsz: int, shapes_set: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = DetectionModel(cfg, nc=2)
     with caplog.at_level(logging.WARNING):
-        fitted = check_imgsz(imgsz, model.grid)
+        fitted = check_imgsz(imgsz, model.grid)[0]
     assert fitted == (448 if (imgsz, model.grid) == (416, 64) else imgsz)
     assert len(caplog.records) == (fitted != imgsz)
     found = read_data_yaml(shapes_set).scan("train")
@@ -205,9 +206,9 @@ def test_a_loss_that_is_not_finite_names_the_images(
     shapes_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: object, preds: list, targets: Targets) -> tuple:
-        return preds[0].sum() * math.nan, train.LossParts(*[torch.zeros(())] * 3)
+        return preds[0].sum() * math.nan, dict.fromkeys(("box", "obj", "cls"), torch.zeros(()))
 
-    monkeypatch.setattr(train.DetectionLoss, "__call__", broken)
+    monkeypatch.setattr(DetectionLoss, "__call__", broken)
     with pytest.raises(FloatingPointError, match=r"epoch 1; images, or those mixed into them: .*\.png"):
         train.main(config(shapes_set, tmp_path))
 
@@ -245,7 +246,7 @@ def test_amp_is_the_type_of_the_forward_pass(amp: str, dtype: torch.dtype, small
             module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     losses = train.train_one_epoch(job, 0)
     assert seen == {dtype}
-    assert all(math.isfinite(part) and part > 0 for part in losses)
+    assert all(math.isfinite(part) and part > 0 for part in losses.values())
     for name, p in job.model.named_parameters():
         assert p.dtype == torch.float32 and p.isfinite().all() and not torch.equal(p, before[name]), name
 

@@ -48,7 +48,7 @@ def test_a_perfect_model_has_every_chart_and_number(run, caplog) -> None:
     assert result.map50 == pytest.approx(1) and result.coco["AP75"] > 0.9
     charts = {f"{name}_curve.png" for name in ("P", "R", "F1", "PR")} | {"confusion_matrix.png"}
     charts |= {f"val_batch{k}_{kind}.jpg" for k in range(2) for kind in ("labels", "pred")}
-    assert {p.name for p in folder.iterdir()} == charts | {"metrics.json", "labels"}
+    assert {p.name for p in folder.iterdir()} == charts | {"metrics.json", "labels", ".outputs"}
     assert all(imread(folder / name).std() > 5 for name in charts)
     assert json.loads((folder / "metrics.json").read_text())["coco"]["APs"] == pytest.approx(result.coco["APs"])
     assert "AR300" in caplog.text and "speed:" in caplog.text
@@ -194,3 +194,16 @@ def test_evaluate_writes_plots_into_a_given_folder(tmp_path: Path) -> None:
     result = val.evaluate(BlobBackend(), loader, data.names, torch.device("cpu"), plots=tmp_path / "out")
     assert result.map50 == pytest.approx(1)
     assert (tmp_path / "out" / "val_batch1_pred.jpg").is_file() and (tmp_path / "out" / "PR_curve.png").is_file()
+
+
+def test_images_that_break_after_the_scan_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_set(tmp_path / "set")
+    data = read_data_yaml(tmp_path / "set" / "data.yaml")
+    found = data.scan("val")
+    Path(found.paths[0]).write_bytes(b"")
+    settings = val.EvalSettings.of(False)
+    for batch_size in (1, 4):  # a batch without an image, and one that lacks one
+        loader = build_loader(DetectionDataset(found, 128, 32), batch_size)
+        result = val.detect_all(BlobBackend(), loader, data.names, torch.device("cpu"), settings)
+        assert result.rows == list(range(1, len(found))) and result.metrics().map50 == pytest.approx(1)
+    assert f"{found.paths[0]}: skipped, it has changed since the scan: not a readable image" in caplog.text

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import train
-from models import common
+from models import common, yolo
 from models.heads import Detect
 from models.mobilevit import SIZES, MobileViT, from_checkpoint, from_published, to_published
 from models.runtimes.load import load_backend
@@ -75,6 +75,7 @@ def write_as_yolov5(path: Path, model: DetectionModel, key: str = "model", **cha
 def detect_in_yolo() -> Iterator[None]:
     """Pickles written here name the head models.yolo.Detect, as YOLOv5's do."""
     before, Detect.__module__ = Detect.__module__, "models.yolo"
+    yolo.Detect = Detect  # type: ignore[attr-defined]  # where the pickles are read again
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ from utils.doctor.examine import Diagnosis, examine
 from utils.doctor.findings import Finding
 from utils.doctor.page import text_page, write_html
 from utils.doctor.repair import check_target, repair
-from utils.doctor.survey import READ_ERRORS, Survey, all_records, survey
+from utils.doctor.survey import Survey, all_records, survey
 from utils.doctor.suspects import LOWEST, Suspects, classes_by_name, in_data_classes
 from utils.images import imread
 from utils.nms import NmsSettings
@@ -112,7 +112,7 @@ def read(path: Path) -> np.ndarray:
     """The image in a file that was readable a moment ago; raises ValueError if it is not any more."""
     try:
         return imread(path)
-    except READ_ERRORS as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read any more: {error}") from error
 
 

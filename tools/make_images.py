@@ -124,7 +124,7 @@ def draw_boxes(image: Image.Image, rows: list[list[float]], scale: float, names:
 
 
 def export_page(cfg: ImagesConfig, images: list[Path], folder: Path) -> Path:
-    """The folder of the demo page, with the first of the images as example.jpg."""
+    """The folder of the demo page, with one of the images as example.jpg."""
     export.main(
         export.ExportConfig(
             weights=cfg.weights,
@@ -136,7 +136,7 @@ def export_page(cfg: ImagesConfig, images: list[Path], folder: Path) -> Path:
         )
     )
     page = next(folder.glob("*_web"))
-    example = Image.open(images[0])
+    example = Image.open(images[len(images) // 2])
     example.resize((2 * example.width, 2 * example.height), Image.Resampling.LANCZOS).save(page / "example.jpg")
     (page / "frame.html").write_text(FRAME, encoding="utf-8")
     return page

@@ -1,1 +1,1 @@
-"""Everything around the network: data, loss, metrics, optimisation, files. Never imports `models`."""
+"""Around the network: a ground floor that imports nothing of the project, and rooms. Never imports `models`."""

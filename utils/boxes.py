@@ -153,6 +153,14 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return box_iou(torch.from_numpy(a), torch.from_numpy(b)).nan_to_num(0.0).numpy()
 
 
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """(n,) intersection over union of paired (n, 4) xyxy boxes in one frame; 0 where both are empty."""
+    low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=1)
+    total = (a[:, 2:] - a[:, :2]).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1) - shared
+    return shared / total.clamp(min=1e-16)
+
+
 def paired_ciou(a: Tensor, b: Tensor) -> Tensor:
     """Complete IoU of paired boxes, (n,): 1 for equal ones, down to about -1.5 for far, unlike ones.
 

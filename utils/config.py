@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import math
 import sys
@@ -139,6 +140,9 @@ def dashed(word: str) -> str:
 
 def run_script(main: Callable[[T], object], cls: type[T]) -> None:
     """Parse the command line into `cls` and call `main`; an error that a user can cause is one line, exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # names that the terminal's encoding lacks are printed with escapes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         main(parse_cli(cls))

@@ -52,10 +52,11 @@ def write_atomic(path: Path, content: str | bytes | memoryview, sync: bool = Tru
     Raises:
         OSError: the file could not be written; an earlier one is unchanged.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    name = os.fsencode(path.name)[:200].decode(errors="ignore")  # the longest name that a disk takes has 255 bytes
+    partial = path.with_name(f"{name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -13,33 +15,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.boxes import clip_xyxy
+from utils.decode import decode
 from utils.files import write_atomic
 
 LOGGER = logging.getLogger(__name__)
+Size: TypeAlias = tuple[int, int]  # (height, width), pixels
 PAD = 114  # gray of letterbox borders, as in YOLOv5
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+POSITIONS = ("center", "top-left")  # of an image on its canvas: YOLOv5's and YOLOX's
+IMAGE_SUFFIXES = {
+    *(".avif", ".bmp", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".mpo"),
+    *(".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+}
 
 
 def imread(path: str | Path) -> np.ndarray:
-    """The image as (H, W, 3) uint8 RGB, EXIF orientation applied; gray, RGBA and 16-bit files are converted.
+    """The image in a file as (H, W, 3) uint8 RGB, upright; gray, RGBA, 16-bit and float files are converted.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not an image.
+        FileNotFoundError, ValueError: no such file; not an image that can be decoded.
     """
-    data = np.fromfile(path, dtype=np.uint8)  # not cv2.imread: it fails on non-ASCII paths on some systems
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise ValueError(f"{path}: not a readable image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return decode(Path(path).read_bytes(), path).image
 
 
 def imwrite(path: Path, image: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 RGB image in the format of the suffix.
 
     Raises:
-        OSError: it could not be written.
+        OSError: it could not be written; there is no encoder for the suffix. Names the file.
     """
-    ok, data = cv2.imencode(path.suffix or ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    suffix, data = path.suffix or ".jpg", None
+    try:
+        ok, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error as error:
+        side = max(image.shape[:2])
+        raise OSError(f"{path}: no encoder for {suffix} images of {side} pixels, expected .jpg or .png") from error
     if not ok:
         raise OSError(f"{path}: could not encode the image")
     write_atomic(path, data.tobytes(), sync=False)
@@ -76,18 +85,18 @@ class Letterbox:
         return [x, y, x, y], [self.left, self.top, self.left, self.top]
 
 
-def place(image: tuple[int, int], canvas: tuple[int, int], enlarge: bool = True) -> Letterbox:
-    """The place of an image of this (height, width), scaled to fit `canvas` (height, width) and centered.
+def place(image: tuple[int, int], canvas: tuple[int, int], enlarge: bool = True, position: str = "center") -> Letterbox:
+    """The place of an image of this (height, width), scaled to fit `canvas` (height, width).
 
     Args:
-        enlarge: False never scales up.
+        enlarge: False never scales up. position: one of POSITIONS.
     """
     h, w = image
     ratio = min(canvas[0] / h, canvas[1] / w)
     if not enlarge:
         ratio = min(ratio, 1.0)
     size = max(round(h * ratio), 1), max(round(w * ratio), 1)
-    top, left = ((c - s) // 2 for c, s in zip(canvas, size, strict=True))
+    top, left = ((c - s) // 2 if position == "center" else 0 for c, s in zip(canvas, size, strict=True))
     return Letterbox((h, w), size, canvas, top, left)
 
 
@@ -96,9 +105,11 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return image if size == image.shape[:2] else cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def letterbox(image: np.ndarray, canvas: tuple[int, int], enlarge: bool = True) -> tuple[np.ndarray, Letterbox]:
-    """A gray canvas (height, width) with `image` (H, W, 3) resized and centered on it, and its place there."""
-    placed = place((image.shape[0], image.shape[1]), canvas, enlarge)
+def letterbox(
+    image: np.ndarray, canvas: tuple[int, int], enlarge: bool = True, position: str = "center"
+) -> tuple[np.ndarray, Letterbox]:
+    """A gray canvas (height, width) with `image` (H, W, 3) resized on it, and its place there; see `place`."""
+    placed = place((image.shape[0], image.shape[1]), canvas, enlarge, position)
     return paste(resize(image, placed.resized), placed), placed
 
 
@@ -110,25 +121,45 @@ def paste(image: np.ndarray, placed: Letterbox) -> np.ndarray:
     return out
 
 
-def fit_canvas(image: tuple[int, int], imgsz: int, grid: int) -> tuple[int, int]:
-    """The smallest (height, width) in multiples of `grid` for an image scaled to a long side of `imgsz`."""
-    ratio = imgsz / max(image)
+def fit_canvas(image: Size, largest: Size, grid: int) -> Size:
+    """The smallest (height, width) in multiples of `grid` for an image scaled to fit in `largest`, itself multiples."""
+    ratio = min(most / side for most, side in zip(largest, image, strict=True))
     h, w = (max(-(-round(side * ratio) // grid), 1) * grid for side in image)
     return h, w
 
 
-def check_imgsz(imgsz: int, grid: int) -> int:
-    """`imgsz` rounded up to a multiple of `grid`; a warning names both sizes if they differ.
+def as_size(imgsz: int | Sequence[int]) -> Size:
+    """(height, width) from one number, which gives a square, or from two.
 
     Raises:
-        ValueError: not positive.
+        ValueError: more or fewer numbers; a side that is no whole number above 0.
     """
-    if imgsz < 1:
-        raise ValueError(f"--imgsz {imgsz}: expected a positive number of pixels")
-    fitting = -(-imgsz // grid) * grid
-    if fitting != imgsz:
-        LOGGER.warning(f"--imgsz {imgsz} is not a multiple of this model's grid of {grid}; using {fitting}")
-    return fitting
+    sides = imgsz if isinstance(imgsz, Sequence) else (imgsz,)
+    whole = all(isinstance(side, int | np.integer) and not isinstance(side, bool) and side > 0 for side in sides)
+    if isinstance(imgsz, str) or len(sides) not in (1, 2) or not whole:
+        shown = " ".join(map(str, sides[:3]))
+        raise ValueError(f"--imgsz {shown:.40}: expected one number, or height and width, in whole pixels above 0")
+    return int(sides[0]), int(sides[-1])
+
+
+def size_text(size: Size) -> str:
+    """'320' for a square, else '192x320', for messages."""
+    return f"{size[0]}" if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def check_imgsz(imgsz: int | Sequence[int], grid: int) -> Size:
+    """(height, width) of `imgsz`, rounded up to multiples of `grid`; a warning names both sizes if they differ.
+
+    Raises:
+        ValueError: see as_size.
+    """
+    size = as_size(imgsz)
+    h, w = (-(-side // grid) * grid for side in size)
+    if (h, w) != size:
+        LOGGER.warning(
+            f"--imgsz {size_text(size)} is not a multiple of this model's grid of {grid}; using {size_text((h, w))}"
+        )
+    return h, w
 
 
 def to_input(images: Tensor, device: torch.device, half: bool = False) -> Tensor:

@@ -1,11 +1,11 @@
-"""Target assignment and loss terms of the anchor-based head, as in YOLOv5."""
+"""What the losses of all heads share; target assignment and loss of the anchor-based head, as in YOLOv5."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 from utils.boxes import Targets, paired_ciou, xywh2xyxy
 from utils.hyp import Hyp
 
+AllReduce = Callable[[Tensor], Tensor]
 BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06), 5: (4.0, 1.0, 0.25, 0.06, 0.02)}
 
 
@@ -51,12 +52,21 @@ def loss_gains(hyp: Hyp, nc: int, imgsz: int, levels: int = 3, smooth: float = 0
     )
 
 
-class LossParts(NamedTuple):
-    """The three parts of the loss of a batch, weighted, a mean over its images; detached scalars."""
+def relative_gains(hyp: Hyp, smooth: float = 0.0) -> LossGains:
+    """The gains of `hyp` as multiples of their defaults, for losses with gains of their own."""
+    usual = Hyp()
+    return LossGains(
+        box=hyp.box / usual.box,
+        obj=hyp.obj / usual.obj,
+        cls=hyp.cls / usual.cls,
+        cls_pw=hyp.cls_pw,
+        obj_pw=hyp.obj_pw,
+        fl_gamma=hyp.fl_gamma,
+        smooth=smooth,
+    )
 
-    box: Tensor
-    obj: Tensor
-    cls: Tensor
+
+LossParts = dict[str, Tensor]  # weighted parts of the loss of a batch by name; detached scalars
 
 
 class Matches(NamedTuple):
@@ -124,19 +134,77 @@ def bce(logits: Tensor, target: Tensor, pos_weight: float, gamma: float) -> Tens
     return (alpha * error**gamma * loss).sum()
 
 
+class CellGrid(NamedTuple):
+    """The N cells of all levels, row by row."""
+
+    centers: Tensor  # (N, 2) x, y, pixels
+    stride: Tensor  # (N,) pixels
+    size: Tensor  # (4,) width, height, width, height of the image, pixels
+
+
+def cell_grid(preds: list[Tensor], stride: Tensor) -> CellGrid:
+    """The cells of raw maps (B, C, h, w) of levels with `stride` (levels,) pixels."""
+    centers, strides = [], []
+    for level, s in zip(preds, stride.tolist(), strict=True):
+        h, w = level.shape[-2:]
+        y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+        centers.append((torch.stack([x, y], dim=-1).view(-1, 2) + 0.5) * s)
+        strides.append(torch.full((h * w,), s))
+    h, w = preds[0].shape[-2:]
+    size = torch.tensor([w, h, w, h]) * stride[0].item()
+    device = preds[0].device
+    return CellGrid(torch.cat(centers).to(device), torch.cat(strides).to(device), size.to(device))
+
+
 def local_sum(values: Tensor) -> Tensor:
     """The sum over the processes of a run with one process: `values`."""
     return values
 
 
-class DetectionLoss:
-    """Box, objectness and class loss of raw head maps.
+class Criterion:
+    """The loss of a head, which its `criterion` method builds.
 
     Args:
-        anchors: (levels, A, 2) width, height in pixels. stride: (levels,) pixels per cell. nc: number of classes.
-        gains: see `loss_gains`.
+        names: of the loss parts, as the progress line and results.csv show them.
+        nc: number of classes. gains: weights of the parts and settings of the class loss.
         all_reduce_sum: sums a tensor over the processes that share a batch. The losses that the processes return sum up
             to what one process would compute for the whole batch.
+    """
+
+    def __init__(self, names: tuple[str, ...], nc: int, gains: LossGains, all_reduce_sum: AllReduce = local_sum):
+        self.names = names
+        self.nc = nc
+        self.gains = gains
+        self.all_reduce_sum = all_reduce_sum
+
+    def __call__(self, preds: list[Tensor], targets: Targets) -> tuple[Tensor, LossParts]:
+        """The scalar to minimize, which is proportional to the batch size, and its parts, which are not.
+
+        Args:
+            preds: the raw maps of each level, as the head returns them in training.
+        """
+        raise NotImplementedError
+
+    def for_one_process(self) -> Self:
+        """The same loss for batches that are not shared with other processes."""
+        other = copy.copy(self)
+        other.all_reduce_sum = local_sum
+        return other
+
+    def class_targets(self, like: Tensor, label: Tensor) -> Tensor:
+        """(k, nc) of the type of `like`: 1 - smooth/2 at the label, smooth/2 elsewhere."""
+        off = 0.5 * self.gains.smooth
+        target = torch.full_like(like, off)
+        target[torch.arange(len(label), device=label.device), label] = 1 - off
+        return target
+
+
+class DetectionLoss(Criterion):
+    """Box, objectness and class loss of the anchor-based head.
+
+    Args:
+        anchors: (levels, A, 2) width, height in pixels. stride: (levels,) pixels per cell.
+        nc, gains, all_reduce_sum: see Criterion and `loss_gains`.
     """
 
     def __init__(
@@ -145,12 +213,10 @@ class DetectionLoss:
         stride: Tensor,
         nc: int,
         gains: LossGains,
-        all_reduce_sum: Callable[[Tensor], Tensor] = local_sum,
+        all_reduce_sum: AllReduce = local_sum,
     ):
+        super().__init__(("box", "obj", "cls"), nc, gains, all_reduce_sum)
         self.anchors = anchors / stride.view(-1, 1, 1)  # cells
-        self.nc = nc
-        self.gains = gains
-        self.all_reduce_sum = all_reduce_sum
         self.balance = BALANCE[len(anchors)] if len(anchors) > 1 else (1.0,)
 
     def __call__(self, preds: list[Tensor], targets: Targets) -> tuple[Tensor, LossParts]:
@@ -181,14 +247,8 @@ class DetectionLoss:
                     cls = cls + bce(matched[:, 5:], one_hot, g.cls_pw, g.fl_gamma) / (count * self.nc)
             cells = objectness[0].numel() * images
             obj = obj + weight * bce(pred[..., 4], objectness, g.obj_pw, g.fl_gamma) / cells
-        parts = LossParts(box * g.box, obj * g.obj, cls * g.cls)
-        return sum(parts) * images, LossParts(*(p.detach() for p in parts))
-
-    def for_one_process(self) -> DetectionLoss:
-        """The same loss for batches that are not shared with other processes."""
-        other = copy.copy(self)
-        other.all_reduce_sum = local_sum
-        return other
+        parts = {"box": box * g.box, "obj": obj * g.obj, "cls": cls * g.cls}
+        return sum(parts.values()) * images, {name: part.detach() for name, part in parts.items()}
 
     @staticmethod
     def box_iou(matched: Tensor, m: Matches) -> Tensor:
@@ -196,10 +256,3 @@ class DetectionLoss:
         y = matched[:, :4].float().sigmoid()
         predicted = torch.cat([y[:, :2] * 2 - 0.5, (y[:, 2:] * 2) ** 2 * m.anchor_wh], dim=1)
         return paired_ciou(xywh2xyxy(predicted), xywh2xyxy(m.xywh))
-
-    def class_targets(self, like: Tensor, label: Tensor) -> Tensor:
-        """(k, nc) of the type of `like`: 1 - smooth/2 at the label, smooth/2 elsewhere."""
-        off = 0.5 * self.gains.smooth
-        target = torch.full_like(like, off)
-        target[torch.arange(len(label), device=label.device), label] = 1 - off
-        return target

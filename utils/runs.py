@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,101 @@ class Run:
                 writer.writerows(old for old in list(csv.reader(file))[1:] if int(old[0]) < row["epoch"])
         writer.writerow(v if isinstance(v, int) else f"{v:.6g}" for v in row.values())
         write_atomic(path, text.getvalue())
+
+
+LIST_OF_FILES = ".outputs"  # in a folder: the files that this program wrote there
+
+
+class OutputFiles:
+    """The files that this program writes into a folder. Their list is `.outputs` in it, with sizes and times.
+
+    Only a file on the list that was not changed since is replaced by a later run. Any other file is somebody's own: it
+    is neither deleted nor overwritten.
+
+    Raises:
+        ValueError: `.outputs` is not such a list.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.list = folder, folder / LIST_OF_FILES
+        self.known: dict[str, tuple[int, int]] = {}
+        if self.list.is_file():
+            try:
+                rows = [json.loads(line) for line in self.list.read_text(encoding="utf-8").splitlines()]
+                self.known = {str(name): (int(size), int(time)) for name, size, time in rows}
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{self.list}: not the list of a run's files; choose another --name") from error
+
+    def is_own(self, path: Path) -> bool:
+        """Whether this program wrote `path` and nobody changed it since; never true of a link."""
+        try:
+            stat, known = path.lstat(), self.known.get(self.key(path))
+        except OSError:
+            return False
+        return known == (stat.st_size, stat.st_mtime_ns) and not path.is_symlink()
+
+    def key(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def remove_earlier(self, sources: Iterable[Path] = ()) -> None:
+        """Delete the files of earlier runs, which a new run replaces; those changed since are kept and named.
+
+        Raises:
+            ValueError: one of them is also one of `sources`; then nothing is deleted.
+        """
+        paths = [self.folder / name for name in self.known]
+        own = [path for path in paths if self.is_own(path)]
+        read = {identity for path in sources if (identity := file_identity(path))}
+        for path in own:
+            if file_identity(path) in read:
+                raise ValueError(f"{path} is a source, and a result that this run would replace; choose another --name")
+        changed = [path for path in paths if path not in own and os.path.lexists(path)]
+        if changed:
+            LOGGER.warning(f"{len(changed)} result(s) of an earlier run were changed since and are kept: {changed[0]}")
+        for path in own:
+            path.unlink()
+        for folder in sorted({parent for path in own for parent in path.parents}, reverse=True):
+            if self.folder in folder.parents:
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
+        self.known = {}
+        self.list.unlink(missing_ok=True)
+
+    def check(self, path: Path) -> Path:
+        """`path`, which may be written.
+
+        Raises:
+            FileExistsError: there is a file that is not this program's.
+        """
+        if os.path.lexists(path) and not self.is_own(path):
+            raise FileExistsError(f"{path} exists and is not a result of an earlier run: not overwritten")
+        return path
+
+    def add(self, path: Path) -> None:
+        """Put a file that was written on the list."""
+        stat = path.lstat()
+        self.known[self.key(path)] = (stat.st_size, stat.st_mtime_ns)
+        try:
+            with self.list.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([self.key(path), stat.st_size, stat.st_mtime_ns]) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.list)) from error
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[Path]:
+        """Check `path`, make its folder, and after the block, which writes it, put it on the list."""
+        self.check(path).parent.mkdir(parents=True, exist_ok=True)
+        yield path
+        self.add(path)
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Device and number of the file that `path` is, or links to; None if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def newest_checkpoint(project: Path, name: str = "last.pt") -> Path | None:

@@ -4,18 +4,19 @@ const PAD = 114 / 255;
 const ONE = 2048; // interpolation weights are integers up to this, as in OpenCV, so that pixels are equal
 
 /**
- * The image scaled to fit height x width and centered on gray, as the input of the network.
+ * The image scaled to fit height x width, on gray, as the input of the network; centered, or else at the top left.
  * Bilinear between pixel centers in OpenCV's arithmetic, not by the browser's own scaling.
  *
  * @param {{data: Uint8ClampedArray, width: number, height: number}} image RGBA.
  * @returns {{tensor: Float32Array, place: {x: number, y: number, left: number, top: number}}}
  *   tensor (3, height, width) in 0..1; a point p of the image is at p * (x, y) + (left, top).
  */
-export function letterbox(image, height, width) {
+export function letterbox(image, height, width, centered = true) {
   const ratio = Math.min(height / image.height, width / image.width);
   const h = Math.max(round(image.height * ratio), 1);
   const w = Math.max(round(image.width * ratio), 1);
-  const place = { x: w / image.width, y: h / image.height, left: (width - w) >> 1, top: (height - h) >> 1 };
+  const place = { x: w / image.width, y: h / image.height, left: 0, top: 0 };
+  if (centered) Object.assign(place, { left: (width - w) >> 1, top: (height - h) >> 1 });
   const rows = taps(image.height, h);
   const columns = taps(image.width, w);
   const plane = height * width;
@@ -47,7 +48,7 @@ function round(value) {
   return near - value === 0.5 && near % 2 ? near - 1 : near;
 }
 
-/** For each of `to` pixels along an axis of `from`: its two neighbours and the weight of the second, 0..ONE. */
+/** For each of `to` pixels along an axis of `from`: its two neighbors and the weight of the second, 0..ONE. */
 function taps(from, to) {
   const low = new Int32Array(to);
   const high = new Int32Array(to);
@@ -127,7 +128,8 @@ export class Detector {
   async infer(image) {
     const [height, width] = this.meta.imgsz;
     const start = performance.now();
-    const { tensor, place } = letterbox(image, height, width);
+    const centered = (this.meta.letterbox ?? "center") === "center";
+    const { tensor, place } = letterbox(image, height, width, centered);
     const ready = performance.now();
     const input = new this.ort.Tensor("float32", tensor, [1, 3, height, width]);
     const results = await this.session.run({ images: input });

@@ -10,22 +10,22 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from models.common import Attention, Conv, Focus
-from models.heads import Detect
+from models.heads import Head
 from models.yolo import DetectionModel
 from utils.nms import NmsSettings
 
 
 class ExportHead(nn.Module):
-    """Detect with one chosen output and nothing above rank 4.
+    """A head with one chosen output and nothing above rank 4.
 
-    `form` "raw": the maps (B, A*(5+nc), h, w) of each level. "decoded": (B, N, 5+nc), see Detect.forward.
+    `form` "raw": the maps (B, C, h, w) of each level. "decoded": (B, N, 5+nc), see Head.forward.
     "nms": boxes (B, D, 4) xyxy pixels, scores (B, D), classes (B, D) int64, count (B,) int64; D is `max_det`, rows
     from `count` on are zeros. A box has its best class only; boxes of different classes do not suppress each other.
     """
 
     joins = True  # takes a list of maps
 
-    def __init__(self, detect: Detect, form: str = "decoded", settings: NmsSettings | None = None):
+    def __init__(self, detect: Head, form: str = "decoded", settings: NmsSettings | None = None):
         super().__init__()
         self.detect, self.form = detect, form
         self.settings = settings or NmsSettings()
@@ -35,7 +35,7 @@ class ExportHead(nn.Module):
         return self.detect.stride
 
     def forward(self, x: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
-        maps = [conv(level) for conv, level in zip(self.detect.m, x, strict=True)]
+        maps = self.detect.maps(x)
         if self.form == "raw":
             return tuple(maps)
         decoded = self.detect.decode_all(maps)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.heads import HEADS
 from models.yolo import DetectionModel
 from utils.files import VERSION
+from utils.images import POSITIONS
+from utils.nms import NmsSettings
 
 LICENSE = "Apache-2.0 (the code; weights have the license of their training)"
 FORMS = ("decoded", "raw", "nms")
@@ -26,10 +29,12 @@ class Metadata:
         names: class index -> name.
         stride: pixels per cell of the coarsest level. grid: both sides of an input must be multiples of it.
         imgsz: (height, width) of the input. batch: images in it. dynamic: which of them may change.
-        form: of the output: "decoded" (B, N, 5+nc), see Detect.forward; "raw" (B, A*(5+nc), h, w) for each level;
+        form: of the output: "decoded" (B, N, 5+nc), see Head.forward; "raw" (B, C, h, w) for each level;
             "nms" boxes (B, D, 4) xyxy pixels, scores (B, D), classes (B, D), count (B,), see ExportHead.
-        anchors: (levels, A, 2) pixels; strides: of each level. They decode the raw form.
-        conf_thres: of the NMS in the file; 0 where there is none.
+        anchors: (levels, A, 2) pixels, empty without anchors. strides: of each level. head: name of the head's class.
+        head_settings: see Head.settings. These decode the raw form.
+        letterbox: where an image lies on its canvas, one of utils.images.POSITIONS.
+        conf_thres, iou_thres, max_det: settings of the NMS in the file; 0 where there is none.
         precision: float32, float16, or int8 and what is computed in it.
     """
 
@@ -43,17 +48,29 @@ class Metadata:
     dynamic: str = "none"
     form: str = "decoded"
     conf_thres: float = 0.0
+    iou_thres: float = 0.0
+    max_det: int = 0
     precision: str = "float32"
     task: str = "detect"
     version: str = VERSION
     license: str = LICENSE
+    head: str = "Detect"
+    head_settings: dict[str, Any] = field(default_factory=dict)
+    letterbox: str = "center"
 
     @classmethod
     def of(cls, model: DetectionModel, imgsz: tuple[int, int], batch: int, **more: Any) -> Metadata:
         """The metadata of `model` at an input size; `more` are other attributes."""
         strides = [int(s) for s in model.stride]
-        anchors = model.head.anchors.tolist()
+        head = model.head
+        anchors = [] if head.anchors is None else head.anchors.tolist()
+        more |= {"head": type(head).__name__, "head_settings": head.settings(), "letterbox": model.letterbox}
         return cls(dict(model.names), max(strides), model.grid, imgsz, batch, anchors, strides, **more)
+
+    @property
+    def nms(self) -> NmsSettings | None:
+        """Settings of the NMS in the file; None: it has none."""
+        return NmsSettings(self.conf_thres, self.iou_thres, self.max_det) if self.form == "nms" else None
 
     def checked(self) -> Metadata:
         """The same metadata, its values checked.
@@ -66,11 +83,15 @@ class Metadata:
                 raise ValueError(f"{name} {getattr(self, name)!r}, expected a number above 0")
         if len(self.imgsz) != 2 or not all(map(positive, self.imgsz)):
             raise ValueError(f"imgsz {self.imgsz!r}, expected height and width")
-        if len(self.anchors) != len(self.strides):
+        if self.anchors and len(self.anchors) != len(self.strides):
             raise ValueError(f"{len(self.anchors)} levels of anchors, {len(self.strides)} strides")
-        for name, known in (("form", FORMS), ("dynamic", DYNAMIC)):
+        for name, known in (("form", FORMS), ("dynamic", DYNAMIC), ("head", HEADS), ("letterbox", POSITIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if self.form == "nms" and not positive(self.max_det):
+            raise ValueError("NMS without max_det: an older export.py wrote it")
+        if self.form == "nms":
+            NmsSettings(self.conf_thres, self.iou_thres, self.max_det)  # raises an error out of 0..1
         return self
 
     def to_json(self) -> str:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.backend import Backend
-from utils.images import PAD
+from utils.backend import Backend, ModelLimits
+from utils.images import PAD, size_text
 
 VIEWS = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored: those of YOLOv5
 
@@ -19,7 +19,7 @@ class Ensemble:
     """The rows of several models one after another; NMS then merges boxes that overlap.
 
     Raises:
-        ValueError: the models differ in their classes.
+        ValueError: the models differ in their classes, in the only size they take, or in the NMS inside them.
     """
 
     def __init__(self, backends: Sequence[Backend]):
@@ -32,10 +32,33 @@ class Ensemble:
                 )
         self.stride = max(b.stride for b in backends)
         self.grid = math.lcm(*(b.grid for b in backends))
+        self.letterbox = backends[0].letterbox
+        self.limits = joint_limits([b.limits for b in backends], self.grid)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> decoded (B, N1 + N2 + ..., 5+nc)."""
         return torch.cat([backend(images) for backend in self.backends], dim=1)
+
+
+def joint_limits(each: Sequence[ModelLimits], grid: int) -> ModelLimits:
+    """What the members of an ensemble fix together; `grid` is that of all of them.
+
+    Raises:
+        ValueError: two of them need different sizes, or have different NMS inside.
+    """
+    fixed = {limits.imgsz: limits.file for limits in each if limits.fixed}
+    nms = {limits.nms: limits.file for limits in each if limits.nms}
+    for found, what in ((fixed, "input size"), (nms, "settings of the NMS inside")):
+        if len(found) > 1:
+            raise ValueError(f"--weights: expected files with the same {what}, {' and '.join(found.values())} differ")
+    sizes = [limits.imgsz for limits in each if limits.imgsz and (limits.fixed or not fixed)]
+    largest = (max(h for h, _ in sizes), max(w for _, w in sizes)) if sizes else None
+    if fixed and largest and any(side % grid for side in largest):
+        raise ValueError(
+            f"--weights: {next(iter(fixed.values()))} takes {size_text(largest)} only, others need multiples of "
+            f"{grid}; expected files that share a size"
+        )
+    return ModelLimits(", ".join(limits.file for limits in each), largest, bool(fixed), next(iter(nms), None))
 
 
 class Augmented:
@@ -44,6 +67,8 @@ class Augmented:
     def __init__(self, backend: Backend):
         self.backend = backend
         self.names, self.nc, self.stride, self.grid = backend.names, backend.nc, backend.stride, backend.grid
+        self.letterbox = backend.letterbox
+        self.limits = backend.limits
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> decoded (B, N1 + N2 + N3, 5+nc) in pixels of `images`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.export.metadata import MEMBER, Metadata, appended_metadata
-from models.heads import Detect
+from models.heads import HEADS, Head
+from utils.backend import ModelLimits
 from utils.images import PAD
 from utils.optional import import_openvino, import_optional
 
@@ -23,7 +26,8 @@ LOGGER = logging.getLogger(__name__)
 class ExportedBackend:
     """An exported file: batches are split into the file's, images padded to its size, outputs of any form decoded.
 
-    Subclasses define `run`. The precision is that of the file, so `half` is refused.
+    Subclasses define `run`, which several threads may call at once. The precision is that of the file, so `half` is
+    refused.
 
     Raises:
         ValueError: half, or a file without metadata.
@@ -34,8 +38,8 @@ class ExportedBackend:
             raise ValueError(f"{path}: --half is for .pt weights; an exported file has the precision it was made with")
         self.path, self.meta = path, meta
         self.names, self.nc, self.stride, self.grid = meta.names, len(meta.names), meta.stride, meta.grid
-        if meta.dynamic != "size" and meta.imgsz[0] == meta.imgsz[1]:
-            self.grid = meta.imgsz[0]  # the only size it accepts: every script rounds --imgsz to the grid
+        self.letterbox = meta.letterbox
+        self.limits = ModelLimits(path.name, meta.imgsz, meta.dynamic != "size", meta.nms)
         self.detect = decoder(meta) if meta.form == "raw" else None
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
@@ -64,7 +68,7 @@ class ExportedBackend:
         if below < 0 or right < 0:
             raise ValueError(
                 f"{self.path} was exported for {h}x{w}, got an image of {images.shape[2]}x{images.shape[3]}; "
-                f"use --imgsz {max(h, w)}, or export with --dynamic size"
+                f"use --imgsz {h} {w}, or export with --dynamic size"
             )
         return F.pad(images, (0, right, 0, below), value=PAD / 255)
 
@@ -164,7 +168,7 @@ class OpenVinoBackend(ExportedBackend):
         self.compiled = core.compile_model(model, "CPU", options)
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        results = self.compiled(images)
+        results = self.compiled.create_infer_request().infer(images)  # its own: a shared one mixes up threads' boxes
         return [results[i] for i in range(len(self.compiled.outputs))]
 
 
@@ -208,11 +212,14 @@ class LiteRtBackend(ExportedBackend):
         self.model.allocate_tensors()
         self.input = self.model.get_input_details()[0]
         self.outputs = sorted(self.model.get_output_details(), key=lambda d: d["name"])
+        self.lock = threading.Lock()  # an interpreter holds one input and its outputs
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        self.model.set_tensor(self.input["index"], quantize(images.transpose(0, 2, 3, 1), self.input))
-        self.model.invoke()
-        return [dequantize(self.model.get_tensor(out["index"]), out) for out in self.outputs]
+        values = quantize(images.transpose(0, 2, 3, 1), self.input)
+        with self.lock:
+            self.model.set_tensor(self.input["index"], values)
+            self.model.invoke()
+            return [dequantize(self.model.get_tensor(out["index"]), out) for out in self.outputs]
 
 
 class ExecuTorchBackend(ExportedBackend):
@@ -226,9 +233,11 @@ class ExecuTorchBackend(ExportedBackend):
         except RuntimeError as error:
             raise ValueError(f"{path}: ExecuTorch cannot load it ({str(error).splitlines()[0]})") from error
         self.method = self.program.load_method("forward")
+        self.lock = threading.Lock()  # a method holds its outputs
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        return arrays(tuple(self.method.execute([torch.from_numpy(images)])))
+        with self.lock:
+            return [array.copy() for array in arrays(tuple(self.method.execute([torch.from_numpy(images)])))]
 
 
 def refuse_coreml(path: Path, device: torch.device, half: bool, threads: int) -> NoReturn:
@@ -268,13 +277,15 @@ def dequantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
     return (values.astype(np.float32) - zero) * scale if scale else values
 
 
-def decoder(meta: Metadata) -> Detect:
-    """A Detect to decode the raw maps of the file that `meta` describes; its convolutions are not used."""
-    levels = len(meta.strides)
-    flat = [[side for anchor in level for side in anchor] for level in meta.anchors]
-    detect = Detect(len(meta.names), flat, [1] * levels).eval()
-    detect.stride.copy_(torch.tensor(meta.strides))
-    return detect
+def decoder(meta: Metadata) -> Head:
+    """A head to decode the raw maps of the file that `meta` describes; its convolutions are not used."""
+    settings = dict(meta.head_settings)
+    if meta.anchors:
+        settings["anchors"] = [[side for anchor in level for side in anchor] for level in meta.anchors]
+    make: Callable[..., Head] = HEADS[meta.head]
+    head = make(nc=len(meta.names), ch=[1] * len(meta.strides), **settings).eval()
+    head.stride.copy_(torch.tensor(meta.strides))
+    return head
 
 
 def final_to_decoded(boxes: Tensor, scores: Tensor, classes: Tensor, nc: int) -> Tensor:

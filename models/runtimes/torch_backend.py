@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from models.weights.checkpoint import build_model, load_checkpoint
+from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint
+from utils.backend import ModelLimits
+from utils.images import as_size
 
 LOGGER = logging.getLogger(__name__)
+MAX_IMGSZ = 8192  # a training size above it is not used: a damaged file must not fill the memory
 
 
 class TorchBackend:
@@ -30,14 +34,16 @@ class TorchBackend:
             raise ValueError("--half on a CPU: expected a GPU; leave --half out")
         if threads:
             torch.set_num_threads(threads)
-        self.model = build_model(load_checkpoint(weights)).fuse().to(device).requires_grad_(False)
+        checkpoint = load_checkpoint(weights)
+        self.model = build_model(checkpoint).fuse().to(device).requires_grad_(False)
         if half:
             self.model.half()
         self.device, self.dtype = device, torch.float16 if half else torch.float32
         self.names = dict(self.model.names)
         self.nc = self.model.nc
         self.stride = int(self.model.stride.max())
-        self.grid = self.model.grid
+        self.grid, self.letterbox = self.model.grid, self.model.letterbox
+        self.limits = checkpoint_limits(weights, checkpoint)
         self.forward = compile_model(self.model, device) if compiled else self.model
 
     @torch.inference_mode()
@@ -45,6 +51,15 @@ class TorchBackend:
         """(B, 3, H, W) in 0..1 -> decoded (B, N, 5+nc), always float32."""
         decoded, _ = self.forward(images.to(self.device, self.dtype))
         return decoded.float()
+
+
+def checkpoint_limits(path: Path, checkpoint: Checkpoint) -> ModelLimits:
+    """The size at which a checkpoint was trained, where its flags are in it."""
+    try:
+        size = as_size(checkpoint.opt.get("imgsz", ()))
+    except (ValueError, TypeError):  # no size, or something else under that key
+        return ModelLimits(path.name)
+    return ModelLimits(path.name, size if max(size) <= MAX_IMGSZ else None)
 
 
 def compile_model(model: nn.Module, device: torch.device) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
@@ -57,4 +72,10 @@ def compile_model(model: nn.Module, device: torch.device) -> Callable[[Tensor], 
     if device.type == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
         raise ValueError(f"--compile needs a C++ compiler on the CPU, {compiler} was not found; leave --compile out")
     LOGGER.info("--compile: the first image of every size takes a minute or more, the following ones are faster")
-    return torch.compile(model, dynamic=False)
+    compiled, lock = torch.compile(model, dynamic=False), threading.Lock()
+
+    def forward(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        with lock:  # compiling is not for several threads at once
+            return compiled(images)
+
+    return forward

@@ -20,6 +20,7 @@ from models.weights.safe_pickle import PICKLE_ERRORS
 from models.weights.torch_file import read
 from models.weights.transfer import BUILD_ERRORS, check_fit
 from models.weights.yolov5 import holds_yolov5, import_yolov5
+from models.weights.yolox import holds_yolox, import_yolox
 from models.yolo import DetectionModel
 from utils.files import write_atomic
 
@@ -63,7 +64,7 @@ class Checkpoint:
             yaml=model.yaml,
             names=dict(model.names),
             model={k: v.detach().cpu().clone() for k, v in model.state_dict().items()},
-            anchors=model.head.anchors.flatten(1).tolist(),
+            anchors=None if model.head.anchors is None else model.head.anchors.flatten(1).tolist(),
             stride=model.stride.tolist(),
             grid=model.grid,
         )
@@ -112,7 +113,7 @@ def save_safetensors(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of this project (.pt, .safetensors) or of YOLOv5 v5 to v7.
+    """Read a checkpoint of this project (.pt, .safetensors), of YOLOv5 v5 to v7 or of YOLOX.
 
     Nothing in the file is run. From one of YOLOv5 the averaged weights are read if it has them.
 
@@ -150,7 +151,7 @@ def load_archive(path: Path) -> dict[str, Any]:
     """The content of a file that torch.save wrote, under the keys of this project.
 
     Raises:
-        ValueError: neither this project's nor YOLOv5's.
+        ValueError: neither this project's nor YOLOv5's nor YOLOX's.
     """
     try:
         content = read(path)  # refuses everything that could harm torch.load below
@@ -158,8 +159,12 @@ def load_archive(path: Path) -> dict[str, Any]:
             checkpoint = {"version": VERSION} | import_yolov5(content)
             LOGGER.info(f"{path}: a YOLOv5 checkpoint, read without running it")
             return checkpoint
+        if holds_yolox(content):
+            checkpoint = {"version": VERSION} | import_yolox(content)
+            LOGGER.info(f"{path}: a YOLOX checkpoint")
+            return checkpoint
         if not isinstance(content, dict) or not content.keys() >= {*REQUIRED}:
-            raise ValueError(f"expected the keys {', '.join(REQUIRED)}, or a pickled YOLOv5 model")
+            raise ValueError(f"expected the keys {', '.join(REQUIRED)}, a pickled YOLOv5 model or a YOLOX state dict")
         return torch.load(path, map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, pickle.UnpicklingError, *PICKLE_ERRORS) as error:
         reason = str(error).splitlines()[0]

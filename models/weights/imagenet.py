@@ -1,4 +1,4 @@
-"""MobileViT ImageNet weights of CVNets and timm: reading them, and loading them into a detector's backbone."""
+"""Published ImageNet weights of MobileViT, MobileNetV4 and V3: reading them, loading them into a backbone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from models.common import MobileViTBlock
-from models.mobilevit import SIZES, from_published, layout_of
+from models.mobilevit import SIZES
+from models.weights.backbones import BACKBONES, backbone_of
 from models.weights.torch_file import read
 from models.weights.transfer import TransferReport, part_of, shape_in, transfer
 from models.yolo import DetectionModel
@@ -22,7 +22,6 @@ LOGGER = logging.getLogger(__name__)
 TIMM = "timm:"
 # Keys under which training checkpoints hold a state dict, averaged ones first.
 WRAPPERS = ("ema_state_dict", "state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
-PUBLISHED_EPS = 1e-5
 
 
 def read_published(source: str) -> dict[str, Tensor]:
@@ -62,12 +61,12 @@ def unwrap(content: Any) -> dict[str, Tensor]:
 
 
 def from_timm(name: str) -> dict[str, Tensor]:
-    """The pretrained state dict of a timm MobileViT.
+    """The pretrained state dict of a timm model whose layout is in BACKBONES.
 
     Raises:
-        ImportError, ValueError: no timm; not one of its MobileViTs, or it failed.
+        ImportError, ValueError: no timm; not one of these models, or it failed.
     """
-    known = [f"mobilevit_{size}" for size in SIZES]
+    known = [name for backbone in BACKBONES for name in backbone.timm]
     if name.partition(".")[0] not in known:
         raise ValueError(
             f"{TIMM}{name}: expected {TIMM} and one of {', '.join(known)}, as {TIMM}{known[0]}.cvnets_in1k"
@@ -85,10 +84,9 @@ def from_timm(name: str) -> dict[str, Tensor]:
 
 
 def load_backbone(model: DetectionModel, source: str, partial: bool = False) -> TransferReport:
-    """Put the MobileViT weights of `source` (see read_published) into the backbone of `model`, in place.
+    """Put the weights of `source` (see read_published), one of BACKBONES, into the backbone of `model`, in place.
 
-    CVNets' networks were trained on BGR images and a detector here reads RGB, so the input channels of the stem are
-    reversed for that layout.
+    A detector here reads RGB images in 0..1; the first convolution is changed where the weights were trained on others.
 
     Args:
         partial: copy what fits; else the backbone and the file must have the same tensors.
@@ -98,37 +96,36 @@ def load_backbone(model: DetectionModel, source: str, partial: bool = False) -> 
     """
     weights = read_published(source)
     try:
-        layout, published = layout_of(weights), from_published(weights)
+        backbone = backbone_of(weights)
+        state = backbone.as_detector(weights)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    state = {k.replace("features", "model", 1): t for k, t in published.items() if k.startswith("features.")}
-    if layout == "cvnets":
-        state["model.0.conv.weight"] = state["model.0.conv.weight"].flip(1)
     own = {name: t for name, t in model.state_dict().items() if part_of(model, name) == "backbone"}
     fitting = {name for name, t in state.items() if name in own and own[name].shape == t.shape}
     unmatched = sorted((own.keys() | state.keys()) - fitting)
-    if not any(isinstance(module, MobileViTBlock) for module in model.modules()):
-        raise ValueError(f"{source}: {model.where} has no MobileViT backbone, expected a yolov5-mobilevit-*.yaml")
+    rows = model.model[: len(model.yaml["backbone"])]
+    if not any(isinstance(module, backbone.block) for module in rows.modules()):
+        raise ValueError(f"{source}: {model.where} has no {backbone.family} backbone, expected a {backbone.yaml}")
     if not fitting or (unmatched and not partial):
         first = unmatched[0]
         advice = "; --partial transfers what fits" if fitting else ""
         raise ValueError(
-            f"{source}{size_label(published)}: {len(unmatched)} tensors of the backbone do not match {model.where}, "
+            f"{source}{size_label(state)}: {len(unmatched)} tensors of the backbone do not match {model.where}, "
             f"the first is {first}: {shape_in(state, first)} in the file, {shape_in(own, first)} in the model{advice}"
         )
     report = transfer(model, {name: t for name, t in state.items() if name in own})
-    rows = model.model[: len(model.yaml["backbone"])]
-    eps = {m.eps for m in rows.modules() if isinstance(m, nn.BatchNorm2d)}
-    if eps - {PUBLISHED_EPS}:
+    other_eps = {m.eps for m in rows.modules() if isinstance(m, nn.BatchNorm2d)} - {backbone.eps}
+    if other_eps:
+        text = f"{backbone.eps:.1e}".replace("e-0", "e-")
         LOGGER.warning(
-            f"{model.where} has batch norms of eps {max(eps):g}, the published weights were trained with "
-            f"{PUBLISHED_EPS:g}: put 'norm_eps: 1.0e-5' into the YAML"
+            f"{model.where} has batch norms of eps {max(other_eps):g}, the published weights were trained with "
+            f"{backbone.eps:g}: put 'norm_eps: {text}' into the YAML"
         )
     return replace(report, skipped={name: why for name, why in report.skipped.items() if name in own})
 
 
-def size_label(published: Mapping[str, Tensor]) -> str:
-    """' (MobileViT-XXS)' or another size, by the width of the last stage; '' for other widths."""
-    fusion = published.get("features.9.fusion.conv.weight")
+def size_label(state: Mapping[str, Tensor]) -> str:
+    """' (MobileViT-XXS)' or another size, by the width of the last row; '' for other widths."""
+    fusion = state.get("model.9.fusion.conv.weight")
     width = len(fusion) if fusion is not None and fusion.ndim else 0
     return next((f" (MobileViT-{size.upper()})" for size, spec in SIZES.items() if spec.widths[-1] == width), "")

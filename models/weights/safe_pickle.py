@@ -24,6 +24,7 @@ MAX_PICKLE = 32 * 2**20  # bytes; that of yolov5x has 0.2 MB
 MAX_STEPS = 1_000_000  # instructions, some seconds; a model of yolov5x has 84,000, a checkpoint may hold two
 MAX_BITS = 1024  # of an integer: arithmetic on one of a million digits takes minutes
 MAX_DIMENSIONS = 8
+MAX_EXPANDED = 2**22  # elements of all tensors that repeat their bytes; YOLOv5's grids at 1280 pixels have 403,200
 
 STORAGES = {
     "torch.BFloat16Storage": torch.bfloat16,
@@ -97,6 +98,7 @@ class Machine:
             raise ValueError(f"its pickle has {len(program):,} bytes, expected at most {MAX_PICKLE:,}")
         self.program, self.storage = program, storage
         self.sizes: dict[str, int] = {}
+        self.expanded = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -211,7 +213,10 @@ class Machine:
         self.stack.append(Storage(dtype, key, elements))
 
     def tensor(self, reference: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-        """A view of a storage; never more elements than the storage has."""
+        """A view of a storage, with more elements than it only along dimensions of stride 0, which repeat them.
+
+        Models that were used before they were saved hold such grids.
+        """
         assert self.storage is not None
         if type(reference) is not Storage or type(size) is not tuple or type(stride) is not tuple:
             raise TypeError
@@ -222,8 +227,12 @@ class Machine:
         data, dtype, elements = self.storage(reference.key), reference.dtype, reference.elements
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if elements * dtype.itemsize != len(data) or count > elements or (count and last >= elements):
+        distinct = math.prod(n for n, step in zip(size, stride, strict=True) if step)
+        if elements * dtype.itemsize != len(data) or distinct > elements or (count and last >= elements):
             raise ValueError(f"a tensor of size {list(size)} does not fit its storage of {len(data):,} bytes")
+        self.expanded += count if count > elements else 0
+        if self.expanded > MAX_EXPANDED:
+            raise ValueError(f"its tensors repeat their bytes to more than {MAX_EXPANDED:,} elements")
         if not count:
             return torch.empty(size, dtype=dtype)
         return torch.frombuffer(data, dtype=dtype).as_strided(size, stride, offset)

@@ -17,6 +17,10 @@ MAX_MEMBERS = 100_000
 ZIP_MAGIC = b"PK\x03\x04"
 OLD_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number at the start of older files
 OLD_PROTOCOL = 1001
+PROGRAMS = (  # a member of the archive, what it is then, and its usual suffix
+    (r"[^/]+/constants\.pkl", "a TorchScript program", ".torchscript"),
+    (r"[^/]+/models/[^/]+\.json", "a program of torch.export", ".pt2"),
+)
 
 
 class Archive:
@@ -36,6 +40,9 @@ class Archive:
         names = [m.filename for m in members]
         if len(names) > MAX_MEMBERS or len(set(names)) != len(names):
             raise ValueError("damaged zip archive (members that repeat, or too many)")
+        for pattern, what, suffix in PROGRAMS:
+            if any(re.fullmatch(pattern, name) for name in names):
+                raise ValueError(f"it is {what}, not a checkpoint; if export.py wrote it, name it *{suffix}")
         if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members):
             raise ValueError("its members are compressed or encrypted; torch.save stores them as they are")
         if sum(m.file_size for m in members) > len(self.data):
@@ -44,8 +51,6 @@ class Archive:
         if len(pickles) != 1:
             raise ValueError("no data.pkl in it, so torch.save did not write it")
         self.root = pickles[0].removesuffix("data.pkl")
-        if f"{self.root}constants.pkl" in names:
-            raise ValueError("a TorchScript program, not a checkpoint")
         order = self.member("byteorder") if f"{self.root}byteorder" in names else b"little"
         if order != b"little":
             raise ValueError(f"byte order {order[:20]!r}, expected little")

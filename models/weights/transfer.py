@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from models.heads import Detect
+from models.heads import Head
 from models.yolo import DetectionModel, parse_model, read_model_yaml
 
 LOGGER = logging.getLogger(__name__)
@@ -86,20 +86,41 @@ def fine_tune(model: DetectionModel, source: DetectionModel, skip: Iterable[str]
     """
     report = transfer(model, source.state_dict(), skip)
     own, other = model.head, source.head
-    alike = report.share("neck") == 1 and torch.equal(own.anchors, other.anchors)
-    if not alike or any(a.in_channels != b.in_channels for a, b in zip(own.m, other.m, strict=True)):
+    if report.share("neck") < 1 or not differ_in_classes_only(own, other):
         return report
     index = {name: i for i, name in source.names.items()}
-    shared = [(i, index[name]) for i, name in model.names.items() if name in index]
+    shared = {i: index[name] for i, name in model.names.items() if name in index}
     by_rows = own.nc != other.nc
     if by_rows:
-        rows = [*range(5), *(5 + i for i, _ in shared)], [*range(5), *(5 + j for _, j in shared)]
-        pairs: Any = zip(own.m, other.m, strict=True)
-        for a, b in pairs:
-            with torch.no_grad():
-                a.weight.view(own.na, own.no, -1)[:, rows[0]] = b.weight.view(own.na, other.no, -1)[:, rows[1]]
-                a.bias.view(own.na, own.no)[:, rows[0]] = b.bias.view(own.na, other.no)[:, rows[1]]
-    return replace(report, boxes=True, classes=tuple(model.names[i] for i, _ in shared), by_rows=by_rows)
+        for (a, to_class), (b, of_class) in zip(own.class_rows(), other.class_rows(), strict=True):
+            copy_rows(a, to_class, b, of_class, {-1: -1} | shared)
+    return replace(report, boxes=True, classes=tuple(model.names[i] for i in shared), by_rows=by_rows)
+
+
+def differ_in_classes_only(a: Head, b: Head) -> bool:
+    """Whether two heads have the same layers and decoding but for the classes."""
+    if type(a) is not type(b) or a.settings() != b.settings():
+        return False
+    if a.anchors is not None and not torch.equal(a.anchors, cast(Tensor, b.anchors)):
+        return False
+    by_class = {id(conv) for head in (a, b) for conv, _ in head.class_rows()}
+    shapes = [
+        [t.shape for m in head.modules() if id(m) not in by_class for t in m.parameters(False)] for head in (a, b)
+    ]
+    inputs = zip(a.class_rows(), b.class_rows(), strict=True)
+    return shapes[0] == shapes[1] and all(x.in_channels == y.in_channels for (x, _), (y, _) in inputs)
+
+
+@torch.no_grad()
+def copy_rows(a: nn.Conv2d, to_class: Tensor, b: nn.Conv2d, of_class: Tensor, pairs: Mapping[int, int]) -> None:
+    """Copy the output channels of `b` to those of `a` whose classes are a pair, in order.
+
+    Args:
+        to_class, of_class: class of each output channel of `a` and of `b`. pairs: class in `a` -> class in `b`.
+    """
+    for to, of in pairs.items():
+        for target, source in zip((a.weight, a.bias), (b.weight, b.bias), strict=True):
+            cast(Tensor, target)[to_class == to] = cast(Tensor, source)[of_class == of]
 
 
 def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:
@@ -123,7 +144,7 @@ def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:
 
 
 def part_of(model: DetectionModel, name: str) -> str:
-    """The part of a tensor `model.{row}. ...`: the YAML's backbone; its Detect, the head; between them the neck."""
+    """The part of a tensor `model.{row}. ...`: the YAML's backbone; the head, its last row; between them the neck."""
     row = int(name.split(".")[1])
     if row < len(model.yaml["backbone"]):
         return "backbone"
@@ -158,8 +179,8 @@ def check_fit(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
             layers, _ = parse_model(cfg, where)
     except BUILD_ERRORS as error:
         raise ValueError(f"{where}: its rows cannot be built ({str(error).splitlines()[0][:100]})") from error
-    if not len(layers) or not isinstance(layers[-1], Detect):
-        raise ValueError(f"{where}: the last row must be Detect")
+    if not len(layers) or not isinstance(layers[-1], Head):
+        raise ValueError(f"{where}: the last row must be Detect or another head")
     shapes = {f"model.{name}": tuple(t.shape) for name, t in layers.state_dict().items()}
     wrong = sorted(name for name in shapes.keys() | state.keys() if shape_in(state, name) != shapes.get(name))
     if wrong:

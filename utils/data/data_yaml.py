@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.data.annotations import LabelReader, annotation_reader
+from utils.data.annotations import annotation_reader
 from utils.data.labels import TextLabels
+from utils.data.listing import find_images
+from utils.data.objects import LabelReader
 from utils.data.scan import Scan, scan
 from utils.files import find, read_yaml
-from utils.images import IMAGE_SUFFIXES
 
 LOGGER = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
@@ -67,7 +68,8 @@ class Data:
 
     def scan(self, name: str) -> Scan:
         """The images and labels of split `name`, checked; with `single_cls` all are of class 0."""
-        found = scan(list_images(self.split(name)), len(self.label_names), self.reader(name))
+        listing = find_images(self.split(name))
+        found = scan(listing.images, len(self.label_names), self.reader(name), listing.notes)
         return found.as_single_class() if self.single_cls else found
 
     def training_scan(self, fraction: float = 1.0, seed: int = 0) -> Scan:
@@ -81,8 +83,10 @@ class Data:
             count = max(round(fraction * len(found)), 1)
             found = found.subset(np.random.default_rng(seed).permutation(len(found))[:count])
             LOGGER.info(f"--fraction {fraction}: {count} training images")
-        if not found.box_count:
-            raise ValueError(f"{self.yaml}: the train split has no labels at all, nothing can be learned from it")
+        if found.crowd.all():
+            crowds = f"only labels of crowds or difficult objects ({found.box_count})" if found.box_count else ""
+            what = crowds or "no labels at all"
+            raise ValueError(f"{self.yaml}: the train split has {what}, nothing can be learned from it")
         return found
 
 
@@ -161,30 +165,3 @@ def _first_existing(entry: str, roots: Sequence[Path], what: str, must_exist: bo
         places = ", ".join(str(t) for t in tries)
         raise FileNotFoundError(f"{what} is '{entry}', expected an existing folder or file, tried: {places}")
     return tries[0]
-
-
-def list_images(sources: Iterable[str | Path]) -> list[Path]:
-    """The images in folders (recursive), in .txt lists (one per line) and among `sources`; sorted, without doubles.
-
-    A line of a list is relative to the folder of the list, or else to the working folder.
-
-    Raises:
-        FileNotFoundError, ValueError: a source does not exist; no images.
-    """
-    images: set[Path] = set()
-    places = [Path(source) for source in sources]
-    for source in places:
-        if source.is_dir():
-            images.update(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        elif not source.is_file():
-            raise FileNotFoundError(f"{source}: no such file, expected a folder, a .txt list or an image")
-        elif source.suffix.lower() == ".txt":
-            lines = (line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines())
-            roots = [source.parent, Path.cwd()]
-            images.update(_first_existing(line, roots, str(source), must_exist=False) for line in lines if line)
-        else:
-            images.add(source)
-    if not images:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise ValueError(f"{', '.join(str(p) for p in places)}: no images, expected files ending in {suffixes}")
-    return sorted(images)

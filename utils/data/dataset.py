@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,7 +20,10 @@ from utils.data.scan import Scan
 from utils.device import free_memory
 from utils.distributed import local_processes
 from utils.hyp import Hyp
-from utils.images import Letterbox, fit_canvas, imread, paste, place, resize
+from utils.images import Letterbox, Size, as_size, fit_canvas, imread, paste, place, resize
+
+LOGGER = logging.getLogger(__name__)
+Loaded: TypeAlias = tuple[np.ndarray, Boxes, Letterbox]  # an image, its boxes, its place on the canvas
 
 
 class Sample(NamedTuple):
@@ -44,19 +49,20 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
 
     Args:
         scan: the images and labels.
-        imgsz: long side of the images in pixels, a multiple of `grid`.
+        imgsz: (height, width) that hold every image, pixels, multiples of `grid`; one number: a square.
         grid: canvas sides are multiples of this.
         hyp: hyperparameters of the augmentations; None: no augmentation.
         rect: sort the images by aspect ratio; each `batch_size` of them share the smallest canvas that holds them.
         seed: of the augmentations.
         cache: 'ram' or 'disk': cache the images, scaled to `imgsz`; '': no cache.
         no_mosaic_from: the epoch from which on there is no mosaic and no mixup; None: never.
+        letterbox: where an image lies on its canvas, one of utils.images.POSITIONS.
     """
 
     def __init__(
         self,
         scan: Scan,
-        imgsz: int,
+        imgsz: int | Size,
         grid: int,
         *,
         hyp: Hyp | None = None,
@@ -65,24 +71,30 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         seed: int = 0,
         cache: str = "",
         no_mosaic_from: int | None = None,
+        letterbox: str = "center",
     ) -> None:
-        self.scan, self.imgsz, self.hyp = scan, imgsz, hyp
+        largest = as_size(imgsz)
+        self.scan, self.imgsz, self.hyp = scan, max(largest), hyp  # mosaics are square
         self.rect, self.batch_size, self.seed = rect, batch_size, seed
+        self.letterbox = letterbox
         self.order = np.arange(len(scan))  # dataset index -> row of the scan
-        self.canvases = np.full((len(scan), 2), imgsz, dtype=np.int32)  # (height, width) by dataset index
+        self.canvases = np.full((len(scan), 2), largest, dtype=np.int32)  # (height, width) by dataset index
         if rect:
             self.order = np.argsort(scan.sizes[:, 0] / scan.sizes[:, 1], kind="stable")
-            fits = np.array([fit_canvas(scan.size(row), imgsz, grid) for row in self.order.tolist()])
+            fits = np.array([fit_canvas(scan.size(row), largest, grid) for row in self.order.tolist()])
             for start in range(0, len(scan), batch_size):
                 batch = slice(start, start + batch_size)
                 self.canvases[batch] = fits[batch].max(axis=0)
+        self._reported = torch.zeros(len(scan), dtype=torch.bool).share_memory_()  # by index, for all workers
         self.no_mosaic_from = math.inf if no_mosaic_from is None else no_mosaic_from
         self._cache: ImageCache | None = None
         if cache:
             sizes = np.array([self._place(i).resized for i in range(len(self))], dtype=np.int32)
             paths = [self.path_of(i) for i in range(len(self))]
             free = free_memory(torch.device("cpu")) // local_processes()
-            self._cache = cache_images(cache, sizes, self._read, free, label_path(paths[0]).parent, paths)
+            labels = label_path(paths[0]).parent
+            folder = labels if labels.parent.is_dir() else Path(paths[0]).parent  # annotations need no labels folder
+            self._cache = cache_images(cache, sizes, self._read_or_report, free, folder, paths)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -91,12 +103,16 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         """The path of image `i`."""
         return str(self.scan.paths[self.order[i]])
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | None:
+        """The sample of a key; None, without augmentation, if its image cannot be read any more."""
         epoch, index = (int(k) for k in key)
         row = int(self.order[index])
         placed, truth = None, None
         if self.hyp is None:
-            image, boxes, placed = self._letterboxed(index)
+            loaded = self._own(index)
+            if loaded is None:
+                return None
+            image, boxes, placed = self._letterboxed(*loaded)
             truth = self.scan.truth(row)
         else:
             rng = np.random.default_rng((self.seed, epoch, index))
@@ -110,7 +126,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
     def _place(self, i: int) -> Letterbox:
         """The place of image `i` on its canvas."""
         height, width = (int(side) for side in self.canvases[i])
-        return place(self.scan.size(self.order[i]), (height, width))
+        return place(self.scan.size(self.order[i]), (height, width), position=self.letterbox)
 
     def _read(self, i: int) -> np.ndarray:
         """Image `i` (H, W, 3) from its file, scaled for its canvas.
@@ -123,15 +139,47 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             raise ValueError(f"{self.path_of(i)}: {image.shape[:2]} pixels, but {placed.image} when it was scanned")
         return resize(image, placed.resized)
 
-    def _load(self, i: int) -> tuple[np.ndarray, Boxes, Letterbox]:
-        """Image `i`, scaled for its canvas, its boxes in pixels of the scaled image, and its place on the canvas."""
-        placed = self._place(i)
-        image = self._cache[i] if self._cache else self._read(i)
-        return image, self.scan.training_boxes(self.order[i], placed.resized), placed
+    def _read_or_report(self, i: int) -> np.ndarray | None:
+        """Image `i`, see _read; None if it cannot be read, which is logged once for all epochs and workers."""
+        try:
+            return self._read(i)
+        except (OSError, ValueError) as error:
+            if not self._reported[i]:
+                self._reported[i] = True
+                what = "skipped" if self.hyp is None else "replaced by the next image"
+                reason = str(error).removeprefix(f"{self.path_of(i)}: ")
+                LOGGER.warning(f"{self.path_of(i)}: {what}, it has changed since the scan: {reason}")
+            return None
 
-    def _letterboxed(self, i: int) -> tuple[np.ndarray, Boxes, Letterbox]:
-        """Image `i` on its canvas, its boxes in canvas pixels, and its place."""
-        image, boxes, placed = self._load(i)
+    def _own(self, i: int) -> Loaded | None:
+        """Image `i`, scaled for its canvas, its boxes in pixels of the scaled image, and its place on the canvas."""
+        image = self._cache[i] if self._cache else None
+        if image is None:
+            image = self._read_or_report(i)
+        placed = self._place(i)
+        return None if image is None else (image, self.scan.training_boxes(self.order[i], placed.resized), placed)
+
+    def _load(self, i: int) -> Loaded:
+        """Image `i`, see _own; if it cannot be read any more, the next one that can be, in its place.
+
+        Raises:
+            ValueError: none can be read.
+        """
+        loaded = self._own(i)
+        for k in (j % len(self) for j in range(i + 1, i + len(self))):
+            if loaded is not None:
+                break
+            if (other := self._own(k)) is not None:
+                height, width = (int(side) for side in self.canvases[i])
+                placed = place(self.scan.size(self.order[k]), (height, width))
+                boxes = self.scan.training_boxes(self.order[k], placed.resized)
+                loaded = resize(other[0], placed.resized), boxes, placed
+        if loaded is None:
+            raise ValueError(f"{self.path_of(i)}: this and all other images of the data set cannot be read any more")
+        return loaded
+
+    def _letterboxed(self, image: np.ndarray, boxes: Boxes, placed: Letterbox) -> Loaded:
+        """A scaled image on its canvas, its boxes in canvas pixels, and its place."""
         shift = np.array([placed.left, placed.top, placed.left, placed.top])
         return paste(image, placed), boxes.at(boxes.xyxy + shift), placed
 
@@ -142,7 +190,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             if rng.random() < hyp.mixup:
                 image, boxes = mixup(image, boxes, *self._mosaic(int(rng.integers(len(self))), hyp, rng), rng)
         else:
-            image, boxes, placed = self._letterboxed(i)
+            image, boxes, placed = self._letterboxed(*self._load(i))
             image, boxes = random_affine(image, boxes, placed.canvas, hyp, rng)
         image = hsv(image, (hyp.hsv_h, hyp.hsv_s, hyp.hsv_v), rng)
         for axis, probability in enumerate((hyp.flipud, hyp.fliplr)):

@@ -19,6 +19,7 @@ from utils.device import cpu_count
 
 LOGGER = logging.getLogger(__name__)
 CACHES = ("", "ram", "disk")
+LAYOUT = 2  # to be raised when the bytes of a cache file mean something else
 MAX_SHARE = 0.8  # of the free memory or disk space, for one cache
 THREADS = min(16, cpu_count())
 
@@ -29,29 +30,35 @@ class ImageCache:
     A list of arrays would be copied into every worker, page by page, because reference counts are written into it.
 
     Args:
-        buffer: (bytes,) uint8, in shared memory or a mapped file. sizes: (N, 2) height, width.
+        buffer: (bytes,) uint8, in shared memory or a mapped file; the last N bytes are 1 where an image could be read.
+        sizes: (N, 2) height, width.
     """
 
     def __init__(self, buffer: Tensor, sizes: np.ndarray):
         self.buffer, self.sizes = buffer, sizes
+        self.readable = buffer[len(buffer) - len(sizes) :]
         self.offsets = np.concatenate([[0], np.cumsum(3 * sizes.astype(np.int64).prod(axis=1))])
 
-    def __getitem__(self, i: int) -> np.ndarray:
-        """A view of image `i`, not to be written to."""
+    def __getitem__(self, i: int) -> np.ndarray | None:
+        """A view of image `i`, not to be written to; None if it could not be read."""
+        return self.view(i) if self.readable[i] else None
+
+    def view(self, i: int) -> np.ndarray:
+        """The place of image `i`."""
         return self.buffer[self.offsets[i] : self.offsets[i + 1]].numpy().reshape(*self.sizes[i], 3)
 
 
 def cache_images(
-    kind: str, sizes: np.ndarray, read: Callable[[int], np.ndarray], free: int, stem: Path, files: Iterable[str]
+    kind: str, sizes: np.ndarray, read: Callable[[int], np.ndarray | None], free: int, stem: Path, files: Iterable[str]
 ) -> ImageCache | None:
     """A cache of all images; None, with a warning, if they do not fit.
 
     Args:
         kind: 'ram', or 'disk': a file `<stem>.pixels-<key>`, which is reused while images and sizes are the same.
-        sizes: (N, 2) height, width of the image that `read(i)` returns.
+        sizes: (N, 2) height, width of the image that `read(i)` returns, unless it returns None.
         free: free memory in bytes. files: paths of the N images.
     """
-    needed = int(3 * sizes.astype(np.int64).prod(axis=1).sum())
+    needed = int(3 * sizes.astype(np.int64).prod(axis=1).sum()) + len(sizes)
     if kind == "disk":
         file = stem.with_name(f"{stem.name}.pixels-{_key(sizes, files)}")
         try:
@@ -68,7 +75,7 @@ def cache_images(
     return cache
 
 
-def _on_disk(file: Path, needed: int, sizes: np.ndarray, read: Callable[[int], np.ndarray]) -> ImageCache:
+def _on_disk(file: Path, needed: int, sizes: np.ndarray, read: Callable[[int], np.ndarray | None]) -> ImageCache:
     """The cache in `file`, which is written if it does not exist; raises OSError if it cannot be."""
     if not file.exists():
         free = shutil.disk_usage(file.parent).free
@@ -87,11 +94,14 @@ def _on_disk(file: Path, needed: int, sizes: np.ndarray, read: Callable[[int], n
     return ImageCache(torch.from_file(str(file), shared=True, size=needed, dtype=torch.uint8), sizes)
 
 
-def _fill(cache: ImageCache, read: Callable[[int], np.ndarray]) -> None:
+def _fill(cache: ImageCache, read: Callable[[int], np.ndarray | None]) -> None:
     """Write every image into the buffer of `cache`."""
 
     def fill_one(i: int) -> None:
-        cache[i][:] = read(i)
+        image = read(i)
+        cache.readable[i] = image is not None
+        if image is not None:
+            cache.view(i)[:] = image
 
     with ThreadPoolExecutor(THREADS) as pool:
         count = len(cache.sizes)
@@ -99,9 +109,13 @@ def _fill(cache: ImageCache, read: Callable[[int], np.ndarray]) -> None:
 
 
 def _key(sizes: np.ndarray, files: Iterable[str]) -> str:
-    """A hash of the sizes and of the path, file size and time of every image."""
-    digest = hashlib.sha256(sizes.astype(np.int64).tobytes())
+    """A hash of the layout, the sizes, and the path, file size and time of every image."""
+    digest = hashlib.sha256(f"{LAYOUT} ".encode() + sizes.astype(np.int64).tobytes())
     for file in files:
-        stat = os.stat(file)
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        try:
+            stat = os.stat(file)
+            state = f"{stat.st_size}\0{stat.st_mtime_ns}"
+        except OSError:
+            state = "missing"
+        digest.update(f"{file}\0{state}\n".encode())
     return digest.hexdigest()[:12]

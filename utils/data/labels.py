@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from utils.data.annotations import MAX_OUTSIDE, ImageLabels
+from utils.data.listing import counted, first, read_text
+from utils.data.objects import MAX_OUTSIDE, ImageLabels
+from utils.images import IMAGE_SUFFIXES
+
+NOT_FRACTIONS = 2.0  # a larger number cannot be a fraction of an image
+NOT_LABELS = {"classes.txt", "labels.txt", "notes.txt", "predefined_classes.txt", "readme.txt", "requirements.txt"}
+NOT_LABELS |= {"train.txt", "val.txt", "valid.txt", "test.txt", "readme.dataset.txt", "readme.roboflow.txt"}
 
 
 def label_path(image: str | Path) -> Path:
@@ -21,22 +31,24 @@ def label_path(image: str | Path) -> Path:
     return Path(*parts)
 
 
-def read_labels(path: str | Path, nc: int) -> ImageLabels:
+def read_labels(path: str | Path, nc: int, size: tuple[int, int] = (0, 0)) -> ImageLabels:
     """The labels in a label file; polygons become boxes. A file that is missing or empty means a background image.
 
     Every warning and error starts with 'file:line:'; a line with an error gives no label.
 
     Args:
         nc: number of classes; a class index of `nc` or more is an error.
+        size: (height, width) of the image, to say what numbers above 1 look like; (0, 0): not known.
     """
     boxes: dict[tuple[float, ...], int] = {}  # class and box -> line
+    large: list[tuple[int, list[float]]] = []  # line, center and size that are no fractions
     warnings: list[str] = []
     errors: list[str] = []
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(Path(path)).splitlines()
     except FileNotFoundError:
         lines = []
-    except (UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         lines, errors = [], [f"{path}:1: not readable as text: {error}"]
     for number, line in enumerate(lines, start=1):
         words = line.split()
@@ -47,6 +59,9 @@ def read_labels(path: str | Path, nc: int) -> ImageLabels:
         except ValueError as error:
             errors.append(f"{path}:{number}: {error}")
             continue
+        if max(values[1:]) > NOT_FRACTIONS:
+            large.append((number, values[1:]))
+            continue
         box, outside = _clip_label(values)
         if outside > MAX_OUTSIDE:
             warnings.append(f"{path}:{number}: box reaches {outside:.1%} of the image beyond its edge, clipped")
@@ -56,10 +71,25 @@ def read_labels(path: str | Path, nc: int) -> ImageLabels:
             warnings.append(f"{path}:{number}: the same box as in line {boxes[box]}, dropped")
         else:
             boxes[box] = number
-    rows = np.array(list(boxes), dtype=np.float32).reshape(-1, 5)
+    if large:
+        errors.append(f"{path}:{large[0][0]}: {_unit([values for _, values in large], size)}")
+    rows = np.array(list(boxes), dtype=np.float64).reshape(-1, 5)
     count = len(rows)
     areas = np.full(count, np.nan, np.float32)
-    return ImageLabels(rows[:, 0].astype(np.int64), rows[:, 1:], np.zeros(count, bool), areas, warnings, errors)
+    xywhn = rows[:, 1:].astype(np.float32)
+    return ImageLabels(rows[:, 0].astype(np.int64), xywhn, np.zeros(count, bool), areas, warnings, errors)
+
+
+def _unit(rows: Sequence[Sequence[float]], size: tuple[int, int]) -> str:
+    """What rows of center and size that are no fractions look like."""
+    (h, w), box = size, " ".join(f"{value:g}" for value in rows[0])
+    fits = all(cx + bw / 2 <= w * 1.01 and cy + bh / 2 <= h * 1.01 for cx, cy, bw, bh in rows)
+    looks = ["pixels: divide by the image's width and height"] if fits else []
+    if max(max(row) for row in rows) <= 100 * (1 + MAX_OUTSIDE):
+        looks.append("percent: divide by 100")
+    what = f"looks like {', or '.join(looks)}" if looks else "is far outside the image"
+    lines = counted(len(rows), "line")
+    return f"box {box} {what}; expected center and size in 0..1 ({lines} of this file)"
 
 
 def _parse_line(words: list[str], nc: int) -> list[float]:
@@ -78,12 +108,31 @@ def _parse_line(words: list[str], nc: int) -> list[float]:
     if label != int(label):
         raise ValueError(f"class {words[0]} is not an integer")
     if not 0 <= label < nc:
-        raise ValueError(f"class {int(label)}, but data.yaml has {nc} classes (0..{nc - 1})")
+        raise ValueError(f"class {words[0]}, but data.yaml has {nc} classes (0..{nc - 1})")
     if count == 5:
         return values
+    if _is_face(values):
+        raise ValueError("15 numbers that look like a box and 5 face landmarks; expected class cx cy w h, or a polygon")
     xs, ys = values[1::2], values[2::2]
     left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
     return [label, (left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
+
+
+def _is_face(values: list[float]) -> bool:
+    """Whether a row is class, box and five landmarks (eyes, nose, corners of the mouth), not a polygon of 7 points.
+
+    Landmarks that are not marked are -1. Eyes and mouth run in the same direction with the nose between them, which
+    the edges of a convex polygon do not.
+    """
+    if len(values) != 15:
+        return False
+    _, cx, cy, w, h, *points = values
+    if all(value == -1 for value in points) or points.count(-1) >= 4:
+        return True
+    xs, ys = points[::2], points[1::2]
+    inside = all(abs(x - cx) <= 0.6 * w for x in xs) and all(abs(y - cy) <= 0.6 * h for y in ys)
+    same_way = (xs[1] - xs[0]) * (xs[4] - xs[3]) > 0 and min(xs[0], xs[1]) <= xs[2] <= max(xs[0], xs[1])
+    return inside and same_way and max(ys[0], ys[1]) < ys[2] < min(ys[3], ys[4])
 
 
 def _clip_label(values: list[float]) -> tuple[tuple[float, ...], float]:
@@ -98,13 +147,109 @@ def _clip_label(values: list[float]) -> tuple[tuple[float, ...], float]:
 
 
 class TextLabels:
-    """Labels of label files in YOLO format, see label_path."""
+    """Labels of label files in YOLO format, see label_path.
+
+    Where that file does not exist, `match` also finds `a.jpg.txt`, names that differ in upper and lower case, files
+    beside the image if there is no labels folder, and those of the image that a link leads to.
+    """
 
     def __init__(self, nc: int):
         self.nc, self.key = nc, str(nc)
+        self._files: dict[Path, Path] = {}
+
+    def match(self, images: Sequence[Path]) -> list[str]:
+        own = {image: label_path(image) for image in images}
+        folders = _Folders()
+        used = {file for file in own.values() if file.name in folders.names(file.parent).get(file.name.lower(), [])}
+        found: dict[Path, Path] = {}
+        without = list[Path]()
+        for image, file in own.items():
+            if file in used:
+                continue
+            other = _other_spelling(image, file, folders)
+            if other is None or other in used:
+                without.append(image)
+            else:
+                found[image] = other
+        sharing = Counter(found.values())
+        self._files = {image: file for image, file in found.items() if sharing[file] == 1}
+        without += [image for image, file in found.items() if sharing[file] > 1]
+        return self._notes(own, used, without, folders)
+
+    def _notes(self, own: dict[Path, Path], used: set[Path], without: list[Path], folders: _Folders) -> list[str]:
+        notes, moved = [], list(self._files.items())
+        if moved:
+            pairs = [f"{file} for {image}" for image, file in moved]
+            notes.append(f"{counted(len(moved), 'label file')} found under another name or place: {first(pairs, 1)}")
+        sharing = Counter(file for file in own.values() if file in used)
+        if shared := [file for file, count in sharing.items() if count > 1]:
+            notes.append(f"{counted(len(shared), 'label file')} used for several images of that name: {first(shared)}")
+        taken = used | set(self._files.values())
+        if orphans := _orphans(own, taken, folders):
+            notes.append(f"{counted(len(orphans), 'label file')} without an image: {first(orphans)}")
+        beside = [image for image in without if folders.labels(own[image].parent)]
+        if without:
+            what = f"{counted(len(without), 'image')} without a label file, read as background"
+            where = f", {len(beside)} of them where other images have one" if beside else ""
+            notes.append(f"{what}{where}: {first(beside or without)}")
+        return notes
 
     def file(self, image: Path) -> Path:
-        return label_path(image)
+        return self._files.get(image) or label_path(image)
 
-    def read(self, image: Path, size: tuple[int, int]) -> ImageLabels:
-        return read_labels(self.file(image), self.nc)
+    def read(self, image: Path, size: tuple[int, int], orientation: int = 1) -> ImageLabels:
+        return read_labels(self.file(image), self.nc, size)
+
+
+class _Folders:
+    """The names of the files in folders, each folder read once."""
+
+    def __init__(self) -> None:
+        self.names = cache(self._names)
+
+    @staticmethod
+    def _names(folder: Path) -> dict[str, list[str]]:
+        """Lower-case name -> names of the files; empty if there is no such folder."""
+        found: dict[str, list[str]] = {}
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            return found
+        for name in names:
+            found.setdefault(name.lower(), []).append(name)
+        return found
+
+    def labels(self, folder: Path) -> list[str]:
+        """The label files in a folder."""
+        every = {name for names in self.names(folder).values() for name in names}
+        return sorted(n for n in every if n.lower().endswith(".txt") and n.lower() not in NOT_LABELS and n[0] != ".")
+
+
+def _other_spelling(image: Path, file: Path, folders: _Folders) -> Path | None:
+    """The label file of an image whose own `file` does not exist; None if there is none, or several."""
+    beside = image.parent if not folders.names(file.parent) else file.parent
+    for folder in dict.fromkeys((file.parent, beside)):
+        names = folders.names(folder)
+        for wanted in (file.name, f"{image.name}.txt"):
+            if len(same := names.get(wanted.lower(), [])) == 1:
+                return folder / same[0]
+    real = image.resolve()
+    if real != Path(os.path.abspath(image)) and (linked := label_path(real)).is_file():
+        return linked
+    return None
+
+
+def _orphans(own: dict[Path, Path], taken: set[Path], folders: _Folders) -> list[Path]:
+    """The label files, in folders where images of the data set have theirs, that belong to no image on disk."""
+    orphans = []
+    images_of: dict[Path, set[Path]] = {}
+    for image, file in own.items():
+        images_of.setdefault(file.parent, set()).add(image.parent)
+    for folder, places in images_of.items():
+        stems: set[str] = set()
+        for place in places:
+            for names in folders.names(place).values():
+                stems |= {Path(name).stem for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+        left = (name for name in folders.labels(folder) if folder / name not in taken)
+        orphans += [folder / name for name in left if Path(name).stem not in stems]
+    return orphans

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -21,6 +21,8 @@ from utils.device import cpu_count
 from utils.hyp import Hyp
 from utils.images import Letterbox
 
+NO_TARGETS = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros((0, 4)))
+
 
 class Batch(NamedTuple):
     """B samples: images (B, 3, H, W) uint8 RGB, their targets, and a list of each other field of Sample."""
@@ -33,11 +35,15 @@ class Batch(NamedTuple):
     truths: list[Truth | None]
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """The batch of samples, whose canvases are of one size."""
+def collate(found: Sequence[Sample | None]) -> Batch:
+    """The batch of samples, whose canvases are of one size; None stands for an image that could not be read.
+
+    If there is no sample at all, `images` is (0, 3, 1, 1).
+    """
+    samples = [sample for sample in found if sample is not None]
     return Batch(
-        images=torch.stack([sample.image for sample in samples]),
-        targets=Targets.join([sample.targets for sample in samples]),
+        images=torch.stack([s.image for s in samples]) if samples else torch.zeros((0, 3, 1, 1), dtype=torch.uint8),
+        targets=Targets.join([sample.targets for sample in samples]) if samples else NO_TARGETS,
         paths=[sample.path for sample in samples],
         rows=[sample.row for sample in samples],
         letterboxes=[sample.letterbox for sample in samples],
@@ -156,6 +162,7 @@ class LoaderSettings:
     workers: int = 0
     quad: bool = False
     no_mosaic_from: int | None = None
+    letterbox: str = "center"
 
 
 def training_loaders(
@@ -173,9 +180,11 @@ def training_loaders(
         seed=s.seed,
         cache=s.cache,
         no_mosaic_from=s.no_mosaic_from,
+        letterbox=s.letterbox,
     )
     cache = s.cache if rank == 0 else ""  # only rank 0 validates
-    val_set = DetectionDataset(val_scan, s.imgsz, s.grid, rect=s.val_rect, batch_size=val_batch, cache=cache)
+    options: dict[str, Any] = {"rect": s.val_rect, "batch_size": val_batch, "cache": cache, "letterbox": s.letterbox}
+    val_set = DetectionDataset(val_scan, s.imgsz, s.grid, **options)
     loader = build_loader(train_set, s.batch_size, s.workers, True, s.seed, s.quad, rank, world)
     return loader, build_loader(val_set, val_batch, s.workers)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-import struct
 import tempfile
 import zipfile
 import zlib
@@ -16,19 +16,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from utils.boxes import Boxes, Truth, xywhn2xyxy
-from utils.data.annotations import ImageLabels, LabelReader
-from utils.data.labels import TextLabels
+from utils.data.labels import TextLabels, label_path
+from utils.data.objects import ImageLabels, LabelReader
+from utils.decode import ImageInfo, probe
 from utils.device import cpu_count
+from utils.files import write_atomic
 
 LOGGER = logging.getLogger(__name__)
-CACHE_VERSION = 3  # to be raised when the meaning of the cached arrays changes
-MAX_MESSAGES = 10  # about labels, in the log or in an error
-EXIF_ORIENTATION, EXIF_SIDEWAYS = 0x0112, {5, 6, 7, 8}
-IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+CACHE_VERSION = 4  # to be raised when the meaning of the cached arrays changes
+MAX_MESSAGES = 10  # of one kind, in the log or in an error
 CACHE_ERRORS = (OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
 THREADS = min(16, cpu_count())
 
@@ -97,70 +96,101 @@ SCAN_FIELDS = tuple(f.name for f in fields(Scan))
 
 
 class _Checked(NamedTuple):
-    """The size and labels of one image; `skip_reason` says why it is left out, None if it is used."""
+    """The size and labels of one image; `bad` says why it cannot be read, None if it can be."""
 
     size: tuple[int, int]
     labels: ImageLabels
-    skip_reason: str | None
+    bad: str | None
 
 
-def scan(images: Sequence[str | Path], nc: int, reader: LabelReader | None = None) -> Scan:
+def scan(images: Sequence[str | Path], nc: int, reader: LabelReader | None = None, notes: Sequence[str] = ()) -> Scan:
     """The images and labels of a data set, checked; the result is cached beside the labels, see cache_file.
 
-    Images that cannot be read are left out with a warning.
+    Images that cannot be read are left out with a warning. The log accounts for every file: `notes` of the search for
+    images, what the reader says about files that do not match, and a line with the totals.
 
     Args:
         reader: reads the labels; None: label files with classes below `nc`.
 
     Raises:
-        ValueError: errors in labels (the first MAX_MESSAGES of them), or no readable image.
+        ValueError: errors in labels (the first MAX_MESSAGES of them; a file has all), or no readable image.
     """
     if not images:
         raise ValueError("no images to scan")
     reader = reader or TextLabels(nc)
-    first = reader.file(Path(images[0]))
+    notes = [*notes, *reader.match([Path(image) for image in images])]
+    first = label_path(images[0]) if isinstance(reader, TextLabels) else reader.file(Path(images[0]))
     where = first if first.suffix == ".json" else first.parent
     cache, key = cache_file(images, reader), _fingerprint(images, reader)
     arrays = _load_cache(cache, key)
     if arrays is None:
-        arrays = _scan_files(images, reader)
+        arrays = _scan_files(images, reader, _log_file(cache))
         _save_cache(cache, key, arrays)
     result = Scan(**{name: arrays[name] for name in SCAN_FIELDS})
-    warnings = arrays["warnings"]
-    for message in [*arrays["bad"], *warnings[:MAX_MESSAGES]]:
-        LOGGER.warning(str(message))
-    if len(warnings) > MAX_MESSAGES:
-        LOGGER.warning(f"... and {len(warnings) - MAX_MESSAGES} more warnings about labels")
+    bad, warnings, unlisted = arrays["bad"].tolist(), arrays["warnings"].tolist(), arrays["unlisted"].tolist()
+    for message in _shortened([*bad, *warnings], "messages about images and labels", _log_file(cache)):
+        LOGGER.warning(message)
     if not len(result):
-        raise ValueError(f"{Path(images[0]).parent}: none of {len(images)} images is readable")
+        reason = f"{bad[0] if bad else unlisted[0]}"
+        notes = "".join(f"; {note}" for note in notes)
+        raise ValueError(f"{Path(images[0]).parent}: none of {len(images)} images can be used: {reason}{notes}"[:399])
     background = int((np.diff(result.offsets) == 0).sum())
+    for note in notes:
+        LOGGER.warning(note)
     if background == len(result):
         LOGGER.warning(f"no labels found, looked for files such as {reader.file(Path(result.paths[0]))}")
+    elif result.crowd.all():
+        LOGGER.warning(f"{where}: all {result.box_count} boxes are crowds or difficult objects: none can be learned")
+    left_out = f", {len(unlisted)} left out" if unlisted else ""
     LOGGER.info(
         f"{where}: {len(result)} images, {background} of them background, {result.box_count} boxes, "
-        f"{len(arrays['bad'])} bad images"
+        f"{len(bad)} bad images{left_out}"
     )
     return result
 
 
+def _shortened(messages: Sequence[str], what: str, file: Path) -> list[str]:
+    """The first MAX_MESSAGES messages, and a line that counts the others and names `file`, which has all of them."""
+    if len(messages) <= MAX_MESSAGES:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+        return list(messages)
+    more = f"... and {len(messages) - MAX_MESSAGES} more {what}"
+    try:
+        write_atomic(file, "".join(f"{message}\n" for message in messages), sync=False)
+    except OSError:
+        return [*messages[:MAX_MESSAGES], more]
+    return [*messages[:MAX_MESSAGES], f"{more}, all in {file}"]
+
+
 def cache_file(images: Sequence[str | Path], reader: LabelReader) -> Path:
     """The cache of a scan of these images, in the parent of the labels folder, one for each list of images."""
-    folder = reader.file(Path(images[0])).parent
+    first = Path(images[0])
+    own = label_path(first) if isinstance(reader, TextLabels) else reader.file(first)  # not where a link leads to
+    folder = own.parent
     names = hashlib.sha256("\n".join(str(image) for image in images).encode()).hexdigest()[:8]
     return folder.with_name(f"{folder.name}.{names}.cache.npz")
 
 
-def _scan_files(images: Sequence[str | Path], reader: LabelReader) -> dict[str, np.ndarray]:
-    """The arrays of a Scan, and messages as `bad` (images) and `warnings`; raises ValueError for errors in labels."""
+def _log_file(cache: Path) -> Path:
+    """The file of all messages of a scan, if they are many."""
+    return cache.with_name(f"{cache.name.removesuffix('.cache.npz')}.messages.txt")
+
+
+def _scan_files(images: Sequence[str | Path], reader: LabelReader, log_file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a Scan, and messages: `bad` and `unlisted` images, `warnings` about labels.
+
+    Raises:
+        ValueError: errors in labels; `log_file` has all if they are many.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
         work = pool.map(lambda image: _check(image, reader), images)
         found = list(tqdm(work, total=len(images), desc="scanning", leave=False, disable=None))
     errors = [error for item in found for error in item.labels.errors]
     if errors:
-        shown = "".join(f"\n  {error}" for error in errors[:MAX_MESSAGES])
-        more = f"\n  ... and {len(errors) - MAX_MESSAGES} more" if len(errors) > MAX_MESSAGES else ""
-        raise ValueError(f"{len(errors)} label error(s):{shown}{more}")
-    good = [i for i, item in enumerate(found) if item.skip_reason is None]
+        shown = "".join(f"\n  {line}" for line in _shortened(errors, "label errors", log_file))
+        raise ValueError(f"{len(errors)} label error(s):{shown}")
+    good = [i for i, item in enumerate(found) if item.bad is None and item.labels.skip_reason is None]
     labels = [found[i].labels for i in good]
     return {
         "paths": np.array([str(images[i]) for i in good], dtype=np.str_),
@@ -170,26 +200,24 @@ def _scan_files(images: Sequence[str | Path], reader: LabelReader) -> dict[str, 
         "offsets": np.cumsum([0, *(len(item.label) for item in labels)], dtype=np.int64),
         "crowd": np.concatenate([ImageLabels().crowd, *(item.crowd for item in labels)]),
         "area": np.concatenate([ImageLabels().area, *(item.area for item in labels)]),
-        "bad": np.array([item.skip_reason for item in found if item.skip_reason is not None], dtype=np.str_),
+        "bad": np.array([item.bad for item in found if item.bad is not None], dtype=np.str_),
+        "unlisted": np.array([t for item in found if (t := item.labels.skip_reason) is not None], dtype=np.str_),
         "warnings": np.array([warning for item in found for warning in item.labels.warnings], dtype=np.str_),
     }
 
 
 def _check(image: str | Path, reader: LabelReader) -> _Checked:
-    """Decode one image, JPEGs at an eighth of their size, and read its labels."""
-    size, skip_reason = (0, 0), None
+    """Check that one image can be decoded, and read its labels."""
+    path, info, bad = Path(image), ImageInfo((0, 0)), None
     try:
-        with Image.open(image) as file:
-            width, height = file.size
-            sideways = file.getexif().get(EXIF_ORIENTATION) in EXIF_SIDEWAYS
-            file.draft("RGB", (1, 1))
-            file.load()
-            size = (width, height) if sideways else (height, width)
-    except IMAGE_ERRORS as error:
-        skip_reason = f"{image}: left out, not a readable image: {error}"
+        info = probe(path.read_bytes(), path)
+    except OSError as error:
+        bad = f"{path}: left out, not a readable image: {error.strerror or error}"
+    except ValueError as error:
+        bad = f"{path}: left out, {str(error).removeprefix(f'{path}: ')}"
     needs_size = not isinstance(reader, TextLabels)
-    labels = ImageLabels() if skip_reason and needs_size else reader.read(Path(image), size)
-    return _Checked(size, labels, skip_reason or labels.skip_reason)
+    labels = ImageLabels() if bad and needs_size else reader.read(path, *info)
+    return _Checked(info.size, labels, bad)
 
 
 def _fingerprint(images: Sequence[str | Path], reader: LabelReader) -> str:
@@ -208,7 +236,7 @@ def _fingerprint(images: Sequence[str | Path], reader: LabelReader) -> str:
 
 def _load_cache(file: Path, key: str) -> dict[str, np.ndarray] | None:
     """The arrays that were saved with `key`; None if there is no such file, its key differs or it is damaged."""
-    wanted = (*SCAN_FIELDS, "bad", "warnings")
+    wanted = (*SCAN_FIELDS, "bad", "unlisted", "warnings")
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
             return {name: saved[name] for name in wanted} if str(saved["key"]) == key else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from utils.boxes import pairwise_iou, xywhn2xyxy
-from utils.doctor.findings import ERROR, NOTE, WARNING, Example, Finding, finding, listed, many, share
+from utils.data.listing import counted
+from utils.doctor.findings import ERROR, NOTE, WARNING, Example, Finding, finding, listed, share
 from utils.doctor.survey import BoxColumns, ImageRecord, SplitSurvey, Survey, all_records
 
 MOST = 0.5  # share of the boxes from which on a fault is an error
@@ -26,12 +27,12 @@ KINDS = (
     (
         "beyond its edge",
         "boxes outside",
-        "reach beyond the edge of their image and are clipped",
+        "beyond the edge of their image, clipped",
         "Look for wrong sizes.",
     ),
-    ("without area", "boxes without area", "have no area and are dropped", "Delete them or draw them again."),
-    ("the same box", "equal boxes", "occur twice in an image; the second one is dropped", "Delete one of each."),
-    ("", "label warnings", "caused other warnings", "Read the lines below."),
+    ("without area", "boxes without area", "without area, dropped", "Delete them or draw them again."),
+    ("the same box", "equal boxes", "twice in one image, the second one dropped", "Delete one of each."),
+    ("", "label warnings", "with other warnings", "Read the lines below."),
 )
 
 
@@ -40,7 +41,7 @@ def label_errors(found: Survey, names: Mapping[int, str]) -> Iterator[Finding]:
     for split in found.values():
         errors = [(record, error) for record in split.records for error in record.labels.errors]
         if errors:
-            text = f"{split.name}: {many(len(errors), 'label')} cannot be read; training refuses to start"
+            text = f"{split.name}: {counted(len(errors), 'label')} not readable; training refuses to start"
             examples = (Example(error, images_of(record)) for record, error in errors)
             yield finding("label errors", ERROR, text, "Correct these lines.", examples)
 
@@ -58,7 +59,7 @@ def label_warnings(found: Survey, names: Mapping[int, str]) -> Iterator[Finding]
             wrong = len(rows) > MOST * boxes and len(rows) > 1
             if wrong:
                 advice = "So many: the labels are probably not in 0..1, or belong to other images."
-            text = f"{split.name}: {many(len(rows), 'box', 'boxes')} {what}"
+            text = f"{split.name}: {counted(len(rows), 'box', 'boxes')} {what}"
             examples = (Example(line, images_of(record)) for record, line in rows)
             yield finding(check, ERROR if wrong else WARNING, text, advice, examples)
 
@@ -70,26 +71,19 @@ def class_balance(found: Survey, names: Mapping[int, str]) -> Iterator[Finding]:
         return
     train = counts["train"]
     later = sum((count for name, count in counts.items() if name != "train"), np.zeros_like(train))
-    unseen, absent = np.flatnonzero((train == 0) & (later > 0)), np.flatnonzero((train == 0) & (later == 0))
-    few = np.flatnonzero((train > 0) & (train < FEW_BOXES))
-    if len(unseen):
-        text = f"{many(len(unseen), 'class', 'classes')} are measured but never trained: no box in train"
-        line = listed([f"{names[c]} ({later[c]:,})" for c in unseen])
-        yield finding("class balance", WARNING, text, "Move images, or drop the classes.", [Example(line)], len(unseen))
-    if len(absent):
-        text = f"{many(len(absent), 'class', 'classes')} have no box in any split"
-        line = listed([names[c] for c in absent])
-        advice = "Harmless, but check that names are spelled as in the labels."
-        yield finding("class balance", WARNING, text, advice, [Example(line)], len(absent))
-    if len(few):
-        text = f"{many(len(few), 'class', 'classes')} have fewer than {FEW_BOXES} boxes in train"
-        line = listed([f"{names[c]} ({train[c]})" for c in few])
-        yield finding("class balance", NOTE, text, "Little can be learned of these.", [Example(line)], len(few))
-    rare = np.flatnonzero((train >= FEW_BOXES) & (train * RARE < train.max()))
-    if len(rare):
-        text = f"{many(len(rare), 'class', 'classes')} are over {RARE} times rarer than {names[int(train.argmax())]}"
-        line = listed([f"{names[c]} ({train[c]})" for c in rare])
-        yield finding("class balance", NOTE, text, "--image-weights shows them more often.", [Example(line)], len(rare))
+    seldom = train * RARE < train.max()
+    kinds = (
+        ((train == 0) & (later > 0), later, WARNING, "measured but never trained: no box in train", "Move images."),
+        ((train == 0) & (later == 0), train, WARNING, "without a box in any split", "Check the spelling of the names."),
+        ((train > 0) & (train < FEW_BOXES), train, NOTE, f"with fewer than {FEW_BOXES} boxes in train", "Add images."),
+        ((train >= FEW_BOXES) & seldom, train, NOTE, f"over {RARE} times rarer than the first", "Try --image-weights."),
+    )
+    for rows, numbers, level, what, advice in kinds:
+        chosen = np.flatnonzero(rows).tolist()
+        if chosen:
+            text = f"{counted(len(chosen), 'class', 'classes')} {what}"
+            line = listed([f"{names[c]} ({numbers[c]:,})" for c in chosen])
+            yield finding("class balance", level, text, advice, [Example(line)], len(chosen))
 
 
 def class_counts(split: SplitSurvey, classes: int) -> np.ndarray:
@@ -112,17 +106,15 @@ def small_boxes(found: Survey, names: Mapping[int, str], imgsz: int) -> Iterator
             larger = f"; at {imgsz * SMALL / need:.0f} px it would be 5 %" if len(small) > 0.05 * len(boxes) else ""
             advice = f"Such boxes are hard to find{larger}. A larger --imgsz, or --tile in detect.py, helps."
             order = small[np.argsort(short[small], kind="stable")]
-            examples = marked(split.usable, boxes, order, names, lambda i, s=short: f"{s[i]:.1f} px")
+            examples = marked(split.usable, boxes, order, names, short[:, None])
             yield finding("small boxes", level, text, advice, examples, len(small))
     for split in found.values():
         boxes = split.columns()
         slivers = np.flatnonzero(boxes.pixels.min(axis=1, initial=np.inf) < SLIVER)
         if len(slivers):
-            text = f"{split.name}: {many(len(slivers), 'box', 'boxes')} have a side under {SLIVER} px in the image"
+            text = f"{split.name}: {counted(len(slivers), 'box', 'boxes')} with a side under {SLIVER} px in the image"
             advice = "Usually left over from cutting images into tiles, or a slip of the mouse: delete them."
-            examples = marked(
-                split.usable, boxes, slivers, names, lambda i, p=boxes.pixels: f"{p[i, 0]:.2f} x {p[i, 1]:.2f} px"
-            )
+            examples = marked(split.usable, boxes, slivers, names, boxes.pixels)
             yield finding("slivers", WARNING, text, advice, examples, len(slivers))
 
 
@@ -134,7 +126,7 @@ def huge_boxes(found: Survey, names: Mapping[int, str]) -> Iterator[Finding]:
         if len(huge):
             level = WARNING if len(huge) > MOST * len(boxes) else NOTE
             part = share(len(huge), len(boxes))
-            text = f"{split.name}: {many(len(huge), 'box', 'boxes')} cover the whole image ({part})"
+            text = f"{split.name}: {counted(len(huge), 'box', 'boxes')} over the whole image ({part})"
             advice = "Right for close-ups; labels made for classification look like this, too."
             yield finding("huge boxes", level, text, advice, marked(split.usable, boxes, huge, names), len(huge))
 
@@ -150,10 +142,10 @@ def twins(found: Survey, names: Mapping[int, str]) -> Iterator[Finding]:
                 example = Example(text, (record.path,), record.boxes().xyxy[[i, j]])
                 (same if pair[0] == pair[1] else other).append(example)
         if same:
-            text = f"{split.name}: {many(len(same), 'pair')} of boxes of one class overlap by over {TWIN_IOU:.0%}"
+            text = f"{split.name}: {counted(len(same), 'pair')} of boxes of one class with an IoU over {TWIN_IOU}"
             yield finding("twins", WARNING, text, "One object, labeled twice: delete one.", same)
         if other:
-            text = f"{split.name}: {many(len(other), 'pair')} of boxes of two classes overlap by over {TWIN_IOU:.0%}"
+            text = f"{split.name}: {counted(len(other), 'pair')} of boxes of two classes with an IoU over {TWIN_IOU}"
             yield finding("twins of two classes", NOTE, text, "One of the two classes may be wrong.", other)
 
 
@@ -169,7 +161,7 @@ def crowded_images(found: Survey, names: Mapping[int, str]) -> Iterator[Finding]
     """Images with more labels than the detections that val.py counts."""
     crowded = [record for _, record in all_records(found) if record.usable and len(record.labels.label) > CROWDED]
     if crowded:
-        text = f"{many(len(crowded), 'image')} have more than {CROWDED} labels"
+        text = f"{counted(len(crowded), 'image')} with more than {CROWDED} labels"
         examples = (Example(f"{r.path}: {len(r.labels.label)} labels", (r.path,)) for r in crowded)
         yield finding(
             "crowded images", WARNING, text, f"Give val.py and detect.py a --max-det over {CROWDED}.", examples
@@ -181,13 +173,13 @@ def marked(
     boxes: BoxColumns,
     rows: np.ndarray,
     names: Mapping[int, str],
-    text: Callable[[int], str] | None = None,
+    pixels: np.ndarray | None = None,
 ) -> Iterator[Example]:
-    """An example for each of the boxes `rows`; `text` gives words about a row."""
+    """An example for each of the boxes `rows`, with its numbers in `pixels` (n, k) if they are given."""
     for i in rows.tolist():
         record = records[boxes.row[i]]
         xyxy = xywhn2xyxy(boxes.xywhn[i : i + 1], record.size)
-        words = f": {text(i)}" if text else ""
+        words = f": {' x '.join(f'{v:.2f}' for v in pixels[i])} px" if pixels is not None else ""
         yield Example(f"{record.path}: {names[int(boxes.label[i])]}{words}", (record.path,), xyxy)
 
 

@@ -9,8 +9,9 @@ from itertools import combinations
 
 import numpy as np
 
-from utils.data.annotations import ImageLabels
-from utils.doctor.findings import ERROR, NOTE, WARNING, Example, Finding, finding, many
+from utils.data.listing import counted
+from utils.data.objects import ImageLabels
+from utils.doctor.findings import ERROR, NOTE, WARNING, Example, Finding, finding
 from utils.doctor.survey import THUMB, ImageRecord, Survey
 
 MAX_BITS = 4  # of 64 that differ between the hashes of near-duplicates
@@ -26,7 +27,7 @@ def leaks(found: Survey) -> Iterator[Finding]:
         ours = {record.digest: record for record in found[first].records if record.digest}
         shared = [(ours[r.digest], r) for r in found[second].records if r.digest in ours]
         if shared:
-            text = f"{many(len(shared), 'image')} of {second} are also in {first}, byte for byte"
+            text = f"{counted(len(shared), 'image')} of {second} also in {first}, byte for byte"
             advice = f"Metrics on {second} are too good to be true: take these images out of one of the two."
             examples = (Example(f"{a.path} = {b.path}", (a.path,)) for a, b in shared)
             yield finding("leaks", ERROR, text, advice, examples)
@@ -43,11 +44,11 @@ def repeats(found: Survey) -> Iterator[Finding]:
         apart = [records for records in copies if len({label_key(r.labels) for r in records if r.usable}) > 1]
         if copies:
             extra = sum(len(records) - 1 for records in copies)
-            text = f"{split.name}: {many(extra, 'image')} are copies of others of the split, byte for byte"
+            text = f"{split.name}: {counted(extra, 'image')} equal to another one of the split, byte for byte"
             examples = (Example(" = ".join(str(r.path) for r in rs[:3]), (rs[0].path,)) for rs in copies)
             yield finding("copies", WARNING, text, "They count twice: delete one of each.", examples, extra)
         if apart:
-            text = f"{split.name}: {many(len(apart), 'image')} occur with different labels in each copy"
+            text = f"{split.name}: {counted(len(apart), 'image')} with copies that have other labels"
             examples = (Example(" != ".join(str(r.path) for r in rs[:3]), (rs[0].path, rs[1].path)) for rs in apart)
             yield finding("contradicting copies", WARNING, text, "Keep the copy whose labels are right.", examples)
 
@@ -65,14 +66,14 @@ def near_duplicates(found: Survey) -> Iterator[Finding]:
     for first, second in combinations(names, 2):
         pairs = nearest(hashes[second], hashes[first])
         if pairs:
-            text = f"{many(len(pairs), 'image')} of {second} look like one of {first}"
+            text = f"{counted(len(pairs), 'image')} of {second} much like one of {first}"
             advice = "Frames of one video and versions of one photo belong in one split: look, and move them."
             yield finding("near-duplicates", WARNING, text, advice, (example(*pair) for pair in pairs))
     for name in names:
         pairs = nearest(hashes[name], hashes[name])
         if pairs:
-            text = f"{name}: {many(len(pairs), 'image')} look like an earlier one of the split"
-            advice = "No harm in train if they are augmented versions; but they are fewer images than it seems."
+            text = f"{name}: {counted(len(pairs), 'image')} much like an earlier one of the split"
+            advice = "Versions of one photo and frames of one scene add less than other images."
             yield finding("near-duplicates", NOTE, text, advice, (example(*pair) for pair in pairs))
 
 
@@ -145,9 +146,7 @@ def common_sources(found: Survey) -> Iterator[Finding]:
         shared = sources[first].keys() & sources[second].keys()
         if shared:
             images = [(r, sources[first][name][0]) for name in sorted(shared) for r in sources[second][name]]
-            text = (
-                f"{many(len(images), 'image')} of {second} come from {many(len(shared), 'photo')} that {first} has, too"
-            )
+            text = f"{counted(len(images), 'image')} of {second} from {counted(len(shared), 'photo')} of {first}"
             advice = "Split by photo first, then cut or augment."
             examples = (Example(f"{a.path} and {b.path}", (a.path, b.path)) for a, b in images)
             yield finding("common sources", WARNING, text, advice, examples)

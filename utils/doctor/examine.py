@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from utils.data.data_yaml import Data
+from utils.data.listing import counted
 from utils.doctor import box_checks, duplicates, file_checks
-from utils.doctor.findings import ERROR, LEVELS, WARNING, Finding, many
+from utils.doctor.findings import ERROR, LEVELS, WARNING, Finding
 from utils.doctor.summary import Summary, summarize
 from utils.doctor.survey import Survey
 
@@ -39,9 +40,9 @@ class Diagnosis:
     def verdict(self) -> str:
         """A sentence."""
         errors, warnings = len(self.of_level(ERROR)), len(self.of_level(WARNING))
-        also = f", and {many(warnings, 'warning')}" if warnings else ""
+        also = f"; {counted(warnings, 'warning')}" if warnings else ""
         if errors:
-            return f"{many(errors, 'finding')} would make training or its metrics wrong{also}."
+            return f"Training or its metrics would be wrong: {counted(errors, 'finding')}{also}."
         return f"Nothing would make training wrong{also}."
 
     def with_findings(self, more: list[Finding]) -> Diagnosis:

@@ -52,11 +52,6 @@ def finding(
     return Finding(check, level, text, advice, len(kept) if count is None else count, tuple(kept[:MAX_EXAMPLES]))
 
 
-def many(count: int, one: str, more: str = "") -> str:
-    """'1 box', '2 boxes': the number and the noun `one` or its plural."""
-    return f"{count:,} {one if count == 1 else more or one + 's'}"
-
-
 def share(part: int, whole: int) -> str:
     """'12.5 %'."""
     return f"{100 * part / max(whole, 1):.1f} %"

@@ -14,13 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from utils.doctor.examine import Diagnosis
 from utils.doctor.findings import LEVELS, Example, Finding
 from utils.doctor.summary import ClassRow, SizeRow
-from utils.doctor.survey import READ_ERRORS, ImageRecord
+from utils.doctor.survey import ImageRecord
 from utils.drawing import draw_boxes
 from utils.files import write_atomic
 from utils.images import imread
 
 TEMPLATE = "doctor.html.j2"
-MANY_CLASSES = 24  # from here on the text shows only the most frequent classes and the rarest
+MANY_CLASSES = 30  # from here on the text shows only the most frequent classes and the rarest
 SHOWN = 3  # examples of a finding in the text
 BAR = 20  # characters
 THUMB = 360  # long side of an image on the page, pixels
@@ -167,7 +167,7 @@ def picture(
     """An image with its labels, small, and with the marked boxes of an example; None if it cannot be read now."""
     try:
         image = imread(record.path)
-    except READ_ERRORS:
+    except (ValueError, OSError):
         return None
     h, w = image.shape[:2]
     scale = THUMB / max(h, w)

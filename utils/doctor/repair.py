@@ -12,9 +12,9 @@ import numpy as np
 import yaml
 
 from utils.data.labels import label_path
+from utils.data.listing import counted
 from utils.doctor.box_checks import twin_pairs
 from utils.doctor.examine import Diagnosis
-from utils.doctor.findings import many
 from utils.doctor.survey import ImageRecord, SplitSurvey, Survey
 from utils.files import remove, write_atomic
 
@@ -34,7 +34,7 @@ class Repairs:
     def lines(self) -> list[str]:
         """The changes, a line each."""
         changed = [f"  {count:,} {what}" for what, count in self.changes.items() if count]
-        total = f"{many(self.images, 'image')} and {many(self.boxes, 'box', 'boxes')}"
+        total = f"{counted(self.images, 'image')} and {counted(self.boxes, 'box', 'boxes')}"
         return [f"{total} in the copy; changes:", *(changed or ["  none"]), *self.notes]
 
 
@@ -46,16 +46,21 @@ def repair(result: Diagnosis, out: Path) -> Repairs:
     images of train that are also in val or test. The original is not touched, and `out` appears only when complete.
 
     Raises:
-        ValueError: `out` is not empty, or lies in a folder of the data. OSError: it could not be written.
+        ValueError: `out` is not empty, or lies in a folder of the data; no image can be used. OSError: it could not be written.
     """
     check_target(out, result.survey)
     partial = out.with_name(f"{out.name}.{os.getpid()}.part")
     done = Repairs()
-    dropped = copies(result.survey, done)
+    done.notes += [
+        f"{split.name} is not in the copy: {split.problem}" for split in result.survey.values() if split.problem
+    ]
+    dropped, names = copies(result.survey, done), result.data.label_names
     try:
         splits = {name: write_split(split, partial, dropped, done) for name, split in result.survey.items()}
-        yaml_of = {"path": ".", **{k: v for k, v in splits.items() if v}, "names": dict(result.data.label_names)}
-        write_atomic(partial / "data.yaml", yaml.safe_dump(yaml_of, allow_unicode=True, sort_keys=False))
+        if not done.images:
+            raise ValueError(f"--fix {out}: no image of {result.data.yaml} can be used, nothing was written")
+        content = {"path": ".", **{k: v for k, v in splits.items() if v}, "names": dict(sorted(names.items()))}
+        write_atomic(partial / "data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
         if out.is_dir():
             out.rmdir()  # it is empty
         os.replace(partial, out)

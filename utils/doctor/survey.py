@@ -19,13 +19,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.boxes import Boxes, xywhn2xyxy
-from utils.data.annotations import CocoLabels, ImageLabels, LabelReader
-from utils.data.data_yaml import Data, list_images
-from utils.data.labels import label_path
-from utils.data.scan import EXIF_ORIENTATION, IMAGE_ERRORS, THREADS
-from utils.images import imread
+from utils.data.data_yaml import Data
+from utils.data.labels import TextLabels
+from utils.data.listing import find_images
+from utils.data.objects import ImageLabels, LabelReader
+from utils.data.scan import THREADS
+from utils.decode import PILLOW_ERRORS, decode, pillow_formats
 
-READ_ERRORS = (*IMAGE_ERRORS, cv2.error)
 THUMB = 16  # side of the gray miniature by which near-duplicates are confirmed, pixels
 
 
@@ -36,11 +36,11 @@ class ImageRecord:
     Attributes:
         size: (height, width), upright; (0, 0) if it is not readable.
         problem: why it cannot be used: missing, unreadable or without an entry; '' if it can.
-        damage: what a second decoder complains about although the first one reads the image; ''.
+        damage: what Pillow complains about although the image can be decoded; ''.
         labels: as the reader gives them: clipped, without boxes that have no area.
         label_file: the file that should hold the labels. labeled: it exists.
         digest: of the file's bytes. dhash: see difference_hash. thumb: (THUMB, THUMB) uint8, gray.
-        orientation: of EXIF, 1: upright. mode: of PIL, such as 'RGB' or 'L'. frames: of an animation or a TIFF.
+        orientation: of EXIF, 1: upright. mode: of Pillow, such as 'RGB' or 'L'. frames: of an animation or a TIFF.
     """
 
     path: Path
@@ -73,6 +73,7 @@ class SplitSurvey:
 
     Attributes:
         sources: its folders, lists and images. reader: of its labels; None if the annotations cannot be read.
+        notes: lines of the search for images and labels about files that were passed over or do not match.
         problem: why the split as a whole cannot be used; ''.
     """
 
@@ -80,6 +81,7 @@ class SplitSurvey:
     sources: list[Path]
     records: list[ImageRecord] = field(default_factory=list)
     reader: LabelReader | None = None
+    notes: list[str] = field(default_factory=list)
     problem: str = ""
 
     @property
@@ -144,49 +146,49 @@ def survey_split(data: Data, name: str) -> SplitSurvey:
     """The images of split `name`."""
     sources = data.split(name)
     try:
-        images, reader = list_images(sources), data.reader(name)
+        listing, reader = find_images(sources), data.reader(name)
+        notes = [*listing.notes, *reader.match(listing.images)]
     except (ValueError, OSError) as error:
         return SplitSurvey(name, sources, problem=str(error))
     with ThreadPoolExecutor(THREADS) as pool:
-        work = pool.map(lambda image: read_record(image, reader), images)
-        records = list(tqdm(work, total=len(images), desc=name, leave=False, disable=None))
-    return SplitSurvey(name, sources, records, reader)
+        work = pool.map(lambda image: read_record(image, reader), listing.images)
+        records = list(tqdm(work, total=len(listing.images), desc=name, leave=False, disable=None))
+    return SplitSurvey(name, sources, records, reader, notes)
 
 
-def read_record(image: Path, reader: LabelReader) -> ImageRecord:
-    """What is known of the file `image`."""
-    record = ImageRecord(image, label_file=reader.file(image))
+def read_record(path: Path, reader: LabelReader) -> ImageRecord:
+    """What is known of the image in the file `path`."""
+    record = ImageRecord(path, label_file=reader.file(path))
     record.labeled = record.label_file.exists()
-    if not image.is_file():
+    if not path.is_file():
         record.problem = "no such file"
     else:
         try:
-            content = image.read_bytes()
+            content = path.read_bytes()
             record.digest = hashlib.blake2b(content, digest_size=16).digest()
-            pixels = imread(image)
-            record.size = pixels.shape[0], pixels.shape[1]
-            gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+            image, record.orientation = decode(content, path)
+            record.size = image.shape[0], image.shape[1]
+            gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
             record.thumb = cv2.resize(gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
             record.dhash = difference_hash(gray)
             read_header(content, record)
-        except READ_ERRORS as error:
-            record.problem = f"not a readable image: {' '.join(str(error).split())[:200]}"
-    if record.size != (0, 0) or label_path(image) == record.label_file:  # text labels need no size
-        record.labels = reader.read(image, record.size)
+        except (ValueError, OSError) as error:
+            record.problem = str(error).removeprefix(f"{path}: ")
+    if record.size != (0, 0) or isinstance(reader, TextLabels):  # which need no size
+        record.labels = reader.read(path, record.size, record.orientation)
     record.problem = record.problem or record.labels.skip_reason or ""
     return record
 
 
 def read_header(content: bytes, record: ImageRecord) -> None:
-    """Fill in orientation, mode, frames and damage by a second decoder; JPEGs at an eighth of their size."""
+    """Fill in mode, frames and damage by Pillow; it reads JPEGs at an eighth of their size."""
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as file:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=pillow_formats()) as file:
             warnings.simplefilter("ignore")  # about EXIF blocks that are cut short
             record.mode, record.frames = file.mode, getattr(file, "n_frames", 1)
-            record.orientation = int(file.getexif().get(EXIF_ORIENTATION) or 1)
             file.draft("RGB", (1, 1))
             file.load()
-    except IMAGE_ERRORS as error:
+    except PILLOW_ERRORS as error:
         record.damage = " ".join(str(error).split())[:200]
 
 
@@ -204,8 +206,3 @@ def all_records(found: Survey) -> Iterator[tuple[str, ImageRecord]]:
     for split in found.values():
         for record in split.records:
             yield split.name, record
-
-
-def is_coco(split: SplitSurvey) -> bool:
-    """Whether one file holds the labels of all images."""
-    return isinstance(split.reader, CocoLabels)

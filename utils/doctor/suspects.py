@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.boxes import Boxes, areas, pairwise_iou
-from utils.doctor.findings import WARNING, Example, Finding, finding, many, share
+from utils.data.listing import counted
+from utils.doctor.findings import WARNING, Example, Finding, finding, share
 from utils.doctor.survey import ImageRecord
 
 LOWEST = 0.05  # confidence of a prediction that still supports a label
@@ -98,14 +99,14 @@ class Suspects:
     def findings(self, weights: str) -> Iterator[Finding]:
         """At most one finding for each kind of contradiction."""
         kinds = (
-            (self.swapped, "class swaps", "have a confident prediction of another class in their place", "label"),
+            (self.swapped, "class swaps", "with a confident prediction of another class in its place", "label"),
             (
                 self.missing,
                 "missing labels",
-                f"of confidence {CONFIDENT} or more have no label near them",
+                f"of confidence {CONFIDENT} or more without a label near it",
                 "prediction",
             ),
-            (self.unsupported, "unsupported labels", "have no prediction near them", "label"),
+            (self.unsupported, "unsupported labels", "without a prediction near it", "label"),
         )
         found = f"{Path(weights).name} finds {share(self.supported, self.labels)} of the labels"
         for rows, check, text, noun in kinds:
@@ -113,7 +114,7 @@ class Suspects:
                 best = sorted(rows, key=lambda row: -row[0])
                 advice = f"Look at them, the most striking ones first; {found}, so some are its own mistakes."
                 examples = (example for _, example in best)
-                yield finding(check, WARNING, f"{many(len(rows), noun)} {text}", advice, examples, len(rows))
+                yield finding(check, WARNING, f"{counted(len(rows), noun)} {text}", advice, examples, len(rows))
 
 
 def classes_by_name(model: Mapping[int, str], data: Mapping[int, str]) -> dict[int, int]:

@@ -11,26 +11,30 @@ from pathlib import Path
 import numpy as np
 
 from utils.boxes import Boxes
-from utils.data.annotations import voc_xml
+from utils.data.voc import voc_xml
 from utils.drawing import draw_boxes
 from utils.images import imwrite
 from utils.predict.frames import Frame
 from utils.predict.predictor import Prediction
+from utils.predict.videos import VideoFile
 from utils.predict.writers import (
+    Appender,
     Crops,
     CsvFile,
+    ImageIds,
     JsonFile,
     Stems,
-    VideoFile,
     coco_rows,
     count_classes,
-    image_id,
     label_text,
+    writable_suffix,
     write_labels,
+    write_renamed,
 )
+from utils.runs import OutputFiles
 
 LOGGER = logging.getLogger(__name__)
-CSV_HEADER = ("Image Name", "Prediction", "Confidence", "x1", "y1", "x2", "y2")
+CSV_HEADER = ("Image Name", "Prediction", "Confidence", "x1", "y1", "x2", "y2", "Path")
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,28 @@ class OutputSettings:
 class Output:
     """Writes what the settings ask for into the run folder; a context manager that closes the files."""
 
-    def __init__(self, settings: OutputSettings, folder: Path, names: Mapping[int, str]):
-        self.settings, self.folder, self.names = settings, folder, names
-        self.stems, self.crops = Stems(), Crops(folder / "crops", names)
+    def __init__(self, settings: OutputSettings, files: OutputFiles, names: Mapping[int, str]):
+        self.settings, self.files, self.folder, self.names = settings, files, files.folder, names
+        self.stems, self.ids, self.crops = Stems(), ImageIds(), Crops(self.folder / "crops", names, files)
         self.videos: dict[Path, VideoFile] = {}
-        self.csv = CsvFile(folder / "predictions.csv", CSV_HEADER) if settings.save_csv else None
-        self.json = JsonFile(folder / "predictions.json") if settings.save_json else None
+        self.csv = CsvFile(files.check(self.folder / "predictions.csv"), CSV_HEADER) if settings.save_csv else None
+        self.json = JsonFile(files.check(self.folder / "predictions.json")) if settings.save_json else None
 
     def __enter__(self) -> Output:
         return self
 
     def __exit__(self, *error: object) -> None:
         with ExitStack() as stack:  # all of them are closed, even if one cannot be
+            stack.callback(write_renamed, self.files, self.stems)
             for file in (*self.videos.values(), self.csv, self.json):
                 if file:
-                    stack.callback(file.close)
+                    stack.callback(self.close, file)
+
+    def close(self, file: VideoFile | Appender) -> None:
+        """Complete a file, and put it on the list of the run's files."""
+        file.close()
+        if file.path is not None and file.path.exists():
+            self.files.add(file.path)
 
     def stem(self, frame: Frame) -> str:
         """The stem of all files written for a frame."""
@@ -94,7 +105,9 @@ class Output:
             self.add_to_video(frame, drawn, text)
             return drawn
         if not settings.nosave and drawn is not None:
-            imwrite(self.folder / f"{self.stem(frame)}{frame.path.suffix}", drawn)
+            suffix = writable_suffix(frame.path, drawn)
+            with self.files.writing(self.folder / f"{self.stem(frame)}{suffix}") as path:
+                imwrite(path, drawn)
         h, w = found.canvas
         LOGGER.info(f"{frame.path}: {h}x{w} {text}, {sum(found.times):.1f} ms")
         return drawn
@@ -105,28 +118,32 @@ class Output:
         classes = [self.names.get(label, str(label)) for label in boxes.label.tolist()]
         if settings.save_txt == "voc":
             text = voc_xml(frame.path.name, size, classes, boxes.xyxy) if len(boxes) else ""
-            write_labels(self.folder / "labels" / f"{stem}.xml", text)
+            write_labels(self.files, self.folder / "labels" / f"{stem}.xml", text)
         elif settings.save_txt:
-            write_labels(self.folder / "labels" / f"{stem}.txt", label_text(boxes, size, settings.save_conf))
+            write_labels(
+                self.files, self.folder / "labels" / f"{stem}.txt", label_text(boxes, size, settings.save_conf)
+            )
         if settings.save_crop:
             self.crops.add(stem, frame.image, boxes)
         if self.csv:
             name = stem if frame.video else frame.path.name
             rows = zip(classes, boxes.score.tolist(), boxes.xyxy.tolist(), strict=True)
-            self.csv.add([name, label, f"{score:.4f}", *(f"{v:.1f}" for v in xyxy)] for label, score, xyxy in rows)
+            self.csv.add(
+                [name, label, f"{score:.4f}", *(f"{v:.1f}" for v in xyxy), frame.path] for label, score, xyxy in rows
+            )
         if self.json:
-            self.json.add(coco_rows(image_id(stem), boxes))
+            self.json.add(coco_rows(self.ids(stem), boxes, path=frame.path))
 
     def end_videos(self, frame: Frame) -> None:
         """Close video files before another input starts; those of live sources stay open side by side."""
         for path, video in list(self.videos.items()):
             if path != frame.path and not video.live:
-                self.videos.pop(path).close()
+                self.close(self.videos.pop(path))
 
     def add_to_video(self, frame: Frame, drawn: np.ndarray | None, text: str) -> None:
         """Append a frame to the video file of its source."""
         if frame.path not in self.videos:
             stem = self.stems(frame.path, True)
-            path = None if self.settings.nosave else self.folder / f"{stem}.mp4"
+            path = None if self.settings.nosave else self.files.check(self.folder / f"{stem}.mp4")
             self.videos[frame.path] = VideoFile(path, frame, self.settings.vid_stride)
-        self.videos[frame.path].add(frame.image if drawn is None else drawn, text)
+        self.videos[frame.path].add(frame, frame.image if drawn is None else drawn, text)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from utils.backend import Backend
+from utils.backend import Backend, input_size, warn_of_nms
 from utils.boxes import Boxes
-from utils.images import Letterbox, check_imgsz, fit_canvas, letterbox, to_input
+from utils.images import Letterbox, Size, fit_canvas, letterbox, to_input
 from utils.nms import DEFAULTS, NmsSettings, non_max_suppression
 
+LOGGER = logging.getLogger(__name__)
+ClassesLike: TypeAlias = "str | int | float | np.ndarray | Tensor | Iterable[str | int | float | Tensor]"
 OVERLAP = 0.25  # of neighboring tiles, fraction of their side
 BATCH = 8  # images or tiles per forward pass
 EDGE = 2.0  # pixels; a box this close to an inner edge of a tile counts as cut by it
@@ -35,19 +39,34 @@ class Prediction:
     times: tuple[float, float, float]
 
 
-def class_indices(wanted: Sequence[str | int], names: Mapping[int, str]) -> tuple[int, ...]:
-    """The indices of classes that are given by index or by name.
+def class_indices(wanted: ClassesLike, names: Mapping[int, str]) -> tuple[int, ...]:
+    """The indices of classes that are given by index or by name: one, an array or tensor, or any collection.
+
+    Text of digits is an index; a warning says if another class has this name.
 
     Raises:
-        ValueError: the model has no such class.
+        ValueError: the model has no such class; something that is neither an index nor a name.
     """
+    if isinstance(wanted, np.ndarray | np.generic | Tensor):
+        wanted = wanted.tolist()  # a list, or one number
+    items = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
     known = {name: index for index, name in names.items()}
     found = []
-    for word in map(str, wanted):
-        index = int(word) if word.isdigit() else known.get(word, -1)
+    for item in items:
+        word = item.tolist() if isinstance(item, np.ndarray | np.generic | Tensor) else item
+        index = -1
+        if isinstance(word, str):
+            index = int(word) if word.isdecimal() else known.get(word, -1)
+            if index in names and known.get(word, index) != index:
+                LOGGER.warning(
+                    f"--classes {word}: using index {index}, '{names[index]}'; '{word}' is also the name of "
+                    f"class {known[word]}"
+                )
+        elif isinstance(word, int | float) and not isinstance(word, bool) and float(word).is_integer():
+            index = int(word)
         if index not in names:
             shown = ", ".join(list(known)[:10]) + (", ..." if len(known) > 10 else "")
-            raise ValueError(f"--classes {word}: expected a name or 0..{len(names) - 1} ({shown})")
+            raise ValueError(f"--classes {word!s:.40}: expected a name or 0..{len(names) - 1} ({shown})")
         found.append(index)
     return tuple(dict.fromkeys(found))
 
@@ -71,9 +90,13 @@ class Predictor:
     """Detects objects in images with one backend.
 
     Args:
-        imgsz: long side of the network's input, pixels; rounded up to the grid.
+        imgsz: size that the network's input fits in, pixels, rounded up to the grid: one number, or height and width;
+            empty: that of the weights. A file of a fixed size keeps it.
         half: half-precision input. rect: the input has the image's aspect ratio, else it is square.
         tile: larger images are also cut into overlapping tiles of this side, pixels. 0: never.
+
+    Attributes:
+        size: (height, width) of the largest input.
 
     Raises:
         ValueError: a size that is not positive.
@@ -81,14 +104,17 @@ class Predictor:
 
     backend: Backend
     device: torch.device
-    imgsz: int = 640
+    imgsz: int | Sequence[int] = ()
     nms: NmsSettings = DEFAULTS
     half: bool = False
     rect: bool = True
     tile: int = 0
+    size: Size = field(init=False)
+    full: bool = field(init=False, default=False)  # warn_if_full has warned
 
     def __post_init__(self) -> None:
-        self.imgsz = check_imgsz(self.imgsz, self.backend.grid)
+        self.size = input_size(self.imgsz, self.backend.limits, self.backend.grid)
+        warn_of_nms(self.backend, self.nms)
         if self.tile < 0:
             raise ValueError(f"--tile {self.tile}: expected pixels, or 0 for none")
 
@@ -100,7 +126,8 @@ class Predictor:
 
     def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the network's input for an image of `size` (height, width)."""
-        return fit_canvas(size, self.imgsz, self.backend.grid) if self.rect else (self.imgsz, self.imgsz)
+        own_shape = self.rect and not self.backend.limits.fixed
+        return fit_canvas(size, self.size, self.backend.grid) if own_shape else self.size
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Images (H, W, 3) uint8 RGB of any sizes -> their detections, best first."""
@@ -124,7 +151,9 @@ class Predictor:
 
     def input(self, images: Sequence[np.ndarray], canvas: tuple[int, int]) -> tuple[Tensor, list[Letterbox]]:
         """The network's input for images of one canvas, and where each of them lies on it."""
-        padded, places = zip(*(letterbox(image, canvas) for image in images), strict=True)
+        padded, places = zip(
+            *(letterbox(image, canvas, position=self.backend.letterbox) for image in images), strict=True
+        )
         pixels = torch.from_numpy(np.ascontiguousarray(np.stack(padded).transpose(0, 3, 1, 2)))
         return to_input(pixels, self.device, self.half), list(places)
 
@@ -135,6 +164,7 @@ class Predictor:
         ready = self.clock()
         decoded = self.backend(batch)
         done = self.clock()
+        self.warn_if_full(decoded)
         boxes = []
         for found, place in zip(non_max_suppression(decoded, self.nms), places, strict=True):
             own = found.at(place.to_image(found.xyxy))
@@ -142,6 +172,18 @@ class Predictor:
         end, n = self.clock(), len(images)
         times = (ready - start) / n, (done - ready) / n, (end - done) / n
         return [Prediction(own, canvas, times) for own in boxes]
+
+    def warn_if_full(self, decoded: Tensor) -> None:
+        """Warn, once, that a file with NMS inside gave as many boxes as it can hold, and more were asked for."""
+        limits = self.backend.limits
+        if self.full or limits.nms is None or not self.nms.max_det > limits.nms.max_det == decoded.shape[1]:
+            return
+        self.full = bool((decoded[..., 4] > 0).all(dim=1).any())
+        if self.full:
+            LOGGER.warning(
+                f"{limits.file} holds {limits.nms.max_det} boxes per image and one has so many: others may be missing; "
+                "export it with a larger --max-det"
+            )
 
     def tiled(self, image: np.ndarray) -> Prediction:
         """Detections of the whole image and of its tiles, merged by NMS.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor
 from utils.boxes import Boxes
 from utils.drawing import draw_boxes
 from utils.images import imwrite
-from utils.predict.writers import count_classes, crop, folder_name
+from utils.predict.writers import Crops, count_classes, crop, shorten, writable_suffix
 from utils.runs import Run
 
 LOGGER = logging.getLogger(__name__)
@@ -106,7 +108,8 @@ class Detections:
 
     def print(self) -> None:
         """Print the counts of detections in each image, and the time per image."""
-        print(self)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(str(self).encode(encoding, "backslashreplace").decode(encoding))
 
     def render(self, labels: bool = True) -> list[np.ndarray]:
         """Annotated copies of the images, (H, W, 3) uint8 RGB."""
@@ -121,10 +124,19 @@ class Detections:
             Image.fromarray(image).show()
 
     def save(self, labels: bool = True, save_dir: str | Path = "runs/detect/exp", exist_ok: bool = False) -> Path:
-        """Write the annotated images into `save_dir`, which is numbered if it exists; returns the folder."""
+        """Write the annotated images into `save_dir`, which is numbered if it exists; returns the folder.
+
+        Args:
+            exist_ok: write into an existing folder; no file in it is overwritten: a name in use is numbered.
+        """
         folder = self.folder(save_dir, exist_ok)
         for file, image in zip(self.unique_files(), self.render(labels), strict=True):
-            imwrite(folder / file, image)
+            stem, suffix, copy = Path(file).stem, writable_suffix(Path(file), image), 1
+            path = folder / f"{stem}{suffix}"
+            while os.path.lexists(path):
+                copy += 1
+                path = folder / f"{stem}-{copy}{suffix}"
+            imwrite(path, image)
         LOGGER.info(f"{self.n} image(s) in {folder}")
         return folder
 
@@ -135,19 +147,17 @@ class Detections:
 
         Args:
             save: also write them to `save_dir`/crops/<class>/.
+            exist_ok: write into an existing folder; no file in it is overwritten: a name in use is numbered.
         """
-        folder = self.folder(save_dir, exist_ok) / "crops" if save else None
+        writer = Crops(self.folder(save_dir, exist_ok) / "crops", self.names) if save else None
         crops = []
-        for im, rows, file in zip(self.ims, self.xyxy, self.unique_files(), strict=True):
-            for k, row in enumerate(rows):
-                name = self.name(row[5])
+        for im, rows, boxes, file in zip(self.ims, self.xyxy, self.boxes, self.unique_files(), strict=True):
+            for row in rows:
                 piece = crop(im, row[:4].numpy())
-                label = f"{name} {row[4]:.2f}"
+                label = f"{self.name(row[5])} {row[4]:.2f}"
                 crops.append({"box": row[:4], "conf": row[4], "cls": row[5], "label": label, "im": piece})
-                if folder:
-                    path = folder / folder_name(name) / f"{Path(file).stem}{f'_{k + 1}' if k else ''}.jpg"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    imwrite(path, piece)
+            if writer:
+                writer.add(Path(file).stem, im, boxes)
         return crops
 
     def pandas(self) -> Tables:
@@ -158,7 +168,8 @@ class Detections:
         """The table of one image from its `rows` (n, 6), whose coordinates are of the kind `frame` in COORDINATES."""
         table = pd.DataFrame(rows[:, :5].numpy(), columns=[*COORDINATES[frame], "confidence"])
         table["class"] = rows[:, 5].int().numpy()
-        table["name"] = [self.name(c) for c in rows[:, 5]]
+        names = pd.Series([*(self.name(c) for c in rows[:, 5]), ""])  # one more: a column of none would not be text
+        table["name"] = names[:-1]
         return table
 
     def to_json(self) -> str:
@@ -188,6 +199,7 @@ class Detections:
         given: list[str] = []
         for file in self.files:
             path, copy = Path(file), 1
+            path = path.with_stem(shorten(path.stem))
             name = path.name
             while name.casefold() in (other.casefold() for other in given):
                 copy += 1

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import base64
 import glob
+import io
+import logging
+import math
 import queue
 import sys
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from http.client import HTTPException
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
 
 import cv2
+import numpy as np
 
+from utils.decode import decode
 from utils.files import REPO
 from utils.images import IMAGE_SUFFIXES, imread
-from utils.predict.frames import Broken, Frame, video_info
-from utils.predict.streams import is_camera, is_url, read_screen, read_streams, stream_name
+from utils.predict.animations import count_frames, read_animation, warn_of_pages
+from utils.predict.frames import Broken, Frame, media_path, misses_bytes, video_info
+from utils.predict.streams import is_camera, is_url, read_screen, read_streams, stream_name, without_secrets
+from utils.runs import LIST_OF_FILES
 
+LOGGER = logging.getLogger(__name__)
 VIDEO_SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 Frames: TypeAlias = Generator[Frame | Broken, None, None]  # closing it stops threads and closes files
+URL_TIMEOUT = 30  # seconds without an answer
+MAX_DOWNLOAD = 500_000_000  # bytes of an image at a URL
 READ_AHEAD = 4  # frames that are decoded while the network works on an earlier one
 COUNT_ERROR = 0.02  # a container may be wrong about its number of frames by this fraction
+RATE_FRAMES = 8  # at the start of a video, from which its frame rate is checked
 
 
 def open_source(source: str, vid_stride: int = 1, stream_timeout: float = 60) -> Frames:
@@ -44,16 +60,42 @@ def open_source(source: str, vid_stride: int = 1, stream_timeout: float = 60) ->
     if stream_timeout < 0:
         raise ValueError(f"--stream-timeout {stream_timeout}: expected seconds, or 0 to wait forever")
     if source == "-":
-        return read_ahead(read_files((Path(line) for line in stripped(sys.stdin)), vid_stride))
+        return read_ahead(read_files(standard_input(), vid_stride))
     if source.split(maxsplit=1)[:1] == ["screen"] and not Path(source).exists():
         return read_screen(source, vid_stride)
-    if is_url(source) and Path(urlsplit(source).path).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+    suffix = Path(urlsplit(source).path).suffix.lower() if is_url(source) else ""
+    if suffix in IMAGE_SUFFIXES and source.lower().startswith(("http://", "https://")):
+        name = stream_name(source).name
+        return read_image_url(source, Path(name[: -len(suffix)] + suffix))
+    if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         return read_ahead(read_video(source, stream_name(source), vid_stride))  # a file, to be read to its end
-    if is_url(source) or is_camera(source):
+    if is_url(source) or (is_camera(source) and not Path(source).exists()):
         return read_streams([source], vid_stride, stream_timeout)
     if source.lower().endswith(".streams"):
         return read_streams(read_stream_list(Path(source)), vid_stride, stream_timeout)
     return read_ahead(read_files(list_files(source), vid_stride))
+
+
+def source_files(source: str) -> list[Path]:
+    """The files that a source reads, as far as they are known now; those of standard input are not."""
+    if source in ("", "-") or is_url(source) or source.split(maxsplit=1)[:1] == ["screen"]:
+        return []
+    if (is_camera(source) and not Path(source).exists()) or source.lower().endswith(".streams"):
+        return []
+    return list_files(source, quiet=True)
+
+
+def standard_input() -> Iterator[Path]:
+    """The paths in the lines of standard input, as bytes of any encoding; files of AppleDouble are left out."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors=sys.getfilesystemencodeerrors())
+    for line in sys.stdin:
+        text = line.rstrip("\r\n")
+        path = Path(text if text and Path(text).exists() else text.strip())
+        if path.name.startswith("._"):
+            LOGGER.warning(f"{path}: left out, holds the attributes of a file (AppleDouble), not an image")
+        elif text.strip():
+            yield path
 
 
 def stripped(lines: Iterable[str]) -> Iterator[str]:
@@ -80,10 +122,13 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 text, expected one name a line") from error
 
 
-def list_files(source: str) -> list[Path]:
-    """The images and videos that `source` names; folders and patterns leave other files out.
+def list_files(source: str, quiet: bool = False) -> list[Path]:
+    """The images and videos that `source` names; folders and patterns leave other files out, which is logged.
 
     A relative name is looked for in the working folder, then in the repository.
+
+    Args:
+        quiet: nothing is logged.
 
     Raises:
         FileNotFoundError, ValueError: nothing there; a file of an unknown kind.
@@ -102,13 +147,31 @@ def list_files(source: str) -> list[Path]:
         found, what = sorted(Path(p) for p in glob.glob(source, recursive=True)), "pattern"
     else:
         raise FileNotFoundError(
-            f"source '{source}' not found, expected an image, video, folder, glob pattern, list.txt, webcam number, "
-            "stream URL, list.streams, screen, or - for paths from standard input"
+            f"source '{without_secrets(source)}' not found, expected an image, video, folder, glob pattern, list.txt, "
+            "webcam number, stream URL, list.streams, screen, or - for paths from standard input"
         )
-    files = [p for p in dict.fromkeys(found) if p.suffix.lower() in known and p.is_file()]
+    entries = [p for p in dict.fromkeys(found) if not p.is_dir() and p.name != LIST_OF_FILES]
+    hidden = [p for p in entries if p.name.startswith("._" if what == "pattern" else ".")]
+    files = [p for p in entries if p.suffix.lower() in known and p not in set(hidden)]
+    source = without_secrets(source)
+    if not quiet:
+        others = [p for p in entries if p not in set(files) | set(hidden)]
+        report_left_out(source, hidden, others, sum(p.is_dir() for p in found) if what == "folder" else 0)
     if not files:
         raise FileNotFoundError(f"{source}: no file of the {what} is one of: {' '.join(sorted(known))}")
     return files
+
+
+def report_left_out(source: str, hidden: Sequence[Path], others: Sequence[Path], folders: int) -> None:
+    """Log what of a folder or a pattern is not read: a line for hidden files, one for suffixes and sub-folders."""
+    if hidden:
+        LOGGER.warning(f"{source}: {len(hidden)} hidden file(s) left out: {', '.join(p.name for p in hidden[:3])}")
+    counts = Counter(p.suffix.lower() or "no suffix" for p in others).most_common()
+    words = [f"{count} {suffix}" for suffix, count in counts[:10]]
+    words += [f"{sum(count for _, count in counts[10:])} others"] if len(counts) > 10 else []
+    words += [f"{folders} sub-folder(s)"] if folders else []
+    if words:
+        LOGGER.warning(f"{source}: left out, not images or videos that can be read here: {', '.join(words)}")
 
 
 def read_list(path: Path) -> list[Path]:
@@ -131,11 +194,16 @@ def read_list(path: Path) -> list[Path]:
 
 
 def read_files(files: Iterable[Path], vid_stride: int) -> Frames:
-    """Frames of images and videos, file after file."""
+    """Frames of images and videos, file after file; animated images are videos."""
     for path in files:
-        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-            yield from read_video(str(path), path, vid_stride)
+        frames = count_frames(path)
+        if frames > 1 or (frames and path.suffix.lower() in VIDEO_SUFFIXES):
+            yield from read_animation(path, frames, vid_stride)
             continue
+        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+            yield from read_video(media_path(path), path, vid_stride)
+            continue
+        warn_of_pages(path)
         try:
             frame = Frame(imread(path), path)
         except (OSError, ValueError) as error:
@@ -144,29 +212,77 @@ def read_files(files: Iterable[Path], vid_stride: int) -> Frames:
             yield frame
 
 
+def read_image_url(url: str, path: Path) -> Frames:
+    """The image at a http or https URL, decoded as a file is; `path` names it, without a password the URL may hold."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    request = Request(parts._replace(netloc=host, fragment="").geturl())
+    if parts.username:
+        password = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
+    try:
+        with urlopen(request, timeout=URL_TIMEOUT) as answer:
+            data = answer.read(MAX_DOWNLOAD + 1)
+        if len(data) > MAX_DOWNLOAD:
+            raise ValueError(f"{path}: the answer is larger than {MAX_DOWNLOAD / 1e6:.0f} MB, expected an image")
+        frame = Frame(decode(data, path).image, path)
+    except (OSError, ValueError, HTTPException) as error:  # OSError: also every answer that is not 200
+        yield Broken(path, str(error) if str(path) in str(error) else f"{path}: not downloaded: {error}")
+    else:
+        yield frame
+
+
 def read_video(target: str, path: Path, vid_stride: int) -> Frames:
     """Every `vid_stride`-th frame of a video file or URL; `path` names it.
 
-    A `Broken` follows if it cannot be opened, or ends well before its stated number of frames.
+    A `Broken` follows if it cannot be opened, or is cut short: see ends_early.
     """
-    capture = cv2.VideoCapture(target)
+    # Of a URL, other backends would log the login that it may hold.
+    capture = cv2.VideoCapture(target, cv2.CAP_ANY if path.is_file() else cv2.CAP_FFMPEG)
     try:
-        number, video = 0, None
-        while capture.grab():
-            number += 1
-            if (number - 1) % vid_stride:
+        number, video, seconds = 0, None, 0.0
+        grabbed = grab_frames(capture, vid_stride)
+        first = list(islice(grabbed, RATE_FRAMES))
+        times = [seconds for seconds, _ in first]
+        for number, (seconds, bgr) in enumerate(chain(first, grabbed), start=1):
+            if bgr is None:
                 continue
-            ok, bgr = capture.retrieve()
-            if not ok:
-                break
-            video = video or video_info(capture, bgr)
-            yield Frame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), path, number, video)
+            video = video or video_info(capture, bgr, times=times)
+            yield Frame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), path, number, video, seconds)
         if video is None:
             yield Broken(path, f"{path}: not a readable video")
-        elif number < video.frames * (1 - COUNT_ERROR) - 1:
-            yield Broken(path, f"{path}: the video ends after {number} of {video.frames} frames")
+        elif ends_early(path, number, seconds * capture.get(cv2.CAP_PROP_FPS) + 1, video.frames):
+            stated = f" of {video.frames}" if video.frames > number else ""
+            yield Broken(path, f"{path}: the video is cut short, it ends after {number}{stated} frames")
     finally:
         capture.release()
+
+
+def grab_frames(capture: cv2.VideoCapture, vid_stride: int) -> Iterator[tuple[float, np.ndarray | None]]:
+    """The time in seconds of each frame, and every `vid_stride`-th frame itself, (H, W, 3) uint8 BGR."""
+    number = 0
+    while capture.grab():
+        bgr = None
+        if number % vid_stride == 0:
+            ok, bgr = capture.retrieve()
+            if not ok:
+                return
+        number += 1
+        seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        yield seconds if math.isfinite(seconds) else 0.0, bgr
+
+
+def ends_early(path: Path, read: int, reached: float, stated: int) -> bool:
+    """Whether a video of `stated` frames (0: unknown) was cut short.
+
+    The number is often computed from the length and the rate. So a video whose frames are fewer, but reach to its end,
+    is whole, and so is a Matroska file of the size that it states, whose length may count a late start.
+
+    Args:
+        read: frames read. reached: the frame number at the time of the last one, had all the stated rate.
+    """
+    missing = misses_bytes(path)
+    return missing or (missing is None and max(read, reached) < stated * (1 - COUNT_ERROR) - 1)
 
 
 def read_ahead(frames: Frames, depth: int = READ_AHEAD) -> Frames:

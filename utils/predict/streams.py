@@ -24,6 +24,11 @@ SCHEMES = {"http", "https", "rtmp", "rtsp", "tcp"}
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the first attempt to reconnect; at most before later ones
 IO_TIMEOUT = 10_000  # milliseconds that opening a stream or waiting for its next frame may take
 POLL = 0.5  # seconds after which a reader without a new frame checks whether it should stop
+LOGIN = re.compile(r"(^|[\s'/])[^\s'/]*:(?!//)[^\s']*@")  # user:password@, either may hold a slash or another @
+HOST = re.compile(r"(\[[^\]]*\]|[^/?:@]*)(:\d+)?([/?]|$)")  # of a URL without user and password
+SECRET_VALUE = re.compile(
+    r"((?:user|usr|login|pass|password|passwd|pwd|psw|token|key|auth|secret)=)(?:(?!_[^_=]+=)[^&/;\s'])*", re.IGNORECASE
+)
 Region = dict[str, int]  # left, top, width, height in pixels
 
 
@@ -35,8 +40,13 @@ def is_camera(source: str) -> bool:
     return source.isascii() and source.isdigit()
 
 
+def without_secrets(text: str) -> str:
+    """`text` with *** in place of the user and password of URLs, and of values such as password=... and token=..."""
+    return SECRET_VALUE.sub(r"\1***", LOGIN.sub(r"\1***@", text))
+
+
 def stream_name(source: str) -> Path:
-    """A file name for a camera or a stream, without the password its URL may hold.
+    """A file name for a camera or a stream, without a login or password that its URL may hold.
 
     Raises:
         ValueError: a scheme that is not in SCHEMES, or neither a URL nor a camera's number.
@@ -46,9 +56,13 @@ def stream_name(source: str) -> Path:
     parts = urlsplit(source)
     if not is_url(source) or parts.scheme.lower() not in SCHEMES:
         known = ", ".join(sorted(SCHEMES))
-        scheme = f"scheme '{parts.scheme}://'" if is_url(source) else f"'{source}' is not a URL"
+        scheme = f"scheme '{parts.scheme}://'" if is_url(source) else f"'{without_secrets(source)}' is not a URL"
         raise ValueError(f"source {scheme}, expected one of: {known}, or the number of a webcam")
-    return Path(re.sub(r"\W+", "_", f"{parts.hostname or ''}{parts.path}").strip("_") or "stream")
+    place = source.partition("://")[2]
+    if "@" in place.partition("?")[0] or not HOST.match(place):  # a password may hold / ? and @
+        place = place.rpartition("@")[2]
+    parts = urlsplit(without_secrets("//" + place))
+    return Path(re.sub(r"\W+", "_", f"{parts.hostname or ''}{parts.path}").strip("_")[:100] or "stream")
 
 
 def unique_names(sources: Sequence[str]) -> list[Path]:

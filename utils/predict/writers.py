@@ -1,24 +1,32 @@
-"""File formats of detections: label files, COCO's result format, CSV, JSON, videos, crops."""
+"""File formats of detections: label files, COCO's result format, CSV, JSON, crops; the names of files."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 import os
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from utils.boxes import Boxes, pairwise_iou, xyxy2ltwh, xyxy2xywhn
 from utils.files import write_atomic
 from utils.images import imwrite
-from utils.predict.frames import Frame
+from utils.runs import OutputFiles
+
+LOGGER = logging.getLogger(__name__)
+LONGEST_SIDE = {".jpeg": 65500, ".jpg": 65500, ".webp": 16383}  # pixels, of formats that have a limit
+LONGEST_STEM = 200  # bytes; a number, an ending and the hidden name during writing are added
+SURROGATES = "".join(map(chr, range(0xDC80, 0xDD00)))  # bytes that are not UTF-8, as of a character cut in two
 
 
 class Stems:
@@ -32,21 +40,41 @@ class Stems:
     def in_use(self, stem: str, is_video: bool) -> bool:
         """Whether a file of an earlier input has `stem`, or would have it."""
         stem = stem.casefold()
-        head = re.fullmatch(r"(.+)_\d+", stem)
+        head = re.fullmatch(r"(.+)_\d+", stem, re.DOTALL)
         if stem in self.images | self.videos or (head and head[1] in self.videos):
             return True
         return is_video and any(re.fullmatch(re.escape(stem) + r"_\d+", other) for other in self.images)
 
     def __call__(self, path: Path, is_video: bool) -> str:
-        """The stem of `path`, followed by -2, -3, ... if an earlier input has it."""
+        """The stem of `path`, shortened if it is very long, followed by -2, -3, ... if an earlier input has it."""
         if path not in self.given:
-            stem, copy = path.stem, 1
+            short = shorten(path.stem)
+            stem, copy = short, 1
             while self.in_use(stem, is_video):
                 copy += 1
-                stem = f"{path.stem}-{copy}"
+                stem = f"{short}-{copy}"
             self.given[path] = stem
             (self.videos if is_video else self.images).add(stem.casefold())
         return self.given[path]
+
+    def renamed(self) -> list[tuple[str, str]]:
+        """The inputs whose outputs have another stem, and that stem."""
+        return [(str(path), stem) for path, stem in self.given.items() if stem != path.stem]
+
+
+def shorten(name: str, limit: int = LONGEST_STEM) -> str:
+    """`name`, or if it has more than `limit` bytes its start and a checksum of it: names on disk have up to 255."""
+    data = os.fsencode(name)
+    return name if len(data) <= limit else f"{os.fsdecode(data[: limit - 9]).rstrip(SURROGATES)}-{zlib.crc32(data):08x}"
+
+
+def write_renamed(files: OutputFiles, stems: Stems) -> None:
+    """renamed.csv: the inputs whose outputs have another name; not written if there is none."""
+    if renamed := stems.renamed():
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("Path", "Stem"), *renamed])
+        with files.writing(files.folder / "renamed.csv") as path:
+            write_atomic(path, text.getvalue())
 
 
 def label_text(boxes: Boxes, size: tuple[int, int], scores: bool) -> str:
@@ -59,13 +87,16 @@ def label_text(boxes: Boxes, size: tuple[int, int], scores: bool) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def write_labels(path: Path, text: str) -> None:
-    """Write a label file; without `text` there is none, as for background images."""
+def write_labels(files: OutputFiles, path: Path, text: str) -> None:
+    """Write a label file; without `text` there is none, as for background images.
+
+    Raises:
+        FileExistsError: somebody else's file is there, also where none is written: it would pass for a result.
+    """
+    files.check(path)
     if text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text)
-    else:
-        path.unlink(missing_ok=True)  # of an earlier run, with --exist-ok
+        with files.writing(path):
+            write_atomic(path, text)
 
 
 def hybrid(found: Boxes, truth: Boxes, iou_thres: float) -> Boxes:
@@ -75,37 +106,87 @@ def hybrid(found: Boxes, truth: Boxes, iou_thres: float) -> Boxes:
     return Boxes.join([truth, found[overlap <= iou_thres]])
 
 
-def coco_rows(image_id: int | str, boxes: Boxes, categories: dict[int, int] | None = None) -> list[dict[str, Any]]:
-    """Rows of a COCO result file: image_id, category_id, bbox x, y, width, height in pixels, score.
+def writable_suffix(path: Path, image: np.ndarray) -> str:
+    """The suffix of `path`, or .png, which is logged, where OpenCV cannot write such files or not of this size."""
+    suffix, side = path.suffix, max(image.shape)
+    known = cv2.haveImageWriter(f"x{suffix}")
+    if known and side <= LONGEST_SIDE.get(suffix.lower(), side):
+        return suffix
+    reason = f"{side} pixels are too many for {suffix}" if known else f"no encoder for '{suffix}' files"
+    LOGGER.warning(f"{path}: written as .png, {reason}")
+    return ".png"
+
+
+def coco_rows(
+    image_id: int | str, boxes: Boxes, categories: dict[int, int] | None = None, path: Path | None = None
+) -> list[dict[str, Any]]:
+    """Rows of a COCO result file: image_id, category_id, bbox x, y, width, height in pixels, score, and the path.
 
     Args:
-        categories: class index -> category id; None: the index itself.
+        categories: class index -> category id; None: the index itself. path: of the image; None leaves it out.
     """
     rows = []
     ltwh = xyxy2ltwh(boxes.xyxy.astype(np.float64)).tolist()
     for bbox, label, score in zip(ltwh, boxes.label.tolist(), boxes.score.tolist(), strict=True):
         category = categories.get(label, label) if categories else label
         rounded = [round(v, 3) for v in bbox]
-        rows.append({"image_id": image_id, "category_id": category, "bbox": rounded, "score": round(score, 5)})
+        row = {"image_id": image_id, "category_id": category, "bbox": rounded, "score": round(score, 5)}
+        rows.append(row if path is None else row | {"path": str(path)})
     return rows
 
 
-def image_id(stem: str) -> int | str:
-    """The id of an image in a result file: its name, as a number if it is one, as in COCO's file names."""
-    return int(stem) if stem.isdecimal() else stem
+class ImageIds:
+    """The ids of images in a result file, no two the same, as numbers or as text."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, str] = {}  # id as text -> stem
+
+    def __call__(self, stem: str) -> int | str:
+        """The stem, as a number if it is one, as in COCO's file names; 7 and 007 get 7 and '007-2', which is logged."""
+        number = int(stem) if stem.isdecimal() else stem
+        if self.given.setdefault(str(number), stem) == stem:
+            return number
+        copy = 2
+        while self.given.setdefault(f"{stem}-{copy}", stem) != stem:
+            copy += 1
+        LOGGER.warning(f"image {stem}: its image_id is '{stem}-{copy}', {number} is that of {self.given[str(number)]}")
+        return f"{stem}-{copy}"
 
 
 class Appender:
-    """A text file that grows during a run, as <name>.part until it is closed."""
+    """A text file that grows during a run, under a hidden name until it is closed.
+
+    Characters that are not UTF-8, as in some file names, are written as escapes.
+
+    Raises:
+        OSError: it could not be written; names the file, of which nothing is left.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
-        self.partial = path.with_name(path.name + ".part")
-        self.file: IO[str] = self.partial.open("w", encoding="utf-8", newline="")
+        self.path, self.failed = path, False
+        self.partial = path.with_name(f".{os.getpid()}.{path.name}.part")
+        self.partial.unlink(missing_ok=True)  # of a run that was killed
+        self.file: IO[str] = self.partial.open("x", encoding="utf-8", errors="backslashreplace", newline="")
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Nothing of the file is left if the block fails to write."""
+        try:
+            yield
+        except OSError as error:
+            self.failed = True
+            with suppress(OSError):  # what is buffered cannot be written either
+                self.file.close()
+            self.partial.unlink(missing_ok=True)
+            raise OSError(error.errno, f"{error.strerror}; not saved", str(self.path)) from error
 
     def close(self) -> None:
-        self.file.close()
-        os.replace(self.partial, self.path)
+        if not self.failed:
+            with self.whole():
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.file.close()
+                os.replace(self.partial, self.path)
 
 
 class CsvFile(Appender):
@@ -114,10 +195,11 @@ class CsvFile(Appender):
     def __init__(self, path: Path, header: Sequence[str]):
         super().__init__(path)
         self.writer = csv.writer(self.file)
-        self.writer.writerow(header)
+        self.add([header])
 
     def add(self, rows: Iterable[Sequence[object]]) -> None:
-        self.writer.writerows(rows)
+        with self.whole():
+            self.writer.writerows(rows)
 
 
 class JsonFile(Appender):
@@ -128,75 +210,53 @@ class JsonFile(Appender):
         self.count = 0
 
     def add(self, rows: Iterable[Mapping[str, object]]) -> None:
-        for row in rows:
-            self.file.write(("[\n" if not self.count else ",\n") + json.dumps(row, ensure_ascii=False))
-            self.count += 1
+        with self.whole():
+            for row in rows:
+                self.file.write(("[\n" if not self.count else ",\n") + json.dumps(row, ensure_ascii=False))
+                self.count += 1
 
     def close(self) -> None:
-        self.file.write("\n]\n" if self.count else "[]\n")
+        if not self.failed:
+            with self.whole():
+                self.file.write("\n]\n" if self.count else "[]\n")
         super().close()
 
 
-class VideoFile:
-    """An .mp4 file being written, and its progress bar. The frame rate is kept: 29.97 stays 29.97.
-
-    Args:
-        path: None writes no file. frame: the first one.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-
-    def __init__(self, path: Path | None, frame: Frame, vid_stride: int):
-        info = frame.video
-        assert info is not None
-        self.source, self.writer, self.size, self.live = frame.path, None, info.size, info.live
-        frames = -(-info.frames // vid_stride) or None  # None: unknown
-        if path is not None:
-            fps = info.fps / vid_stride
-            fps = round(fps, 3 if fps < 65 else 2)  # MPEG-4 holds a rate as a fraction of 16-bit numbers
-            size = info.size[::-1]
-            self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
-            if not self.writer.isOpened():
-                raise OSError(f"{path}: could not start an mp4 video of {size[0]}x{size[1]} at {fps} fps")
-        self.bar = tqdm(total=frames, desc=str(frame.path), unit="frame")
-
-    def add(self, image: np.ndarray, text: str) -> None:
-        """Append a frame (H, W, 3) RGB, resized if a stream changed its size; `text` is shown in the progress bar."""
-        if self.writer is not None:
-            if image.shape[:2] != self.size:
-                image = cv2.resize(image, self.size[::-1])
-            self.writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-        self.tick(text)
-
-    def tick(self, text: str) -> None:
-        """Advance the progress bar by a frame."""
-        self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update()
-
-    def close(self) -> None:
-        self.bar.close()
-        if self.writer is not None:
-            self.writer.release()
-
-
 class Crops:
-    """Writes each box's part of an image to crops/<class>/<stem>.jpg, <stem>_2.jpg, ..."""
+    """Writes each box's part of an image to crops/<class>/<stem>.jpg, <stem>_2.jpg, ...; overwrites nothing."""
 
-    def __init__(self, folder: Path, names: Mapping[int, str]):
-        self.folder, self.names = folder, names
-        self.written: set[Path] = set()
+    def __init__(self, folder: Path, names: Mapping[int, str], files: OutputFiles | None = None):
+        self.folder, self.names, self.files = folder, names, files
+        self.folders: dict[str, str] = {}  # class name -> folder name
+        for name in names.values():
+            self.folder_of(name)
+        self.written: set[str] = set()
+
+    def folder_of(self, name: str) -> str:
+        """The folder of a class, another one for each name, also where disks do not tell Cat from cat."""
+        if name not in self.folders:
+            folder, copy = folder_name(name), 1
+            while folder.casefold() in {other.casefold() for other in self.folders.values()}:
+                copy += 1
+                folder = f"{folder_name(name)}-{copy}"
+            self.folders[name] = folder
+        return self.folders[name]
 
     def add(self, stem: str, image: np.ndarray, boxes: Boxes) -> None:
+        """Write the crops of an image, which no other image of this `stem` may follow."""
         for xyxy, label in zip(boxes.xyxy, boxes.label.tolist(), strict=True):
-            folder = self.folder / folder_name(self.names.get(label, str(label)))
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = self.folder / self.folder_of(self.names.get(label, str(label)))
             path, n = folder / f"{stem}.jpg", 1
-            while path in self.written:
+            while str(path).casefold() in self.written or (self.files is None and os.path.lexists(path)):
                 n += 1
                 path = folder / f"{stem}_{n}.jpg"
-            self.written.add(path)
-            imwrite(path, crop(image, xyxy))
+            self.written.add(str(path).casefold())
+            if self.files is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                imwrite(path, crop(image, xyxy))
+            else:
+                with self.files.writing(path):
+                    imwrite(path, crop(image, xyxy))
 
 
 def crop(image: np.ndarray, xyxy: np.ndarray) -> np.ndarray:
@@ -207,7 +267,7 @@ def crop(image: np.ndarray, xyxy: np.ndarray) -> np.ndarray:
 
 def folder_name(text: str) -> str:
     """A class name as a folder name: without characters that file systems refuse, and never '..' or empty."""
-    return re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", text).strip(" .") or "_"
+    return shorten(re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", text).strip(" .")) or "_"
 
 
 def count_classes(boxes: Boxes, names: Mapping[int, str]) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.data_yaml import list_images, read_data_yaml
+from utils.data.data_yaml import read_data_yaml
+from utils.data.listing import list_images
 from utils.files import REPO
 from utils.images import IMAGE_SUFFIXES, imread, letterbox, to_input
 
@@ -60,9 +61,9 @@ def evenly(items: Sequence[T], most: int) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def read_images(paths: Sequence[str | Path], imgsz: tuple[int, int]) -> Tensor:
-    """(n, 3, H, W) in 0..1, letterboxed."""
-    canvases = [letterbox(imread(path), imgsz)[0] for path in paths]
+def read_images(paths: Sequence[str | Path], imgsz: tuple[int, int], position: str = "center") -> Tensor:
+    """(n, 3, H, W) in 0..1, letterboxed; `position` is one of utils.images.POSITIONS."""
+    canvases = [letterbox(imread(path), imgsz, position=position)[0] for path in paths]
     return to_input(torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2).contiguous(), torch.device("cpu"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,17 +18,15 @@ from matplotlib.ticker import MaxNLocator
 
 from utils.drawing import class_color, save_figure
 
-LOSSES = ("box_loss", "obj_loss", "cls_loss")
-PANELS = (  # columns of results.csv in results.png, row by row
-    *(f"train/{loss}" for loss in LOSSES),
-    *("metrics/precision", "metrics/recall"),
-    *(f"val/{loss}" for loss in LOSSES),
-    *("metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
-)
+LOSSES = {  # of all heads: column of results.csv without train/ or val/ -> title of its chart
+    "box_loss": "Box loss",
+    "obj_loss": "Objectness loss",
+    "dfl_loss": "Distribution loss",
+    "l1_loss": "Distance loss",
+    "cls_loss": "Class loss",
+}
 TOPICS: dict[str, dict[str, str]] = {  # of the report: title -> name of a curve -> column of results.csv
-    "Box loss": {"training": "train/box_loss", "validation": "val/box_loss"},
-    "Objectness loss": {"training": "train/obj_loss", "validation": "val/obj_loss"},
-    "Class loss": {"training": "train/cls_loss", "validation": "val/cls_loss"},
+    **{title: {"training": f"train/{loss}", "validation": f"val/{loss}"} for loss, title in LOSSES.items()},
     "Mean average precision": {"mAP50": "metrics/mAP_0.5", "mAP50-95": "metrics/mAP_0.5:0.95"},
     "Precision and recall": {"precision": "metrics/precision", "recall": "metrics/recall"},
     "Learning rate": {"weights": "x/lr2", "biases": "x/lr0"},
@@ -54,11 +52,19 @@ def _number(word: str) -> float:
         return math.nan
 
 
+def panels(columns: Collection[str]) -> list[str]:
+    """The columns of a results.csv that results.png shows, in two rows: of training and of validation."""
+    losses = [loss for loss in LOSSES if f"train/{loss}" in columns]
+    above = [*(f"train/{loss}" for loss in losses), "metrics/precision", "metrics/recall"]
+    return [*above, *(f"val/{loss}" for loss in losses), "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"]
+
+
 def plot_results(results: Path, path: Path) -> None:
     """Draw the losses and metrics of a results.csv over the epochs."""
     columns = read_results(results)
+    names = panels(columns)
     figure = Figure(figsize=(15, 6), layout="constrained")
-    for axes, name in zip(figure.subplots(2, 5).flat, PANELS, strict=True):
+    for axes, name in zip(figure.subplots(2, len(names) // 2).flat, names, strict=True):
         draw_curves(axes, name, {name: name}, columns)
     figure.supxlabel("epoch", fontsize=11)
     save_figure(figure, path)

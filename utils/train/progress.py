@@ -13,15 +13,15 @@ from utils.loss import LossParts
 from utils.train.memory import peak_memory
 
 
-def show_progress(bar: tqdm, losses: Tensor, boxes: int, images: Tensor, rate: float) -> None:
-    """Show on the bar: mean losses (3,) so far, boxes and size of the batch, images per second, peak memory."""
+def show_progress(bar: tqdm, losses: LossParts, boxes: int, images: Tensor, rate: float) -> None:
+    """Show on the bar: mean loss parts so far, boxes and size of the batch, images per second, peak memory."""
     size, memory = "x".join(str(side) for side in images.shape[-2:]), f"{peak_memory():.1f}G"
     bar.set_postfix(loss_text(losses), boxes=boxes, size=size, img_s=f"{rate:.1f}", mem=memory, refresh=False)
 
 
-def loss_text(parts: Iterable[Tensor]) -> dict[str, str]:
+def loss_text(parts: LossParts) -> dict[str, str]:
     """The loss parts by name, as text."""
-    return {name: f"{float(value):.4f}" for name, value in zip(LossParts._fields, parts, strict=True)}
+    return {name: f"{float(value):.4f}" for name, value in parts.items()}
 
 
 def result_row(
@@ -35,13 +35,13 @@ def result_row(
     """
     nan = math.nan
     scores = (metrics.precision, metrics.recall, metrics.map50, metrics.map50_95) if metrics else (nan,) * 4
-    val = [float(v) for v in metrics.loss] if metrics and metrics.loss else [nan] * len(LossParts._fields)
+    val = metrics.loss if metrics and metrics.loss else dict.fromkeys(losses, nan)
     columns = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
     return (
         {"epoch": epoch}
-        | {f"train/{k}_loss": float(v) for k, v in losses._asdict().items()}
+        | {f"train/{k}_loss": float(v) for k, v in losses.items()}
         | dict(zip(columns, scores, strict=True))
-        | {f"val/{k}_loss": v for k, v in zip(LossParts._fields, val, strict=True)}
+        | {f"val/{k}_loss": float(v) for k, v in val.items()}
         | {f"x/lr{i}": rate for i, rate in enumerate(rates)}
         | {"seconds": seconds}
     )

@@ -142,11 +142,16 @@ def best_epoch(columns: Mapping[str, np.ndarray]) -> str | None:
     )
 
 
+def from_here(path: Path) -> Path:
+    """`path` relative to the working folder if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def commands(folder: Path, options: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Purposes and command lines for the checkpoints of the run."""
     best, last = folder / "weights" / "best.pt", folder / "weights" / "last.pt"
     size = f" --imgsz {options['imgsz']}" if "imgsz" in options else ""
-    data = shlex.quote(str(options.get("data", "my.yaml")))
+    data = shlex.quote(from_here(Path(str(options.get("data", "my.yaml")))).as_posix())
     lines = []
     if best.is_file():
         weights = shlex.quote(best.as_posix())
