@@ -20,6 +20,7 @@ from models.export.writers import FORMATS, OPSET, Format, Job
 from models.runtimes.load import load_backend
 from models.weights.checkpoint import build_model, load_checkpoint
 from models.yolo import DetectionModel
+from utils.classes import class_order
 from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
 from utils.data.data_yaml import list_images, read_data_yaml
 from utils.files import move, remove, size_of
@@ -176,10 +177,7 @@ def prepare(cfg: ExportConfig) -> ExportTask:
                 f"--int8 at {imgsz[0]}x{imgsz[1]}: its mAP is measured on square inputs, expected one --imgsz"
             )
         data = read_data_yaml(cfg.data)
-        if data.nc != model.nc:
-            raise ValueError(
-                f"{cfg.weights} has {model.nc} classes, but {cfg.data} has {data.nc}; expected the same classes"
-            )
+        class_order(model.names, data.names, cfg.weights, cfg.data, by_number=True)
         if cfg.int8_ops != "weights":
             calibration = read_images(evenly(list(list_images(data.split("train"))), CALIBRATION_IMAGES), imgsz)
     images = read_images(comparison_images(cfg.data, cfg.images), imgsz)

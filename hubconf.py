@@ -10,7 +10,7 @@ See docs/python-api.md. Nothing is downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from models.runtimes.ensemble import Augmented
 from models.runtimes.load import load_model
 from utils.backend import Backend
+from utils.classes import class_names
 from utils.device import select_device
 from utils.images import imread
 from utils.nms import NmsSettings
@@ -41,7 +42,8 @@ class Model:
         conf: confidence threshold. iou: IoU threshold of NMS. max_det: maximum detections per image.
         classes: keep only these, indices or names; None keeps all.
         agnostic: boxes suppress those of other classes too. multi_label: a box may count for several classes.
-        names: class index -> name. stride: pixels per cell of the coarsest level. grid: sides of the network's input
+        names: class index -> name; may be set to a list or mapping of as many names, which replace those of the file
+            by number. stride: pixels per cell of the coarsest level. grid: sides of the network's input
             are multiples of it, pixels.
     """
 
@@ -55,10 +57,23 @@ class Model:
     ):
         self.backend = load_model(weights, device, half, threads=threads, compiled=compiled)
         self.device, self.half = device, half
-        self.names, self.stride, self.grid = self.backend.names, self.backend.stride, self.backend.grid
+        self._names = dict(self.backend.names)
+        self.stride, self.grid = self.backend.stride, self.backend.grid
         self.conf, self.iou, self.max_det = 0.25, 0.45, 1000
         self.classes: Sequence[int | str] | None = None
         self.agnostic = self.multi_label = False
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class index -> name."""
+        return self._names
+
+    @names.setter
+    def names(self, names: Mapping[int, str] | Sequence[str]) -> None:
+        found = class_names(dict(names) if isinstance(names, Mapping) else names, "model", strict=False)
+        if len(found) != self.backend.nc:
+            raise ValueError(f"model.names: {len(found)} names, expected {self.backend.nc}, one for each class")
+        self._names = found
 
     def __call__(
         self, ims: ImageLike | Sequence[ImageLike], size: int = 640, augment: bool = False, tile: int = 0

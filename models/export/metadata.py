@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.yolo import DetectionModel
+from utils.classes import class_names
 from utils.files import VERSION
 
 LICENSE = "Apache-2.0 (the code; weights have the license of their training)"
@@ -89,7 +90,7 @@ class Metadata:
         """
         try:
             values = json.loads(text)
-            values["names"] = {int(k): str(v) for k, v in values["names"].items()}
+            values["names"] = class_names(values["names"], "it", strict=False)
             values["imgsz"] = tuple(values["imgsz"])
             return cls(**values).checked()
         except (ValueError, KeyError, TypeError, AttributeError) as error:

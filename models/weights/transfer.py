@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.heads import Detect
 from models.yolo import DetectionModel, parse_model, read_model_yaml
+from utils.classes import ClassMatch, short
 
 LOGGER = logging.getLogger(__name__)
 MAX_LAYERS = 20_000  # yolov5x has 567 modules
@@ -27,6 +28,8 @@ class TransferReport:
         parts: backbone, neck, head -> (tensors copied, tensors in all). skipped: tensor that was not copied -> reason.
         boxes: the head's boxes and objectness were transferred. classes: names of the classes that were.
         by_rows: the head has other classes, so that only rows of its tensors were copied.
+        reordered: the head has the same classes in another order, so that its rows were copied by name.
+        new: names of the classes that start from random weights.
     """
 
     parts: dict[str, tuple[int, int]]
@@ -34,6 +37,8 @@ class TransferReport:
     boxes: bool = False
     classes: tuple[str, ...] = ()
     by_rows: bool = False
+    reordered: bool = False
+    new: tuple[str, ...] = ()
 
     @property
     def copied(self) -> int:
@@ -53,8 +58,13 @@ class TransferReport:
             named = [f"{name} ({why})" for name, why in list(self.skipped.items())[:SHOWN]]
             more = [f"and {len(self.skipped) - SHOWN} more"] if len(self.skipped) > SHOWN else []
             lines.append(f"not transferred: {', '.join([*named, *more])}")
+        if self.reordered:
+            count = len(self.classes)
+            lines.append(f"the data has the classes in another order: the head's rows of {count} classes follow it")
         if self.by_rows:
-            known = f" and the classes {', '.join(self.classes)}" if self.classes else ", all classes are new"
+            known = f", all {len(self.new)} classes are new"
+            if self.classes:
+                known = f" and {len(self.classes)} classes by name ({short(self.classes)}); new: {short(self.new)}"
             lines.append(f"of the head's rows, those of boxes and objectness were transferred{known}")
         return "\n".join(lines)
 
@@ -82,24 +92,41 @@ def transfer(model: DetectionModel, state: Mapping[str, Tensor], skip: Iterable[
 def fine_tune(model: DetectionModel, source: DetectionModel, skip: Iterable[str] = ()) -> TransferReport:
     """`transfer`, and where heads differ only in their classes, the rows that they share.
 
-    These are the rows of boxes and objectness, and those of classes with the same name.
+    These are the rows of boxes and objectness, and those of classes with the same name; the number of a class does not
+    matter.
     """
-    report = transfer(model, source.state_dict(), skip)
     own, other = model.head, source.head
+    match, state = ClassMatch(source.names, model.names), source.state_dict()
+    by_rows, reordered = match.agreement in ("partial", "different"), match.agreement == "reordered"
+    rows_of = f"model.{len(source.model) - 1}.m."
+    if reordered:
+        state |= {f"{rows_of}{name}": t for name, t in reordered_rows(other, match.order).items()}
+    same_size = [f"{rows_of}{name}" for name in other.m.state_dict()] if by_rows and own.nc == other.nc else []
+    report = transfer(model, state, [*skip, *same_size])
+    skipped = report.skipped | {name: "other classes" for name in same_size if name in report.skipped}
+    report = replace(report, skipped=skipped, reordered=reordered and report.share("head") > 0.5)
     alike = report.share("neck") == 1 and torch.equal(own.anchors, other.anchors)
     if not alike or any(a.in_channels != b.in_channels for a, b in zip(own.m, other.m, strict=True)):
         return report
-    index = {name: i for i, name in source.names.items()}
-    shared = [(i, index[name]) for i, name in model.names.items() if name in index]
-    by_rows = own.nc != other.nc
     if by_rows:
-        rows = [*range(5), *(5 + i for i, _ in shared)], [*range(5), *(5 + j for _, j in shared)]
+        rows = [*range(5), *(5 + i for i in match.index)], [*range(5), *(5 + j for j in match.index.values())]
         pairs: Any = zip(own.m, other.m, strict=True)
         for a, b in pairs:
             with torch.no_grad():
                 a.weight.view(own.na, own.no, -1)[:, rows[0]] = b.weight.view(own.na, other.no, -1)[:, rows[1]]
                 a.bias.view(own.na, own.no)[:, rows[0]] = b.bias.view(own.na, other.no)[:, rows[1]]
-    return replace(report, boxes=True, classes=tuple(model.names[i] for i, _ in shared), by_rows=by_rows)
+    classes = tuple(model.names[i] for i in match.index)
+    new = tuple(name for i, name in model.names.items() if i not in match.index)
+    return replace(report, boxes=True, classes=classes, by_rows=by_rows, new=new)
+
+
+def reordered_rows(head: Detect, order: Sequence[int]) -> dict[str, Tensor]:
+    """State dict of the head's convolutions `m` with the classes in the order of the indices `order`."""
+    rows = [*range(5), *(5 + i for i in order)]
+    return {
+        name: t.view(head.na, head.no, *t.shape[1:])[:, rows].reshape(t.shape)
+        for name, t in head.m.state_dict().items()
+    }
 
 
 def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:

@@ -13,6 +13,7 @@ from torchvision.ops import batched_nms
 
 from utils.backend import Backend
 from utils.boxes import Boxes
+from utils.classes import plain, short
 from utils.images import Letterbox, check_imgsz, fit_canvas, letterbox, to_input
 from utils.nms import DEFAULTS, NmsSettings, non_max_suppression
 
@@ -36,19 +37,19 @@ class Prediction:
 
 
 def class_indices(wanted: Sequence[str | int], names: Mapping[int, str]) -> tuple[int, ...]:
-    """The indices of classes that are given by index or by name.
+    """The indices of classes that are given by index or by name; text that is a name is no index: names may be 1, 2.
 
     Raises:
         ValueError: the model has no such class.
     """
-    known = {name: index for index, name in names.items()}
-    found = []
-    for word in map(str, wanted):
-        index = int(word) if word.isdigit() else known.get(word, -1)
-        if index not in names:
-            shown = ", ".join(list(known)[:10]) + (", ..." if len(known) > 10 else "")
-            raise ValueError(f"--classes {word}: expected a name or 0..{len(names) - 1} ({shown})")
-        found.append(index)
+    found = list[int]()
+    for word in wanted:
+        own = [i for i, name in names.items() if isinstance(word, str) and plain(name) == plain(word)]
+        if not own and str(word).isdecimal() and int(word) in names:
+            own = [int(word)]
+        if not own:
+            raise ValueError(f"--classes {word}: expected a name or 0..{len(names) - 1} ({short(names.values())})")
+        found += own
     return tuple(dict.fromkeys(found))
 
 
