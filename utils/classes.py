@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from utils.text import clean
+
 LOGGER = logging.getLogger(__name__)
 SHOWN = 4  # names in a message
 LETTERS = 24  # of a name in a message
@@ -90,7 +92,7 @@ def plain(name: str) -> str:
 
 def short(names: Iterable[str]) -> str:
     """The first names, for a message: 'cat, dog, cow, ant, and 76 more'."""
-    words = [name if len(name) <= LETTERS else f"{name[: LETTERS - 3]}..." for name in names]
+    words = [clean(name, LETTERS) for name in names]
     more = [f"and {len(words) - SHOWN} more"] if len(words) > SHOWN else []
     return ", ".join([*words[:SHOWN], *more]) or "none"
 
