@@ -123,7 +123,7 @@ def main(cfg: ValConfig) -> Metrics:
     device = select_device(cfg.device)
     model = load_model(cfg.weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
     data = read_data(cfg.data, cfg.single_cls)
-    network = match_classes(model, data, str(cfg.weights))
+    network = match_classes(model, data, ", ".join(weight_files(cfg.weights)))
     loader = split_loader(cfg, data, model, cfg.imgsz)
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
     plots = folder if cfg.plots else None
@@ -307,6 +307,11 @@ def read_data(name: str, single_cls: bool = False) -> Data:
     return read_data_yaml(draw_if_built_in(find(name, "data")), single_cls)
 
 
+def weight_files(weights: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The files of --weights."""
+    return (weights,) if isinstance(weights, str) else weights
+
+
 def match_classes(model: Backend, data: Data, weights: str = "the model") -> Backend:
     """`model` with its classes in the order of the data's, which are found by name; with `single_cls` as it is.
 
@@ -360,7 +365,7 @@ def rect_or_square(asked: bool | None, grid: int, stride: int) -> bool:
 
 def study(cfg: ValConfig) -> Metrics:
     """mAP and time at each of STUDY_SIZES for each of the weights, to study_<data>_<weights>.csv and study.png."""
-    paths = [cfg.weights] if isinstance(cfg.weights, str) else cfg.weights
+    paths = weight_files(cfg.weights)
     device, data, stems = select_device(cfg.device), read_data(cfg.data, cfg.single_cls), Stems()
     models = {path: load_model(path, device, cfg.half, cfg.augment, cfg.threads, cfg.compile) for path in paths}
     for path in (path for path, model in models.items() if model.limits.fixed):
