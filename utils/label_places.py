@@ -27,7 +27,7 @@ def place_labels(boxes: np.ndarray, sizes: np.ndarray, frame: tuple[int, int]) -
         if width > frame[1] or height > frame[0]:
             continue
         corners, cost = candidates(box, width, height, frame)
-        rects = np.concatenate([corners, corners + (width, height)], axis=1)
+        rects = np.concatenate([corners, corners + np.array([width, height])], axis=1)
         free = ~(overlap(rects, used[:count]) > 0).any(axis=1)
         if not free.any():
             continue

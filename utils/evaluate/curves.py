@@ -18,7 +18,9 @@ from utils.text import clean
 NAMED = 100  # classes; the names of more, and their numbers in a confusion matrix, could not be read
 LETTERS = 24  # of a name in a chart
 EDGE = "#707070"  # of colored lines, since bright ones are lost on white
-CELL = (0.3, 1.2)  # inches, smallest and largest cell of a confusion matrix that has numbers
+LARGEST_CELL = 1.4  # inches, of a confusion matrix
+SMALLEST = 6.0  # points, of text
+DIGIT = 0.72  # width of a digit, as a fraction of the font size, and some room
 MATRIX = 9.0  # inches, side of a confusion matrix, where the cells allow it
 WIDEST = 24.0  # inches
 
@@ -98,25 +100,29 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     """
     count = len(matrix)
     numbers = count <= NAMED + 1
-    cell = min(max(MATRIX / count, CELL[0]), CELL[1]) if numbers else WIDEST / count
+    digits = max(len(f"{matrix.max():.0f}"), 4)
+    least = digits * DIGIT * SMALLEST / 72
+    cell = max(min(MATRIX / count, LARGEST_CELL), least) if numbers else WIDEST / count
+    points = min(72 * cell / (digits * DIGIT), 72 * cell / 3, 12)  # two lines fit into a cell
     ticks = [*(clean(name, LETTERS) for name in names), "background"]
-    upright = max(map(len, ticks)) * 0.09 > cell  # inches of text beside each other
-    figure, ax = chart(count * cell + 2.6, count * cell + (2 if upright else 1.2))
+    style = {"fontsize": max(points, 8) if numbers else SMALLEST, "parse_math": False}
+    longest = max(map(len, ticks)) * style["fontsize"] * 0.6 / 72  # inches
+    upright = longest > cell
+    figure, ax = chart(count * cell + longest + 1.5, count * cell + (longest + 0.8 if upright else 1.1))
     parts = matrix / np.maximum(matrix.sum(axis=0, keepdims=True), 1)
     image = ax.imshow(np.where(matrix > 0, parts, np.nan), cmap="Blues", vmin=0, vmax=1, aspect="equal")
     figure.colorbar(image, ax=ax, shrink=0.6, aspect=30, pad=0.02, fraction=0.03, label="share of the column")
-    points = min(max(72 * cell / 3.4, 6), 12)  # two lines fit into a cell
-    every = -(-8 // round(72 * cell)) if cell * 72 < 8 else 1  # names that have room
-    style = {"fontsize": max(points, 8) if every == 1 and cell >= CELL[0] else 6, "parse_math": False}
+    every = max(-int(-8 // (72 * cell)), 1)  # names that have room
     ax.set_xticks(range(0, count, every), ticks[::every], rotation=90 if upright else 0, **style)
     ax.set_yticks(range(0, count, every), ticks[::every], **style)
     mark_classes(ax, count - 1, cell)
     title = "Confusion matrix: share of the column, and count" if numbers else "Confusion matrix"
     ax.set(xlabel="Label", ylabel="Prediction", title=title)
+    inside = {"in_layout": False, "clip_on": False}  # it needs no room outside: much faster for many cells
     for row, column in np.argwhere(matrix > 0) if numbers else ():
         color = "white" if parts[row, column] > 0.5 else "black"
         text = f"{parts[row, column]:.2f}\n{matrix[row, column]:.0f}"
-        ax.text(column, row, text, ha="center", va="center", color=color, fontsize=points, linespacing=1.1)
+        ax.text(column, row, text, ha="center", va="center", color=color, fontsize=points, linespacing=1.1, **inside)
     save_figure(figure, path)
 
 

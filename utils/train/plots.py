@@ -160,7 +160,7 @@ def _class_counts(axes: Axes, label: np.ndarray, names: Mapping[int, str]) -> No
     classes = list(names)
     counts = [int((label == c).sum()) for c in classes]
     positions = range(len(classes))
-    axes.bar(positions, counts, color=[class_hex(c) for c in classes])
+    axes.bar(positions, counts, color=[class_hex(c) for c in classes], edgecolor="#707070", linewidth=0.5)
     axes.set(title=f"{len(label)} boxes of {len(classes)} classes", ylabel="boxes", xlim=(-0.6, len(classes) - 0.4))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", alpha=0.3)
