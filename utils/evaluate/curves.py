@@ -70,9 +70,9 @@ def draw_lines(
     figure, ax = chart(9 if columns == 4 else 12, (5.6 if columns == 4 else 7.2) + 0.2 * lines)
     width = 5.0 if len(rows) == 1 else 2.0 if len(rows) <= 20 else 1.3  # one is below the mean
     for label, row, color in zip(labels, rows, colors, strict=True):
-        named = {"label": label} if shown else {}
-        (line,) = ax.plot(x, row, linewidth=width, color=color, alpha=1 if shown else 0.5, **named)
+        (line,) = ax.plot(x, row, linewidth=width, color=color, alpha=1 if shown else 0.5)
         if shown:
+            line.set_label(label)
             line.set_path_effects([Stroke(linewidth=width + 0.6, foreground=EDGE), Normal()])
     mean = mean_line(rows)
     ax.plot(x, mean, linewidth=3, color="black", label=whole)
@@ -105,24 +105,25 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     cell = max(min(MATRIX / count, LARGEST_CELL), least) if numbers else WIDEST / count
     points = min(72 * cell / (digits * DIGIT), 72 * cell / 3, 12)  # two lines fit into a cell
     ticks = [*(clean(name, LETTERS) for name in names), "background"]
-    style = {"fontsize": max(points, 8) if numbers else SMALLEST, "parse_math": False}
-    longest = max(map(len, ticks)) * style["fontsize"] * 0.6 / 72  # inches
+    size = max(points, 8) if numbers else SMALLEST
+    longest = max(map(len, ticks)) * size * 0.6 / 72  # inches
     upright = longest > cell
     figure, ax = chart(count * cell + longest + 1.5, count * cell + (longest + 0.8 if upright else 1.1))
     parts = matrix / np.maximum(matrix.sum(axis=0, keepdims=True), 1)
     image = ax.imshow(np.where(matrix > 0, parts, np.nan), cmap="Blues", vmin=0, vmax=1, aspect="equal")
     figure.colorbar(image, ax=ax, shrink=0.6, aspect=30, pad=0.02, fraction=0.03, label="share of the column")
     every = max(-int(-8 // (72 * cell)), 1)  # names that have room
-    ax.set_xticks(range(0, count, every), ticks[::every], rotation=90 if upright else 0, **style)
-    ax.set_yticks(range(0, count, every), ticks[::every], **style)
+    rotation = 90 if upright else 0
+    ax.set_xticks(range(0, count, every), ticks[::every], rotation=rotation, fontsize=size, parse_math=False)
+    ax.set_yticks(range(0, count, every), ticks[::every], fontsize=size, parse_math=False)
     mark_classes(ax, count - 1, cell)
     title = "Confusion matrix: share of the column, and count" if numbers else "Confusion matrix"
     ax.set(xlabel="Label", ylabel="Prediction", title=title)
-    inside = {"in_layout": False, "clip_on": False}  # it needs no room outside: much faster for many cells
     for row, column in np.argwhere(matrix > 0) if numbers else ():
-        color = "white" if parts[row, column] > 0.5 else "black"
         text = f"{parts[row, column]:.2f}\n{matrix[row, column]:.0f}"
-        ax.text(column, row, text, ha="center", va="center", color=color, fontsize=points, linespacing=1.1, **inside)
+        color = "white" if parts[row, column] > 0.5 else "black"
+        drawn = ax.text(column, row, text, ha="center", va="center", color=color, fontsize=points, linespacing=1.1)
+        drawn.set_in_layout(False)  # it needs no room outside: much faster for many cells
     save_figure(figure, path)
 
 
