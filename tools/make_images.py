@@ -67,7 +67,7 @@ def main(cfg: ImagesConfig) -> None:
     out, report = Path(cfg.out), Path(cfg.weights).resolve().parents[1] / "report.html"
     images = choose_images(ensure_shapes(shapes_folder()).parent)
     out.mkdir(parents=True, exist_ok=True)
-    draw_sheet(cfg, images).save(out / "detections.jpg", quality=90)
+    draw_sheet(cfg, images).save(out / "detections.jpg", quality=90, subsampling=0)
     LOGGER.info(f"wrote {out / 'detections.jpg'}")
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     if chromium is None:

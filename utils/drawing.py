@@ -66,7 +66,8 @@ def draw_boxes(
     places = place_labels(corners, sizes, (h, w))
     shown = [i for i in range(len(labels)) if places[i, 0] >= 0]
     for i in shown:
-        draw_leader(drawn, corners[i], np.concatenate([places[i], places[i] + sizes[i]]), colors[i])
+        patch = np.concatenate([places[i], places[i] + sizes[i]])
+        draw_leader(drawn, corners[i], patch, max(line // 2, MIN_LINE), colors[i])
     for i in shown:
         (x, y), (wide, high) = places[i], sizes[i]
         drawn[y : y + high, x : x + wide] = labels[i].draw(colors[i], EDGE)
@@ -105,8 +106,8 @@ def sides(x1: int, y1: int, x2: int, y2: int, line: int) -> list[tuple[slice, sl
     ]
 
 
-def draw_leader(image: np.ndarray, box: np.ndarray, label: np.ndarray, color: Color) -> None:
-    """A thin line between a box and its label, xyxy whole pixels, unless they touch."""
+def draw_leader(image: np.ndarray, box: np.ndarray, label: np.ndarray, width: int, color: Color) -> None:
+    """A line of `width` pixels between a box and its label, xyxy whole pixels, unless they touch."""
     gap = np.maximum(label[:2] - box[2:], box[:2] - label[2:])
     if gap.max() <= 0:
         return
@@ -114,8 +115,7 @@ def draw_leader(image: np.ndarray, box: np.ndarray, label: np.ndarray, color: Co
     middle = (low + high) // 2
     start = np.where(low <= high, middle, np.where(label[:2] >= box[2:], box[2:] - 1, box[:2]))
     end = np.where(low <= high, middle, np.where(label[:2] >= box[2:], label[:2], label[2:] - 1))
-    for width, ink in ((3, EDGE), (1, color)):
-        cv2.line(image, start.tolist(), end.tolist(), ink, width)
+    cv2.line(image, start.tolist(), end.tolist(), color, width)
 
 
 def plot_batch(

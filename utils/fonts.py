@@ -24,12 +24,12 @@ LOGGER = logging.getLogger(__name__)
 
 
 def font_size(height: int, width: int) -> int:
-    """The size of all text in an image, in pixels: 10 at 200 px, 14 at 416, 20 at 800, 50 at 4000 of 4:3.
+    """The size of all text in an image, in pixels: 10 at 200 px, 14 at 416, 20 at 800, 56 at 4000 of 4:3.
 
     It depends on nothing but the size of the image, so it is steady over the frames of a video. It grows less than the
     side, since images are shown on screens of about one size.
     """
-    return max(round(0.376 * (height * width) ** 0.3), MIN_FONT)
+    return max(round(0.278 * (height * width) ** 0.325), MIN_FONT)
 
 
 def label_width(size: int) -> int:

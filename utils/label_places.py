@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# Cost of a place; a place that covers all of a box, its own or another one, costs 1 more, half of it 0.5 more.
-ABOVE, BELOW, INSIDE, BESIDE, SLIDE, AWAY = 0.0, 0.15, 0.2, 0.25, 0.1, 0.6
+# Cost of a place; a place that covers all of another box costs 1 more, half of it 0.5 more; of its own box half that.
+ABOVE, BELOW, INSIDE, BESIDE, SLIDE, AWAY = 0.0, 0.15, 0.2, 0.25, 0.1, 0.8
 STOPS = np.array([0.0, 1.0, 0.25, 0.5, 0.75])  # along a side of the box, as a fraction of the way
 RINGS = 4  # label heights that a label may be away from its box
 
@@ -33,6 +33,7 @@ def place_labels(boxes: np.ndarray, sizes: np.ndarray, frame: tuple[int, int]) -
             continue
         rects, cost = rects[free], cost[free]
         share = overlap(rects, boxes) / areas
+        share[:, i] /= 2
         best = int((cost + share.max(axis=1, initial=0)).argmin())
         places[i], used[count] = rects[best, :2], rects[best]
         count += 1

@@ -183,7 +183,8 @@ def _outlines(axes: Axes, label: np.ndarray, xywhn: np.ndarray) -> None:
     half = xywhn[chosen, 2:] / 2
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
     colors = [class_hex(c) for c in label[chosen].tolist()]
-    axes.add_collection(LineCollection(list(0.5 + half[:, None] * corners), colors=colors, linewidths=0.6, alpha=0.5))
+    axes.add_collection(LineCollection(list(0.5 + half[:, None] * corners), colors=colors, linewidths=0.6, alpha=0.7))
+    axes.set_facecolor("#202020")  # bright colors show on it
     axes.set(title="boxes around one center", xlim=(0, 1), ylim=(1, 0), aspect="equal")
     axes.set(xlabel="width, fraction of the image", ylabel="height")
 
