@@ -22,7 +22,7 @@ LARGEST_CELL = 1.4  # inches, of a confusion matrix
 SMALLEST = 6.0  # points, of text
 DIGIT = 0.72  # width of a digit, as a fraction of the font size, and some room
 MATRIX = 9.0  # inches, side of a confusion matrix, where the cells allow it
-WIDEST = 24.0  # inches
+WIDEST = 18.0  # inches, of one without numbers
 
 
 def chart(width: float = 9, height: float = 6) -> tuple[Figure, Axes]:
