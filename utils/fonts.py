@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -92,11 +93,11 @@ class Label:
         tail = f" {score}" if name and score else score
         length = self.font.getlength
         self.name, self.tail = name, tail
-        if self.name_font.getlength(name) + length(tail) + 2 * self.pad > room:
-            self.name = cut(name, self.name_font, room - length(f"…{tail}") - 2 * self.pad)
+        if self.name_font.getlength(name) + length(tail) + 2 * self.pad > room - 2:  # both are rounded up
+            self.name = cut(name, self.name_font, room - 2 - length(f"…{tail}") - 2 * self.pad)
             self.tail = f"…{tail}" if self.name else score
-        self.name_width = self.name_font.getlength(self.name)
-        self.width = int(np.ceil(self.name_width + length(self.tail))) + 2 * self.pad
+        self.name_width = math.ceil(self.name_font.getlength(self.name))
+        self.width = self.name_width + math.ceil(length(self.tail)) + 2 * self.pad
         self.ascent, descent = self.font.getmetrics()
         self.height = self.ascent + descent + 2
 
