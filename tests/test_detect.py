@@ -20,10 +20,9 @@ from models.visualize import attention_of, record_activations
 from models.weights.checkpoint import Checkpoint, save_checkpoint
 from models.yolo import DetectionModel
 from utils.backend import ModelLimits
-from utils.boxes import Boxes
 from utils.data.voc import VocLabels
-from utils.drawing import DEJAVU, characters, class_color, draw_boxes, fit_text, font_file, label_font
 from utils.images import imread, imwrite, letterbox
+from utils.palette import class_color
 from utils.predict.frames import Broken, Frame, VideoInfo
 from utils.predict.predictor import Predictor
 from utils.predict.sources import open_source
@@ -254,33 +253,6 @@ def test_backend_refuses_other_weights(tmp_path):
         load_backend(tmp_path / "model.pt", torch.device("cpu"))
 
 
-@pytest.mark.parametrize("size", [(20, 30), (200, 150), (1500, 4000)])
-@pytest.mark.parametrize("hide_conf", [True, False])
-def test_draw_boxes_does_not_modify_its_input(size, hide_conf):
-    image = np.full((*size, 3), 128, np.uint8)
-    h, w = size
-    xyxy = np.array([[0, 0, 12, 12], [w - 8, h - 8, w + 9, h + 9], [5, 5, 5, 5]], float)
-    boxes = Boxes(xyxy, np.array([0, 1, 99]), np.array([0.5, 0.9, 0.3]))
-    before = boxes.table().copy()
-    names = {0: "Ärger-δοκιμή-проверка" * 3, 1: "star"}
-    drawn = draw_boxes(image, boxes, names, hide_conf=hide_conf)
-    assert (image == 128).all() and (boxes.table() == before).all()
-    assert drawn.shape == image.shape and drawn.dtype == np.uint8 and (drawn != image).any()
-    assert (draw_boxes(image, Boxes.empty(), names, hide_conf=hide_conf) == image).all()
-
-
-def test_labels_stay_inside():
-    """The patch of a label in a corner is as large as that of one in the middle."""
-    areas = []
-    for x, y in ((0, 0), (150, 0), (199, 199), (0, 199), (90, 90)):
-        box = Boxes(np.array([[x, y, x + 1.0, y + 1.0]]), np.array([0]), np.array([0.5]))
-        drawn = draw_boxes(np.zeros((200, 200, 3), np.uint8), box, NAMES)
-        areas.append(int(drawn.any(axis=2).sum()))
-    assert max(areas) - min(areas) <= 0.25 * max(areas)
-    tofu = label_font(20).getmask("\uffff").getbbox()
-    assert label_font(20).getmask("ß").getbbox() != tofu
-
-
 def test_a_real_checkpoint_from_the_command_line(tmp_path):
     torch.manual_seed(0)
     model = DetectionModel("yolov5n.yaml", nc=3)
@@ -305,29 +277,6 @@ def test_a_real_checkpoint_from_the_command_line(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r" / "exp" / "a.jpg").is_file()
-
-
-def test_colors_of_80_classes_differ():
-    colors = np.array([[class_color(c) for c in range(80)]], np.float32) / 255
-    lab = cv2.cvtColor(colors, cv2.COLOR_RGB2LAB)[0]
-    distance = np.linalg.norm(lab[:, None] - lab[None], axis=2) + 1000 * np.eye(80)
-    assert distance.min() > 10 and distance[:10, :10].min() > 40
-    assert class_color(80) == class_color(0)
-
-
-def test_class_names_find_a_font(caplog):
-    assert font_file("Bär δοκιμή проверка") == DEJAVU
-    others = {c for p in Path(DEJAVU).parent.glob("STIX*.ttf") for c in characters(str(p))} - characters(DEJAVU)
-    rare = next(chr(c) for c in sorted(others) if not chr(c).isspace())
-    assert ord(rare) in characters(font_file(f"a{rare}"))
-    assert font_file("\U0010fffd") == DEJAVU and "no installed font" in caplog.text
-
-
-def test_labels_shrink_with_small_boxes_only_in_large_images():
-    for size, box in (((3000, 4000), 60), ((150, 200), 10)):
-        text, font = fit_text("person", "0.90", max(round(max(size) / 45), 12), size[1], box)
-        assert text == "person 0.90" and font.size >= max(max(size) / 100, 9)
-    assert fit_text("person", "0.90", 89, 4000, 2000)[1].size == 89
 
 
 def test_csv_json_and_voc(run, tmp_path):

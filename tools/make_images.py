@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,6 +28,7 @@ import export
 import hubconf
 from data.make_shapes import ensure_shapes, shapes_folder
 from utils.config import flag, run_script
+from utils.drawing import draw_boxes
 
 LOGGER = logging.getLogger(__name__)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -66,7 +67,7 @@ def main(cfg: ImagesConfig) -> None:
     out, report = Path(cfg.out), Path(cfg.weights).resolve().parents[1] / "report.html"
     images = choose_images(ensure_shapes(shapes_folder()).parent)
     out.mkdir(parents=True, exist_ok=True)
-    draw_sheet(cfg, images).save(out / "detections.jpg", quality=90)
+    draw_sheet(cfg, images).save(out / "detections.jpg", quality=90, subsampling=0)
     LOGGER.info(f"wrote {out / 'detections.jpg'}")
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     if chromium is None:
@@ -97,30 +98,11 @@ def draw_sheet(cfg: ImagesConfig, images: list[Path]) -> Image.Image:
     model.conf = cfg.conf_thres
     (w, h), rows = TILE, -(-len(images) // 3)
     sheet = Image.new("RGB", (3 * (w + GAP) - GAP, rows * (h + GAP) - GAP), "white")
-    for i, (path, boxes) in enumerate(zip(images, model(images, size=cfg.imgsz).xyxy, strict=True)):
-        tile = Image.open(path).convert("RGB").resize(TILE, Image.Resampling.LANCZOS)
-        draw_boxes(tile, boxes.tolist(), w / SHAPE[0], model.names)
-        sheet.paste(tile, (i % 3 * (w + GAP), i // 3 * (h + GAP)))
+    for i, (path, boxes) in enumerate(zip(images, model(images, size=cfg.imgsz).boxes, strict=True)):
+        tile = np.array(Image.open(path).convert("RGB").resize(TILE, Image.Resampling.LANCZOS))
+        enlarged = boxes.at(boxes.xyxy * (w / SHAPE[0], h / SHAPE[1], w / SHAPE[0], h / SHAPE[1]))
+        sheet.paste(Image.fromarray(draw_boxes(tile, enlarged, model.names)), (i % 3 * (w + GAP), i // 3 * (h + GAP)))
     return sheet
-
-
-def draw_boxes(image: Image.Image, rows: list[list[float]], scale: float, names: Mapping[int, str]) -> None:
-    """Boxes with their class and score, drawn into `image`, in the colors of the demo page.
-
-    Args:
-        rows: x1, y1, x2, y2 in pixels of an image 1 / `scale` as large, score, class; the best is drawn last.
-    """
-    draw, font, height = ImageDraw.Draw(image), ImageFont.load_default(17), 21
-    hues = [int(row[5] * 137.5) % 360 for row in rows]
-    boxes = [[value * scale for value in row[:4]] for row in rows]
-    for box, hue in reversed(list(zip(boxes, hues, strict=True))):
-        draw.rectangle(box, outline=f"hsl({hue},85%,45%)", width=3)
-    for row, (x, y, *_), hue in reversed(list(zip(rows, boxes, hues, strict=True))):
-        text = f"{names[int(row[5])]} {row[4]:.2f}"
-        width = draw.textlength(text, font) + 8
-        left, top = max(min(x, image.width - width), 0), max(y - height, 0)
-        draw.rectangle((left, top, left + width, top + height), fill=f"hsl({hue},85%,45%)")
-        draw.text((left + 4, top), text, fill="black" if 35 < hue < 200 else "white", font=font)
 
 
 def export_page(cfg: ImagesConfig, images: list[Path], folder: Path) -> Path:

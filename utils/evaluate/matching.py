@@ -61,12 +61,13 @@ class Curves:
     """Curves of the classes that have labels, one row a class; all values in 0..1, at IoU 0.5.
 
     Attributes:
-        confidence: (STEPS,). precision, recall, f1: (k, STEPS), of the detections with at least that confidence;
-            precision is NaN where there are none.
+        names, classes: k names and indices. confidence: (STEPS,). precision, recall, f1: (k, STEPS), of the detections
+            with at least that confidence; precision is NaN where there are none.
         recall_points: (101,). envelope: (k, 101) precision by COCO's rule at those recalls, whose mean is AP50.
     """
 
     names: list[str]
+    classes: list[int]
     confidence: np.ndarray
     precision: np.ndarray
     recall: np.ndarray

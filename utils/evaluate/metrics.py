@@ -235,9 +235,10 @@ class DetectionMetrics:
         envelope = np.zeros((len(matches), 101))
         if self.coco_result is not None:
             envelope = self.coco_result.precision[0, :, list(matches), 0, -1].clip(min=0)
-        names = [name for k, name in enumerate(self.names.values()) if k in matches]
+        classes = [(c, name) for k, (c, name) in enumerate(self.names.items()) if k in matches]
         steps = np.linspace(0, 1, STEPS)
-        return Curves(names, steps, precision, recall, f1, np.linspace(0, 1, 101), envelope)
+        names, indices = [name for _, name in classes], [c for c, _ in classes]
+        return Curves(names, indices, steps, precision, recall, f1, np.linspace(0, 1, 101), envelope)
 
     def confusion_matrix(self, conf_thres: float = 0.25, iou_thres: float = 0.45) -> np.ndarray:
         """(nc+1, nc+1) counts: rows are predicted classes, columns labeled ones, the last of both is background.

@@ -16,7 +16,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.drawing import class_color, save_figure
+from utils.drawing import save_figure
+from utils.palette import class_hex
+from utils.text import clean
 
 LOSSES = {  # of all heads: column of results.csv without train/ or val/ -> title of its chart
     "box_loss": "Box loss",
@@ -60,13 +62,13 @@ def panels(columns: Collection[str]) -> list[str]:
 
 
 def plot_results(results: Path, path: Path) -> None:
-    """Draw the losses and metrics of a results.csv over the epochs."""
+    """Draw the losses and metrics of a results.csv over the epochs, and a smoothed line over each."""
     columns = read_results(results)
     names = panels(columns)
     figure = Figure(figsize=(15, 6), layout="constrained")
     for axes, name in zip(figure.subplots(2, len(names) // 2).flat, names, strict=True):
-        draw_curves(axes, name, {name: name}, columns)
-    figure.supxlabel("epoch", fontsize=11)
+        draw_curves(axes, name, {name: name}, columns, smoothed=True)
+    figure.supxlabel("epoch; bold lines are smoothed", fontsize=11)
     save_figure(figure, path)
 
 
@@ -94,12 +96,13 @@ def topic_charts(columns: Mapping[str, np.ndarray]) -> list[Chart]:
 
 
 def draw_curves(
-    axes: Axes, title: str, curves: Mapping[str, str], columns: Mapping[str, np.ndarray]
+    axes: Axes, title: str, curves: Mapping[str, str], columns: Mapping[str, np.ndarray], smoothed: bool = False
 ) -> dict[str, float]:
     """Draw columns of results.csv over the epochs, and return the last value of each by name.
 
     Args:
         curves: name -> column, at most two; one that is missing or was never measured is left out.
+        smoothed: draw the values thin and pale, and a smoothed line over them.
     """
     axes.set_title(title, fontsize=11)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -111,13 +114,28 @@ def draw_curves(
         if not measured.any():
             continue
         epochs = columns.get("epoch", np.arange(len(values)))[measured] + 1  # counted from 1 for people
-        axes.plot(epochs, values[measured], color=color, ls=line, marker="." if len(epochs) <= 50 else "", label=name)
+        pale = {"lw": 1, "alpha": 0.4} if smoothed else {"label": name}
+        axes.plot(epochs, values[measured], color=color, ls=line, marker="." if len(epochs) <= 50 else "", **pale)
+        if smoothed:
+            axes.plot(epochs, smooth(values[measured]), color=color, ls=line, lw=2.2, label=name)
         last[name] = float(values[measured][-1])
     if not last:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="gray")
     elif len(curves) > 1:
         axes.legend()
+    if last and all(column.startswith("metrics/") for column in curves.values()):
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 1))  # nothing lies outside 0..1
     return last
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """(n,) means of `values` (n,) weighted by a Gaussian, whose deviation is 1/40 of the length, at least one step."""
+    deviation = max(len(values) / 40, 1)
+    reach = int(3 * deviation)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
+    sums, weights = (np.convolve(row, kernel)[reach:][: len(values)] for row in (values, np.ones(len(values))))
+    return sums / weights
 
 
 def plot_labels(label: np.ndarray, xywhn: np.ndarray, names: Mapping[int, str], path: Path) -> None:
@@ -142,7 +160,7 @@ def _class_counts(axes: Axes, label: np.ndarray, names: Mapping[int, str]) -> No
     classes = list(names)
     counts = [int((label == c).sum()) for c in classes]
     positions = range(len(classes))
-    axes.bar(positions, counts, color=[tuple(v / 255 for v in class_color(c)) for c in classes])
+    axes.bar(positions, counts, color=[class_hex(c) for c in classes], edgecolor="#707070", linewidth=0.5)
     axes.set(title=f"{len(label)} boxes of {len(classes)} classes", ylabel="boxes", xlim=(-0.6, len(classes) - 0.4))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", alpha=0.3)
@@ -150,7 +168,7 @@ def _class_counts(axes: Axes, label: np.ndarray, names: Mapping[int, str]) -> No
     if len(classes) > MAX_NAMED:
         axes.set_xlabel("class index")
         return
-    shown = [name if len(name) <= 24 else name[:23] + "…" for name in names.values()]
+    shown = [clean(name, 24) for name in names.values()]
     horizontal = len(shown) * max(len(name) for name in shown) <= 140  # letters that fit side by side
     angle, size = (0, 11) if horizontal else (90, 9)
     axes.set_xticks(positions, shown, rotation=angle, fontsize=size, parse_math=False)
@@ -164,8 +182,9 @@ def _outlines(axes: Axes, label: np.ndarray, xywhn: np.ndarray) -> None:
     chosen = np.linspace(0, len(label) - 1, min(len(label), MAX_OUTLINES)).astype(int)
     half = xywhn[chosen, 2:] / 2
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
-    colors = [tuple(v / 255 for v in class_color(c)) for c in label[chosen].tolist()]
-    axes.add_collection(LineCollection(list(0.5 + half[:, None] * corners), colors=colors, linewidths=0.6, alpha=0.5))
+    colors = [class_hex(c) for c in label[chosen].tolist()]
+    axes.add_collection(LineCollection(list(0.5 + half[:, None] * corners), colors=colors, linewidths=0.6, alpha=0.7))
+    axes.set_facecolor("#202020")  # bright colors show on it
     axes.set(title="boxes around one center", xlim=(0, 1), ylim=(1, 0), aspect="equal")
     axes.set(xlabel="width, fraction of the image", ylabel="height")
 
