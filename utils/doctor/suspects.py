@@ -99,14 +99,14 @@ class Suspects:
     def findings(self, weights: str) -> Iterator[Finding]:
         """At most one finding for each kind of contradiction."""
         kinds = (
-            (self.swapped, "class swaps", "with a confident prediction of another class in its place", "label"),
+            (self.swapped, "class swaps", "with a confident prediction of another class instead", "label"),
             (
                 self.missing,
                 "missing labels",
-                f"of confidence {CONFIDENT} or more without a label near it",
+                f"of confidence {CONFIDENT} or more without a label nearby",
                 "prediction",
             ),
-            (self.unsupported, "unsupported labels", "without a prediction near it", "label"),
+            (self.unsupported, "unsupported labels", "without a prediction nearby", "label"),
         )
         found = f"{Path(weights).name} finds {share(self.supported, self.labels)} of the labels"
         for rows, check, text, noun in kinds:
