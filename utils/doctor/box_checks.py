@@ -33,7 +33,7 @@ KINDS = (
     ),
     ("without area", "boxes without area", "without area, dropped", "Delete them or draw them again."),
     ("the same box", "equal boxes", "twice in one image, the second one dropped", "Delete one of each."),
-    ("made for ", "image sizes", "of annotations made for another image size", "Look at the boxes, or annotate anew."),
+    ("made for ", "image sizes", "with annotations made for another size", "Look at the boxes, or annotate anew."),
     ("", "label warnings", "with other warnings", "Read the lines below."),
 )
 

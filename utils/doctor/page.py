@@ -38,16 +38,18 @@ def text_page(result: Diagnosis) -> str:
     summary = result.summary
     classes = counted(len(result.data.label_names), "class", "classes")
     lines = [f"{result.data.yaml}: {classes}, images scaled to {result.imgsz} px", ""]
+    paths = f"Paths below are relative to {result.folder}"
     lines += table(["", *summary.splits], [[name, *values] for name, values in summary.facts.items()])
     lines += ["", *count_table("class (boxes)", summary.splits, summary.classes)]
     heading = f"shorter side at {result.imgsz} px"
     lines += ["", *count_table(heading, summary.splits, summary.sizes)]
     lines += ["", *(row for line in result.recipe for row in wrapped(line, "  "))] if result.recipe else []
+    lines += ["", paths] if result.findings else []
     for level, title in LEVELS.items():
         findings = result.of_level(level)
         lines += ["", f"{title} ({len(findings)})"] if findings else []
         for found in findings:
-            lines += finding_lines(found)
+            lines += finding_lines(result.shortened(found))
     return "\n".join(printable(line) for line in [*lines, "", result.verdict])
 
 
@@ -130,12 +132,17 @@ def write_html(result: Diagnosis, path: Path) -> None:
         lstrip_blocks=True,
     )
     groups = [
-        (level, title, [(found, cards(found, records, names)) for found in result.of_level(level)])
+        (
+            level,
+            title,
+            [(found, cards(found, records, names)) for found in map(result.shortened, result.of_level(level))],
+        )
         for level, title in LEVELS.items()
     ]
     page = environment.get_template(TEMPLATE).render(
         yaml=result.data.yaml,
         imgsz=result.imgsz,
+        folder=result.folder,
         healthy=result.healthy,
         verdict=result.verdict,
         summary=result.summary,
