@@ -74,11 +74,11 @@ def unusable_images(found: Survey) -> Iterator[Finding]:
 
 
 def damaged_images(found: Survey) -> Iterator[Finding]:
-    """Images that can be decoded and that Pillow complains about: cut short, or of a rare kind."""
+    """Images that OpenCV decodes and Pillow refuses: damaged, or of a rare kind."""
     damaged = [record for _, record in all_records(found) if record.damage and record.usable]
     if damaged:
-        text = f"{counted(len(damaged), 'image')} decoded in part, or in spite of damage"
-        advice = "Look at them: the lower part of a file that was cut short is gray."
+        text = f"{counted(len(damaged), 'image')} with damage, decoded by one of two decoders only"
+        advice = "Look at them; other programs may refuse them: save them anew."
         yield finding("damaged images", WARNING, text, advice, (show(r, r.damage) for r in damaged))
 
 
