@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from data_sets import noise
 
-from tests.data_sets import noise
 from tools.doctor import DoctorConfig, diagnose
 from utils.doctor.examine import Diagnosis
 from utils.images import imwrite

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from doctor_sets import LINES, NAMES, blotches, checks, doctor, fingerprint, healthy_set, voc_text
 from PIL import Image
 
-from tests.doctor_sets import LINES, NAMES, blotches, checks, doctor, fingerprint, healthy_set, voc_text
 from utils.doctor.duplicates import Hashes, nearest
 from utils.doctor.findings import ERROR, NOTE, WARNING
 from utils.doctor.survey import ImageRecord

@@ -83,7 +83,7 @@ def class_balance(found: Survey, names: Mapping[int, str]) -> Iterator[Finding]:
     )
     for rows, numbers, level, what, advice in kinds:
         chosen = np.flatnonzero(rows).tolist()
-        if chosen:
+        if chosen and (train + later).any():  # else another check says that there are no labels
             text = f"{counted(len(chosen), 'class', 'classes')} {what}"
             line = listed([f"{names[c]} ({numbers[c]:,})" for c in chosen])
             yield finding("class balance", level, text, advice, [Example(line)], len(chosen))

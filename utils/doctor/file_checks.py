@@ -93,7 +93,7 @@ def unlabeled_images(found: Survey) -> Iterator[Finding]:
             text = f"{split.name}: all {counted(boxes, 'box', 'boxes')} are crowds or difficult: nothing can be learned"
             advice = "Correct 'iscrowd' or 'difficult' in the annotations."
             yield finding("crowds only", ERROR, text, advice, (show(r, "only crowds") for r in usable))
-        elif usable and not boxes:
+        elif usable and not boxes and not any(record.labels.errors for record in usable):
             level = WARNING if split.name == "test" else ERROR
             text = f"{split.name}: there are no labels in {counted(len(usable), 'image')}"
             example = Example(f"looked for files such as {usable[0].label_file}")
