@@ -128,7 +128,7 @@ class BoxColumns:
 
     def short_sides(self, imgsz: int) -> np.ndarray:
         """(n,) the shorter side of each box in pixels of an image scaled to a long side of `imgsz`."""
-        return self.pixels.min(axis=1) * imgsz / self.long_side
+        return (self.pixels.min(axis=1) * imgsz / self.long_side).round(3)  # float32 gives 7.9999997 for 8
 
     def __len__(self) -> int:
         return len(self.label)
