@@ -34,12 +34,13 @@ from models import common, yolo
 from models.mobilevit import MobileViT, to_published
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
-from tools import classify, coco_parity, convert, kill_and_resume
+from tools import classify, coco_parity, convert, doctor, kill_and_resume
 from utils.config import parse_cli
 from utils.files import REPO
 from utils.images import imwrite
 
 RUN = ("README.md", "docs/training.md", "docs/val.md", "docs/detect.md", "docs/weights.md", "docs/export.md")
+RUN += ("docs/doctor.md",)
 PARSED = ("README.md", "docs/index.md", *(page for page in RUN if page != "docs/export.md"))  # its own: test_export.py
 PYTHON = ("README.md", "docs/index.md", "docs/python-api.md", "docs/weights.md")
 SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
@@ -50,6 +51,7 @@ SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
     "tools/classify.py": (classify.main, classify.ClassifyConfig),
     "tools/coco_parity.py": (coco_parity.main, val.ValConfig),
     "tools/convert.py": (convert.main, convert.ConvertConfig),
+    "tools/doctor.py": (doctor.diagnose, doctor.DoctorConfig),
     "tools/kill_and_resume.py": (kill_and_resume.main, kill_and_resume.KillConfig),
 }
 NAMES = ["wide", "high", "star"]
@@ -131,6 +133,9 @@ def smaller(cfg: Any, out: Path) -> Any:
         return replace(cfg, imgsz=tuple(min(side, 192) for side in cfg.imgsz), project=str(out))
     elif isinstance(cfg, export.ExportConfig):
         return replace(cfg, imgsz=(SIDE,), threads=1, out=str(out))
+    elif isinstance(cfg, doctor.DoctorConfig):
+        written = {name: str(out / path) for name in ("html", "fix") if (path := getattr(cfg, name))}
+        return replace(cfg, data="my.yaml", imgsz=SIDE, **written)
     elif isinstance(cfg, convert.ConvertConfig):
         return replace(cfg, out=str(out / f"converted.{cfg.format}"))
     else:
@@ -203,6 +208,12 @@ def check_convert(cfg: Any, result: Any, out: Path) -> None:
     assert result.parent == out and result.suffix == f".{cfg.format}"
 
 
+def check_doctor(cfg: Any, result: Any, out: Path) -> None:
+    assert [len(split.usable) for split in result.survey.values()] == [2, 2, 2] and not result.healthy  # one folder
+    written = [Path(path).name for path in (cfg.html, cfg.fix) if path]
+    assert sorted(path.name for path in out.iterdir()) == sorted(written)
+
+
 def check_classify(cfg: Any, result: Any, out: Path) -> None:
     scores = [probability for _, probability in result]
     assert len(result) == 5 and scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
@@ -232,6 +243,7 @@ def test_commands_run(
         checks[script](cfg, result, tmp_path / cfg.name)
     else:
         others = {"export": check_export, "tools/convert": check_convert, "tools/classify": check_classify}
+        others["tools/doctor"] = check_doctor
         others[script.removesuffix(".py")](cfg, result, tmp_path)
 
 

@@ -63,6 +63,8 @@ def diagnose(cfg: DoctorConfig) -> Diagnosis:
     """
     if not cfg.data:
         raise ValueError("--data is missing, expected a data YAML")
+    if cfg.html and Path(cfg.html).suffix.lower() not in (".html", ".htm"):  # so that no image is overwritten
+        raise ValueError(f"--html is '{cfg.html}', expected a file that ends in .html")
     data = read_data(cfg.data)
     found = survey(data)
     if cfg.fix:
@@ -71,11 +73,11 @@ def diagnose(cfg: DoctorConfig) -> Diagnosis:
     if cfg.weights:
         result = result.with_findings(suspects(cfg, data, found))
     LOGGER.info(text_page(result))
+    if cfg.fix:
+        LOGGER.info("\n".join([f"repaired copy in {cfg.fix}:", *repair(result, Path(cfg.fix)).lines]))
     if cfg.html:
         write_html(result, Path(cfg.html))
         LOGGER.info(f"page with images in {cfg.html}")
-    if cfg.fix:
-        LOGGER.info("\n".join([f"repaired copy in {cfg.fix}: ", *repair(result, Path(cfg.fix)).lines]))
     return result
 
 
@@ -84,7 +86,7 @@ def recipe(cfg: DoctorConfig, data: Data, found: Survey) -> tuple[str, ...]:
     split = found.get("train")
     images = split.usable if split else []
     boxes = sum(len(record.labels.label) for record in images)
-    if not boxes:
+    if not any((~record.labels.crowd).any() for record in images):
         return ()
     lines = []
     for attention, kind in ((True, "MobileViT"), (False, "YOLOv5")):

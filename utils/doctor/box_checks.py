@@ -16,6 +16,7 @@ from utils.doctor.survey import BoxColumns, ImageRecord, SplitSurvey, Survey, al
 MOST = 0.5  # share of the boxes from which on a fault is an error
 SMALL = 8  # pixels at the input size: the cells of the finest grid
 MANY_SMALL = 0.1  # share of small boxes from which on there is a warning
+LARGEST = 4  # times --imgsz: the largest size that is suggested
 SLIVER = 2  # pixels in the image
 HUGE = 0.95  # of both sides of the image
 TWIN_IOU = 0.95  # boxes that overlap more are one object
@@ -32,6 +33,7 @@ KINDS = (
     ),
     ("without area", "boxes without area", "without area, dropped", "Delete them or draw them again."),
     ("the same box", "equal boxes", "twice in one image, the second one dropped", "Delete one of each."),
+    ("made for ", "image sizes", "with annotations made for another size", "Look at the boxes, or annotate anew."),
     ("", "label warnings", "with other warnings", "Read the lines below."),
 )
 
@@ -56,10 +58,11 @@ def label_warnings(found: Survey, names: Mapping[int, str]) -> Iterator[Finding]
         boxes = sum(len(record.labels.label) for record in split.records)
         for kind, rows in sorted(groups.items()):
             _, check, what, advice = KINDS[kind]
-            wrong = len(rows) > MOST * boxes and len(rows) > 1
+            wrong = check in ("boxes outside", "boxes without area") and len(rows) > max(MOST * boxes, 1)
             if wrong:
                 advice = "So many: the labels are probably not in 0..1, or belong to other images."
-            text = f"{split.name}: {counted(len(rows), 'box', 'boxes')} {what}"
+            noun = ("box", "boxes") if kind < len(KINDS) - 2 else ("image", "images")
+            text = f"{split.name}: {counted(len(rows), *noun)} {what}"
             examples = (Example(line, images_of(record)) for record, line in rows)
             yield finding(check, ERROR if wrong else WARNING, text, advice, examples)
 
@@ -80,7 +83,7 @@ def class_balance(found: Survey, names: Mapping[int, str]) -> Iterator[Finding]:
     )
     for rows, numbers, level, what, advice in kinds:
         chosen = np.flatnonzero(rows).tolist()
-        if chosen:
+        if chosen and (train + later).any():  # else another check says that there are no labels
             text = f"{counted(len(chosen), 'class', 'classes')} {what}"
             line = listed([f"{names[c]} ({numbers[c]:,})" for c in chosen])
             yield finding("class balance", level, text, advice, [Example(line)], len(chosen))
@@ -96,14 +99,14 @@ def small_boxes(found: Survey, names: Mapping[int, str], imgsz: int) -> Iterator
     """Boxes that are smaller than a cell of the finest grid at the input size, and slivers."""
     for split in found.values():
         boxes = split.columns()
-        short = boxes.short_sides(imgsz)
-        small = np.flatnonzero((short < SMALL) & ~boxes.crowd)
+        short = np.where(boxes.crowd, np.nan, boxes.short_sides(imgsz))
+        small, count = np.flatnonzero(short < SMALL), int((~boxes.crowd).sum())
         if len(small):
-            level = WARNING if len(small) > MANY_SMALL * len(boxes) else NOTE
-            part = share(len(small), len(boxes))
+            level = WARNING if len(small) > MANY_SMALL * count else NOTE
+            part = share(len(small), count)
             text = f"{split.name}: {part} of the boxes ({len(small):,}) have a side under {SMALL} px at --imgsz {imgsz}"
-            need = np.quantile(short, 0.05)
-            larger = f"; at {imgsz * SMALL / need:.0f} px it would be 5 %" if len(small) > 0.05 * len(boxes) else ""
+            need = imgsz * SMALL / max(np.nanquantile(short, 0.05), 1e-9)
+            larger = f"; at {need:.0f} px it would be 5 %" if imgsz < need <= LARGEST * imgsz else ""
             advice = f"Such boxes are hard to find{larger}. A larger --imgsz, or --tile in detect.py, helps."
             order = small[np.argsort(short[small], kind="stable")]
             examples = marked(split.usable, boxes, order, names, short[:, None])

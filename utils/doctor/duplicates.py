@@ -17,17 +17,20 @@ from utils.doctor.survey import THUMB, ImageRecord, Survey
 MAX_BITS = 4  # of 64 that differ between the hashes of near-duplicates
 MAX_THUMB = 0.25  # mean difference of their miniatures, in standard deviations of the image
 FLAT = 2.0  # standard deviation, in gray levels, that counts at least: below it everything is noise
-ROWS = 256  # hashes compared with all others at a time
+CELLS = 2**22  # pairs of hashes that are compared at a time: 40 MB
+CANDIDATES = 256  # images of similar hashes whose miniatures are compared
 ROBOFLOW = re.compile(r"(.+?)\.rf\.[0-9a-zA-Z]{16,}$")  # the stem of an export: name of the source, hash of the version
 
 
 def leaks(found: Survey) -> Iterator[Finding]:
     """Images of one split whose bytes are also in another one: they are measured on what was learned."""
     for first, second in combinations(found, 2):
-        ours = {record.digest: record for record in found[first].records if record.digest}
-        shared = [(ours[r.digest], r) for r in found[second].records if r.digest in ours]
+        ours = {record.digest: record for record in found[first].usable}
+        shared = [(ours[r.digest], r) for r in found[second].usable if r.digest in ours]
         if shared:
-            text = f"{counted(len(shared), 'image')} of {second} also in {first}, byte for byte"
+            same = all(a.path == b.path for a, b in shared)
+            how = "the same files" if same else "byte for byte"
+            text = f"{counted(len(shared), 'image')} of {second} also in {first}, {how}"
             advice = f"Metrics on {second} are too good to be true: take these images out of one of the two."
             examples = (Example(f"{a.path} = {b.path}", (a.path,)) for a, b in shared)
             yield finding("leaks", ERROR, text, advice, examples)
@@ -37,11 +40,10 @@ def repeats(found: Survey) -> Iterator[Finding]:
     """Images that a split holds more than once, and equal images with different labels."""
     for split in found.values():
         groups: dict[bytes, list[ImageRecord]] = defaultdict(list)
-        for record in split.records:
-            if record.digest:
-                groups[record.digest].append(record)
+        for record in split.usable:
+            groups[record.digest].append(record)
         copies = [records for records in groups.values() if len(records) > 1]
-        apart = [records for records in copies if len({label_key(r.labels) for r in records if r.usable}) > 1]
+        apart = [records for records in copies if len({label_key(r.labels) for r in records}) > 1]
         if copies:
             extra = sum(len(records) - 1 for records in copies)
             text = f"{split.name}: {counted(extra, 'image')} equal to another one of the split, byte for byte"
@@ -61,7 +63,7 @@ def label_key(labels: ImageLabels) -> bytes:
 
 def near_duplicates(found: Survey) -> Iterator[Finding]:
     """Images that look like one of another split, and images that look like an earlier one of their own."""
-    names = [name for name, split in found.items() if any(r.digest and r.usable for r in split.records)]
+    names = [name for name, split in found.items() if split.usable]
     hashes = {name: Hashes(found[name].usable) for name in names}
     for first, second in combinations(names, 2):
         pairs = nearest(hashes[second], hashes[first])
@@ -81,11 +83,13 @@ class Hashes:
     """The hashes and miniatures of the images that could be read.
 
     Attributes:
-        records: (n) of the images. bits: (n,) uint64. thumbs: (n, k) float32, zero mean, in standard deviations.
+        records: (n) of the images. digests: (n,) of the files' bytes. bits: (n,) uint64.
+        thumbs: (n, k) float32, zero mean, in standard deviations.
     """
 
     def __init__(self, records: list[ImageRecord]):
         self.records = [record for record in records if record.thumb is not None]
+        self.digests = np.array([int.from_bytes(r.digest[:8], "big") for r in self.records], dtype=np.uint64)
         self.bits = np.array([record.dhash for record in self.records], dtype=np.uint64)
         thumbs = [record.thumb for record in self.records if record.thumb is not None]
         gray = np.array(thumbs, dtype=np.float32).reshape(-1, THUMB * THUMB)
@@ -102,11 +106,13 @@ def nearest(ours: Hashes, others: Hashes) -> list[tuple[ImageRecord, ImageRecord
     Files of the same bytes are left out. If both are the same object, only earlier images are compared.
     """
     found = []
-    for start in range(0, len(ours), ROWS):
-        block = ours.bits[start : start + ROWS]
-        distance = np.bitwise_count(block[:, None] ^ others.bits[None])
+    rows = max(CELLS // max(len(others), 1), 1)
+    for start in range(0, len(ours), rows):
+        block = ours.bits[start : start + rows]
+        theirs = others.bits[: start + len(block)] if ours is others else others.bits
+        distance = np.bitwise_count(block[:, None] ^ theirs[None])
         if ours is others:
-            distance[np.arange(len(others)) >= np.arange(start, start + len(block))[:, None]] = 64
+            distance[np.arange(len(theirs)) >= np.arange(start, start + len(block))[:, None]] = 64
         for row in np.flatnonzero((distance <= MAX_BITS).any(axis=1)):
             pair = closest(ours, start + int(row), others, distance[row])
             if pair is not None:
@@ -120,13 +126,14 @@ def closest(ours: Hashes, i: int, others: Hashes, distance: np.ndarray) -> int |
     Args:
         distance: (n,) bits by which the hashes of `others` differ from that of the image.
     """
-    own = ours.records[i].digest
-    near = [j for j in np.flatnonzero(distance <= MAX_BITS).tolist() if others.records[j].digest != own]
-    if not near:
+    near = np.flatnonzero(distance <= MAX_BITS)
+    near = near[others.digests[near] != ours.digests[i]]
+    if not len(near):
         return None
+    near = near[np.argsort(distance[near], kind="stable")[:CANDIDATES]]
     apart = np.abs(others.thumbs[near] - ours.thumbs[i]).mean(axis=1)
     best = int(apart.argmin())
-    return near[best] if apart[best] <= MAX_THUMB else None
+    return int(near[best]) if apart[best] <= MAX_THUMB else None
 
 
 def example(image: ImageRecord, other: ImageRecord, bits: int) -> Example:

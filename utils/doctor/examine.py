@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from utils.data.data_yaml import Data
 from utils.data.listing import counted
@@ -44,6 +46,17 @@ class Diagnosis:
         if errors:
             return f"Training or its metrics would be wrong: {counted(errors, 'finding')}{also}."
         return f"Nothing would make training wrong{also}."
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the data YAML."""
+        return Path(self.data.yaml).resolve().parent
+
+    def shortened(self, found: Finding) -> Finding:
+        """The same finding with the paths in its words relative to `folder`."""
+        prefix = f"{self.folder}{os.sep}"
+        examples = tuple(replace(item, text=item.text.replace(prefix, "")) for item in found.examples)
+        return replace(found, text=found.text.replace(prefix, ""), examples=examples)
 
     def with_findings(self, more: list[Finding]) -> Diagnosis:
         """The same with more findings."""

@@ -15,6 +15,8 @@ from utils.doctor.survey import ImageRecord, Survey, all_records
 MOST = 0.5  # share of the images of a split from which on a fault is an error
 TURNED = {2: "mirrored", 3: "upside down", 4: "mirrored", 5: "sideways", 6: "sideways", 7: "sideways", 8: "sideways"}
 COMMON_MODES = {"RGB", ""}
+UNREADABLE, NO_ENTRY = "not a readable image", "no annotations that are certainly theirs"
+UNKNOWN_IMAGES = "of images that it does not list"  # words of a note about a COCO file
 # Notes of the search, by their words -> (check, level, advice); without a check: another check has more about it
 NOTES = (
     ("without a label file", "", NOTE, ""),
@@ -32,6 +34,7 @@ NOTES = (
     ("without the first folders", "misplaced images", NOTE, "They are used; check the list."),
     ("passed over", "passed over", WARNING, "Convert them if they are images."),
     ("without an image", "orphaned labels", WARNING, "Find the images, or delete the files."),
+    (UNKNOWN_IMAGES, "orphaned labels", WARNING, "Correct image_id, or take these annotations out."),
     ("", "files", WARNING, "Correct the files."),
 )
 
@@ -54,27 +57,28 @@ def unusable_images(found: Survey) -> Iterator[Finding]:
     """Images that training leaves out: missing files, unreadable ones, and those without an entry."""
     advice = {
         "no such file": "Correct the list, or the folder that its lines are relative to.",
-        "not a readable image": "Replace or delete these files.",
-        "": "Add entries for these images, or take the images out of the split.",
+        UNREADABLE: "Replace or delete these files.",
+        NO_ENTRY: "Add entries for these images, or take the images out of the split.",
     }
     for split in found.values():
         groups: dict[str, list[ImageRecord]] = defaultdict(list)
         for record in split.records:
             if record.problem:
-                groups[next(start for start in advice if record.problem.startswith(start))].append(record)
-        for start, records in groups.items():
+                entry = record.problem == record.labels.skip_reason
+                kind = NO_ENTRY if entry else "no such file" if record.problem == "no such file" else UNREADABLE
+                groups[kind].append(record)
+        for why, records in groups.items():
             level = ERROR if len(records) > MOST * len(split.records) else WARNING
-            why = {"": "without an entry"}.get(start, start)
             text = f"{split.name}: {counted(len(records), 'image')} of {len(split.records):,} left out: {why}"
-            yield finding("unusable images", level, text, advice[start], (say(r, r.problem) for r in records))
+            yield finding("unusable images", level, text, advice[why], (say(r, r.problem) for r in records))
 
 
 def damaged_images(found: Survey) -> Iterator[Finding]:
-    """Images that can be decoded and that Pillow complains about: cut short, or of a rare kind."""
+    """Images that OpenCV decodes and Pillow refuses: damaged, or of a rare kind."""
     damaged = [record for _, record in all_records(found) if record.damage and record.usable]
     if damaged:
-        text = f"{counted(len(damaged), 'image')} decoded in part, or in spite of damage"
-        advice = "Look at them: the lower part of a file that was cut short is gray."
+        text = f"{counted(len(damaged), 'image')} with damage, decoded by one of two decoders only"
+        advice = "Look at them; other programs may refuse them: save them anew."
         yield finding("damaged images", WARNING, text, advice, (show(r, r.damage) for r in damaged))
 
 
@@ -85,11 +89,15 @@ def unlabeled_images(found: Survey) -> Iterator[Finding]:
         without = [record for record in usable if not record.labeled]
         boxes = sum(len(record.labels.label) for record in usable)
         crowds = sum(int(record.labels.crowd.sum()) for record in usable)
-        if usable and boxes == crowds and split.name != "test":
-            what = "all labels are crowds, which nothing is learned from" if boxes else "there are no labels"
-            text = f"{split.name}: {what} ({counted(len(usable), 'image')}, {counted(boxes, 'box', 'boxes')})"
+        if usable and boxes and boxes == crowds:
+            text = f"{split.name}: all {counted(boxes, 'box', 'boxes')} are crowds or difficult: nothing can be learned"
+            advice = "Correct 'iscrowd' or 'difficult' in the annotations."
+            yield finding("crowds only", ERROR, text, advice, (show(r, "only crowds") for r in usable))
+        elif usable and not boxes and not any(record.labels.errors for record in usable):
+            level = WARNING if split.name == "test" else ERROR
+            text = f"{split.name}: there are no labels in {counted(len(usable), 'image')}"
             example = Example(f"looked for files such as {usable[0].label_file}")
-            yield finding("unlabeled images", ERROR, text, "Put the labels where they are looked for.", [example])
+            yield finding("unlabeled images", level, text, "Put the labels where they are looked for.", [example])
         elif without:
             level = WARNING if len(without) > MOST * len(usable) else NOTE
             text = f"{split.name}: {counted(len(without), 'image')} of {len(usable):,} without a label file: background"
@@ -102,6 +110,8 @@ def notes(found: Survey) -> Iterator[Finding]:
     for split in found.values():
         for line in split.notes:
             check, level, advice = next(row[1:] for row in NOTES if row[0] in line)
+            if UNKNOWN_IMAGES in line and any(not len(record.labels.label) for record in split.usable):
+                level, advice = ERROR, f"{advice} Images without annotations count as background."
             if check:
                 yield finding(check, level, f"{split.name}: {line}", advice, (), 1)
 
@@ -157,7 +167,7 @@ def orientation(found: Survey) -> Iterator[Finding]:
 
 
 def image_kinds(found: Survey) -> Iterator[Finding]:
-    """Gray, transparent, 16-bit and animated images, and suffixes that are passed over."""
+    """Gray, transparent, 16-bit and animated images."""
     records = [record for _, record in all_records(found) if record.usable]
     odd = [record for record in records if record.mode not in COMMON_MODES]
     if odd:

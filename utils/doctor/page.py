@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from utils.data.listing import counted
 from utils.doctor.examine import Diagnosis
 from utils.doctor.findings import LEVELS, Example, Finding
 from utils.doctor.summary import ClassRow, SizeRow
@@ -22,6 +24,7 @@ from utils.images import imread
 TEMPLATE = "doctor.html.j2"
 MANY_CLASSES = 30  # from here on the text shows only the most frequent classes and the rarest
 SHOWN = 3  # examples of a finding in the text
+WIDTH = 120  # characters of a line
 BAR = 20  # characters
 THUMB = 360  # long side of an image on the page, pixels
 FEW_LABELS = 12  # boxes of an image up to which their classes are written on it
@@ -33,17 +36,20 @@ MARK = (230, 0, 110)  # RGB of the frame around what a finding is about
 def text_page(result: Diagnosis) -> str:
     """The page as text of at most about 120 columns, but for long paths."""
     summary = result.summary
-    lines = [f"{result.data.yaml}: {len(result.data.label_names)} classes, images scaled to {result.imgsz} px", ""]
+    classes = counted(len(result.data.label_names), "class", "classes")
+    lines = [f"{result.data.yaml}: {classes}, images scaled to {result.imgsz} px", ""]
+    paths = f"Paths below are relative to {result.folder}"
     lines += table(["", *summary.splits], [[name, *values] for name, values in summary.facts.items()])
     lines += ["", *count_table("class (boxes)", summary.splits, summary.classes)]
     heading = f"shorter side at {result.imgsz} px"
     lines += ["", *count_table(heading, summary.splits, summary.sizes)]
-    lines += ["", *result.recipe] if result.recipe else []
+    lines += ["", *(row for line in result.recipe for row in wrapped(line, "  "))] if result.recipe else []
+    lines += ["", paths] if result.findings else []
     for level, title in LEVELS.items():
         findings = result.of_level(level)
         lines += ["", f"{title} ({len(findings)})"] if findings else []
         for found in findings:
-            lines += finding_lines(found)
+            lines += finding_lines(result.shortened(found))
     return "\n".join(printable(line) for line in [*lines, "", result.verdict])
 
 
@@ -77,10 +83,15 @@ def count_table(heading: str, splits: Sequence[str], rows: Sequence[ClassRow | S
 
 def finding_lines(found: Finding) -> list[str]:
     """The lines of a finding: what, what to do, examples."""
-    lines = [f"- {found.check}: {found.text}. {found.advice}"]
+    lines = wrapped(f"- {found.check}: {found.text}. {found.advice}", "  ")
     lines += [f"    {item.text}" for item in found.examples[:SHOWN]]
     more = found.count - SHOWN
     return [*lines, f"    ... and {more:,} more"] if more > 0 and len(found.examples) >= SHOWN else lines
+
+
+def wrapped(text: str, indent: str) -> list[str]:
+    """Lines of at most WIDTH characters, all but the first one indented; long paths are not cut."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def printable(text: str) -> str:
@@ -121,12 +132,17 @@ def write_html(result: Diagnosis, path: Path) -> None:
         lstrip_blocks=True,
     )
     groups = [
-        (level, title, [(found, cards(found, records, names)) for found in result.of_level(level)])
+        (
+            level,
+            title,
+            [(found, cards(found, records, names)) for found in map(result.shortened, result.of_level(level))],
+        )
         for level, title in LEVELS.items()
     ]
     page = environment.get_template(TEMPLATE).render(
         yaml=result.data.yaml,
         imgsz=result.imgsz,
+        folder=result.folder,
         healthy=result.healthy,
         verdict=result.verdict,
         summary=result.summary,

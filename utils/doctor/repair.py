@@ -18,7 +18,8 @@ from utils.doctor.examine import Diagnosis
 from utils.doctor.survey import ImageRecord, SplitSurvey, Survey
 from utils.files import remove, write_atomic
 
-MOST = 0.5  # share of the train split; if more of it is also in val or test, nothing is taken out
+MOST = 0.5  # share of a split; if more of it is also in a later one, nothing is taken out
+LEAST = 1e-7  # least side of a box as a fraction of the image: float32 has no finer ones at its right edge
 
 
 @dataclass
@@ -42,14 +43,16 @@ def repair(result: Diagnosis, out: Path) -> Repairs:
     """Write a repaired copy of a data set to the folder `out`: images/, labels/ and data.yaml.
 
     Images are copied byte for byte. Boxes are clipped to their image; those without area, equal ones, twins, crowds and
-    lines that cannot be read are dropped, and so are images that cannot be read, copies of an image within a split, and
-    images of train that are also in val or test. The original is not touched, and `out` appears only when complete.
+    lines that cannot be read are dropped, and so are images that cannot be read or none of whose labels can, copies of
+    an image within a split, images of train that are also in val or test, and images of val that are also in test.
+    The original is not touched, and `out` appears only when complete.
 
     Raises:
         ValueError: `out` is not empty, or lies in a folder of the data; no image can be used.
         OSError: it could not be written.
     """
     check_target(out, result.survey)
+    out = out.resolve()
     partial = out.with_name(f"{out.name}.{os.getpid()}.part")
     done = Repairs()
     done.notes += [
@@ -77,7 +80,9 @@ def check_target(out: Path, found: Survey) -> None:
     target = out.resolve()
     for split in found.values():
         places = {source.resolve() for source in split.sources if source.is_dir()}
-        places |= {record.label_file.resolve().parent for record in split.records if record.labeled}
+        places |= {record.path.resolve().parent for record in split.records}
+        labels = {record.label_file for record in split.records if record.labeled}
+        places |= {file.resolve().parent for file in labels if file.suffix.lower() != ".json"}
         for folder in places:
             if target == folder or folder in target.parents:
                 raise ValueError(f"--fix {out}: lies in {folder}, which belongs to the data; expected another place")
@@ -85,24 +90,30 @@ def check_target(out: Path, found: Survey) -> None:
 
 
 def copies(found: Survey, done: Repairs) -> set[int]:
-    """Identities (id) of the records that are left out as copies of others."""
+    """Identities (id) of the records that are left out: copies of others, and those without a readable label."""
     dropped: set[int] = set()
-    for split in found.values():
+    later: set[bytes] = set()  # digests of the splits after the one at hand: what is measured stays
+    for name in reversed(list(found)):
+        images = list[ImageRecord]()
+        for record in found[name].usable:
+            if record.labels.errors and not len(record.labels.label):  # it would count as background
+                dropped.add(id(record))
+                done.changes["images dropped none of whose labels can be read"] += 1
+            else:
+                images.append(record)
         best: dict[bytes, ImageRecord] = {}
-        for record in sorted(split.usable, key=lambda r: -len(r.labels.label)):  # of copies the one with most boxes
+        for record in sorted(images, key=lambda r: -len(r.labels.label)):  # of copies the one with most boxes
             if record.digest in best:
                 dropped.add(id(record))
-                done.changes["copies of images dropped"] += 1
+                done.changes["copies of images dropped, of each the one with most boxes was kept"] += 1
             best.setdefault(record.digest, record)
-    if "train" in found:
-        measured = {r.digest for name, split in found.items() if name != "train" for r in split.usable}
-        train = found["train"].usable
-        leaked = [record for record in train if record.digest in measured]
-        if len(leaked) > MOST * len(train):
-            done.notes.append(f"{len(leaked):,} images of train are also in val or test and were kept: split anew")
+        leaked = [record for digest, record in best.items() if digest in later]
+        if len(leaked) > MOST * len(best):
+            done.notes.append(f"{len(leaked):,} images of {name} are also in a later split and were kept: split anew")
         else:
             dropped |= {id(record) for record in leaked}
-            done.changes["images of train dropped that are in val or test"] += len(leaked)
+            done.changes[f"images of {name} dropped that are in a later split"] += len(leaked)
+        later |= best.keys()
     return dropped
 
 
@@ -115,14 +126,15 @@ def write_split(split: SplitSurvey, root: Path, dropped: set[int], done: Repairs
     parents = [record.path.resolve().parent for record in records]
     base = Path(os.path.commonpath(parents)) if parents else root
     for record, parent in zip(records, parents, strict=True):
-        target = free_name(folder / parent.relative_to(base) / record.path.name, used, done)
+        inner = [part for part in parent.relative_to(base).parts if part != "images"]  # see label_path
+        target = free_name(folder.joinpath(*inner, record.path.name), used, done)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(record.path, target)
         label, xywhn = repaired_labels(record, done)
         file = label_path(target)
         file.parent.mkdir(parents=True, exist_ok=True)
         rows = zip(label.tolist(), xywhn.tolist(), strict=True)
-        text = "".join(f"{c} {' '.join(f'{v:.8g}' for v in row)}\n" for c, row in rows)
+        text = "".join(f"{c} {' '.join(f'{v:.9g}' for v in row)}\n" for c, row in rows)  # all digits of float32
         file.write_text(text, encoding="utf-8")
         done.images, done.boxes = done.images + 1, done.boxes + len(label)
     return folder.relative_to(root).as_posix() if records else ""
@@ -146,6 +158,9 @@ def repaired_labels(record: ImageRecord, done: Repairs) -> tuple[np.ndarray, np.
     done.changes["crowd boxes dropped, which label files cannot mark"] += int(labels.crowd.sum())
     done.changes["labels dropped that cannot be read"] += len(labels.errors)
     done.changes["boxes clipped or dropped that reached outside, had no area or occurred twice"] += len(labels.warnings)
+    thin = keep & (labels.xywhn[:, 2:] < LEAST).any(axis=1)
+    keep &= ~thin
+    done.changes["boxes dropped that are thinner than a number can say"] += int(thin.sum())
     for i, j, _ in twin_pairs(record):
         if keep[i] and keep[j] and labels.label[i] == labels.label[j]:
             keep[j] = False

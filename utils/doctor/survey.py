@@ -128,7 +128,7 @@ class BoxColumns:
 
     def short_sides(self, imgsz: int) -> np.ndarray:
         """(n,) the shorter side of each box in pixels of an image scaled to a long side of `imgsz`."""
-        return self.pixels.min(axis=1) * imgsz / self.long_side
+        return (self.pixels.min(axis=1) * imgsz / self.long_side).round(3)  # float32 gives 7.9999997 for 8
 
     def __len__(self) -> int:
         return len(self.label)
@@ -150,7 +150,8 @@ def survey_split(data: Data, name: str) -> SplitSurvey:
         notes = [*listing.notes, *reader.match(listing.images)]
     except (ValueError, OSError) as error:
         return SplitSurvey(name, sources, problem=str(error))
-    with ThreadPoolExecutor(THREADS) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
+        warnings.simplefilter("ignore")  # of Pillow, about EXIF blocks that are cut short; set for all threads
         work = pool.map(lambda image: read_record(image, reader), listing.images)
         records = list(tqdm(work, total=len(listing.images), desc=name, leave=False, disable=None))
     return SplitSurvey(name, sources, records, reader, notes)
@@ -183,9 +184,9 @@ def read_record(path: Path, reader: LabelReader) -> ImageRecord:
 def read_header(content: bytes, record: ImageRecord) -> None:
     """Fill in mode, frames and damage by Pillow; it reads JPEGs at an eighth of their size."""
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=pillow_formats()) as file:
-            warnings.simplefilter("ignore")  # about EXIF blocks that are cut short
-            record.mode, record.frames = file.mode, getattr(file, "n_frames", 1)
+        with Image.open(io.BytesIO(content), formats=pillow_formats()) as file:
+            record.mode = file.mode
+            record.frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a photo and its previews
             file.draft("RGB", (1, 1))
             file.load()
     except PILLOW_ERRORS as error:

@@ -15,6 +15,7 @@ from utils.doctor.survey import ImageRecord
 
 LOWEST = 0.05  # confidence of a prediction that still supports a label
 CONFIDENT = 0.5  # least confidence of a prediction that speaks against the labels
+INSIDE = 0.8  # part of a prediction that lies in a label of its class from which on it is a part of that object
 NEAR, SAME = 0.3, 0.6  # IoU below which boxes have nothing to do with each other, from which on they are one object
 
 
@@ -41,22 +42,35 @@ def contradictions(found: Boxes, truth: Boxes, crowd: np.ndarray, judged: np.nda
     """
     iou = pairwise_iou(found.xyxy.astype(np.float64), truth.xyxy)
     confident = found.score >= CONFIDENT
-    missing = confident & (iou.max(axis=1, initial=0) < NEAR) & ~inside(found.xyxy, truth.xyxy[crowd])
-    unsupported = judged & ~crowd & (iou.max(axis=0, initial=0) < NEAR)
     equal = found.label[:, None] == truth.label[None]
+    part = covered(found.xyxy, truth.xyxy)
+    explained = (part >= INSIDE) & equal | (part >= 0.5) & crowd[None]
+    missing = confident & (iou.max(axis=1, initial=0) < NEAR) & ~explained.any(axis=1)
+    unsupported = judged & ~crowd & (iou.max(axis=0, initial=0) < NEAR)
     agreed = ((iou >= NEAR) & equal).any(axis=0)
     rivals = np.where(confident[:, None] & ~equal & (iou >= SAME), found.score[:, None], 0)
     swapped = np.flatnonzero(judged & ~crowd & ~agreed & (rivals.max(axis=0, initial=0) > 0))
     best = rivals[:, swapped].argmax(axis=0) if len(swapped) else np.zeros(0, np.int64)
-    return Contradictions(np.flatnonzero(missing), np.flatnonzero(unsupported), np.column_stack([swapped, best]))
+    return Contradictions(
+        apart(found, np.flatnonzero(missing)), np.flatnonzero(unsupported), np.column_stack([swapped, best])
+    )
 
 
-def inside(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether half of a box (n, 4) or more lies in one of the crowds (m, 4), xyxy."""
-    low = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
-    common = np.prod(np.clip(high - low, 0, None), axis=2)
-    return (common >= 0.5 * areas(boxes)[:, None]).any(axis=1)
+def covered(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n, m) the part of each box (n, 4), 0..1, that lies in each of the others (m, 4), xyxy."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    return np.prod(np.clip(high - low, 0, None), axis=2) / np.maximum(areas(boxes), 1e-9)[:, None]
+
+
+def apart(found: Boxes, rows: np.ndarray) -> np.ndarray:
+    """Those of the predictions `rows` that are not mostly in, or around, a more confident one of them."""
+    kept = list[int]()
+    for i in rows[np.argsort(-found.score[rows], kind="stable")].tolist():
+        box, others = found.xyxy[i : i + 1], found.xyxy[kept]
+        if not (np.maximum(covered(box, others), covered(others, box).T) >= INSIDE).any():
+            kept.append(i)
+    return np.array(kept, dtype=np.int64)
 
 
 @dataclass
@@ -99,14 +113,14 @@ class Suspects:
     def findings(self, weights: str) -> Iterator[Finding]:
         """At most one finding for each kind of contradiction."""
         kinds = (
-            (self.swapped, "class swaps", "with a confident prediction of another class in its place", "label"),
+            (self.swapped, "class swaps", "with a confident prediction of another class instead", "label"),
             (
                 self.missing,
                 "missing labels",
-                f"of confidence {CONFIDENT} or more without a label near it",
+                f"of confidence {CONFIDENT} or more without a label nearby",
                 "prediction",
             ),
-            (self.unsupported, "unsupported labels", "without a prediction near it", "label"),
+            (self.unsupported, "unsupported labels", "without a prediction nearby", "label"),
         )
         found = f"{Path(weights).name} finds {share(self.supported, self.labels)} of the labels"
         for rows, check, text, noun in kinds:
