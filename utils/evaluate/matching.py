@@ -20,21 +20,34 @@ def covered(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def match_greedily(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(n,) bool: which boxes match a label. In order, each is matched with the free label that it overlaps most.
+    """(n,) row of the label that each box matches, -1: none. In order, each takes the free label it overlaps most.
 
     Args:
         boxes: (n, 4) xyxy, best score first. truth: (m, 4) xyxy of labels in the same frame; m may be 0.
     """
-    found = np.zeros(len(boxes), dtype=bool)
+    matched = np.full(len(boxes), -1)
     if not len(truth):
-        return found
+        return matched
     iou = pairwise_iou(boxes, truth)
     for i in np.flatnonzero(iou.max(axis=1) >= MATCH_IOU):
         last = len(truth) - 1 - int(iou[i, ::-1].argmax())  # of equal overlaps COCO takes the last
         if iou[i, last] >= MATCH_IOU:
-            found[i] = True
+            matched[i] = last
             iou[:, last] = -1
-    return found
+    return matched
+
+
+def average_precision(hits: np.ndarray, total: int) -> float:
+    """AP of one class by COCO's rule: the mean at 101 recalls of the best precision at that recall or above.
+
+    Args:
+        hits: (n,) whether each detection matches one of the `total` labels (at least 1), best score first.
+    """
+    right = hits.cumsum()
+    precision = right / np.arange(1, len(hits) + 1)
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    at = np.searchsorted(right / total, np.linspace(0, 1, 101), side="left")
+    return float(envelope[at].mean())
 
 
 def best_confidence(scores: list[np.ndarray], hits: list[np.ndarray], totals: list[int]) -> float:

@@ -205,7 +205,7 @@ class DetectionMetrics:
                 continue
             own = own[(-own.score).argsort(kind="stable")[: self.max_det]]
             same = truth.label == c
-            hit = match_greedily(own.xyxy, truth.xyxy[same & ~truth.crowd])
+            hit = match_greedily(own.xyxy, truth.xyxy[same & ~truth.crowd]) >= 0
             counts = hit | (covered(own.xyxy, truth.xyxy[same & truth.crowd]) < MATCH_IOU)
             scores.append(own.score[counts])
             hits.append(hit[counts])
