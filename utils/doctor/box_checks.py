@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from utils.boxes import pairwise_iou, xywhn2xyxy
-from utils.data.listing import counted
 from utils.doctor.findings import ERROR, NOTE, WARNING, Example, Finding, finding, listed, share
 from utils.doctor.survey import BoxColumns, ImageRecord, SplitSurvey, Survey, all_records
+from utils.text import counted
 
 MOST = 0.5  # share of the boxes from which on a fault is an error
 SMALL = 8  # pixels at the input size: the cells of the finest grid

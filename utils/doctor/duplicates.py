@@ -9,10 +9,10 @@ from itertools import combinations
 
 import numpy as np
 
-from utils.data.listing import counted
 from utils.data.objects import ImageLabels
 from utils.doctor.findings import ERROR, NOTE, WARNING, Example, Finding, finding
 from utils.doctor.survey import THUMB, ImageRecord, Survey
+from utils.text import counted
 
 MAX_BITS = 4  # of 64 that differ between the hashes of near-duplicates
 MAX_THUMB = 0.25  # mean difference of their miniatures, in standard deviations of the image

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.data.data_yaml import Data
-from utils.data.listing import counted
 from utils.doctor import box_checks, duplicates, file_checks
 from utils.doctor.findings import ERROR, LEVELS, WARNING, Finding
 from utils.doctor.summary import Summary, summarize
 from utils.doctor.survey import Survey
+from utils.text import counted
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.data.coco import CocoLabels
-from utils.data.listing import counted, first
 from utils.data.voc import VocLabels
 from utils.doctor.findings import ERROR, NOTE, WARNING, Example, Finding, finding, listed
 from utils.doctor.survey import ImageRecord, Survey, all_records
+from utils.text import counted, first
 
 MOST = 0.5  # share of the images of a split from which on a fault is an error
 TURNED = {2: "mirrored", 3: "upside down", 4: "mirrored", 5: "sideways", 6: "sideways", 7: "sideways", 8: "sideways"}

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from utils.data.listing import counted
 from utils.doctor.examine import Diagnosis
 from utils.doctor.findings import LEVELS, Example, Finding
 from utils.doctor.summary import ClassRow, SizeRow
@@ -20,6 +19,7 @@ from utils.doctor.survey import ImageRecord
 from utils.drawing import draw_boxes
 from utils.files import write_atomic
 from utils.images import imread
+from utils.text import counted
 
 TEMPLATE = "doctor.html.j2"
 MANY_CLASSES = 30  # from here on the text shows only the most frequent classes and the rarest

@@ -12,11 +12,11 @@ import numpy as np
 import yaml
 
 from utils.data.labels import label_path
-from utils.data.listing import counted
 from utils.doctor.box_checks import twin_pairs
 from utils.doctor.examine import Diagnosis
 from utils.doctor.survey import ImageRecord, SplitSurvey, Survey
 from utils.files import remove, write_atomic
+from utils.text import counted
 
 MOST = 0.5  # share of a split; if more of it is also in a later one, nothing is taken out
 LEAST = 1e-7  # least side of a box as a fraction of the image: float32 has no finer ones at its right edge

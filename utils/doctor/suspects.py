@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from utils.boxes import Boxes, areas, pairwise_iou
-from utils.data.listing import counted
+from utils.classes import ClassMatch
 from utils.doctor.findings import WARNING, Example, Finding, finding, share
 from utils.doctor.survey import ImageRecord
+from utils.text import counted
 
 LOWEST = 0.05  # confidence of a prediction that still supports a label
 CONFIDENT = 0.5  # least confidence of a prediction that speaks against the labels
@@ -137,13 +138,10 @@ def classes_by_name(model: Mapping[int, str], data: Mapping[int, str]) -> dict[i
     Raises:
         ValueError: they have no name in common.
     """
-    indices = {name: index for index, name in data.items()}
-    common = {index: indices[name] for index, name in model.items() if name in indices}
+    match = ClassMatch(model, data)
+    common = {of_model: of_data for of_data, of_model in match.index.items()}
     if not common:
-        ours, theirs = (", ".join(list(names.values())[:5]) for names in (data, model))
-        raise ValueError(
-            f"--weights: no class of the data ({ours}) is one of the model ({theirs}); expected common names"
-        )
+        raise ValueError(f"--weights: {match.difference('the model', 'the data')}; expected common names")
     return common
 
 
