@@ -30,7 +30,7 @@ THUMB = 360  # long side of an image on the page, pixels
 FEW_LABELS = 12  # boxes of an image up to which their classes are written on it
 SAMPLES = 6  # images of each split to look at
 SEED = 0  # of their choice
-MARK = (230, 0, 110)  # RGB of the frame around what a finding is about
+MARK, MARK_EDGE = (255, 255, 255), (0, 0, 0)  # RGB of the frame around what a finding is about, and of its edges
 
 
 def text_page(result: Diagnosis) -> str:
@@ -191,12 +191,11 @@ def picture(
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
     factor = np.array([size[0] / w, size[1] / h] * 2)
     boxes = record.boxes()
-    image = draw_boxes(
-        image, boxes.at(boxes.xyxy * factor), names, 1, hide_labels=len(boxes) > FEW_LABELS, hide_conf=True
-    )
+    image = draw_boxes(image, boxes.at(boxes.xyxy * factor), names, hide_labels=len(boxes) > FEW_LABELS, hide_conf=True)
     marked = example.marked if example is not None and mark else None
     for x1, y1, x2, y2 in (marked * factor).round().astype(int).tolist() if marked is not None else ():
-        cv2.rectangle(image, (x1 - 3, y1 - 3), (x2 + 3, y2 + 3), MARK, 2)
+        for color, width in ((MARK_EDGE, 6), (MARK, 3)):
+            cv2.rectangle(image, (x1 - 4, y1 - 4), (x2 + 4, y2 + 4), color, width)
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
     source = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
     return Shown(source, *size, f"{printable(record.path.name)} with {len(boxes)} labels")
