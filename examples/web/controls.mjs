@@ -4,6 +4,7 @@ import { lowest } from "./detector.mjs";
 import { percent } from "./draw.mjs";
 import { press } from "./keys.mjs";
 import * as panel from "./panel.mjs";
+import * as saving from "./save.mjs";
 import { readSetting, writeSetting } from "./session.mjs";
 
 const { $ } = panel;
@@ -12,50 +13,57 @@ const OVERLAP = 0.45;
 
 /** Connects the controls to what they do. */
 export function listen(app) {
+  const { corrections } = app;
   const click = (id, act) => $(id).addEventListener("click", act);
   $("file").addEventListener("change", ({ target }) => {
     const files = [...target.files];
     target.value = "";
     app.add(files);
   });
-  click("camera", () => {
-    if (!app.live.on) return app.play(() => app.live.camera(), "Camera");
-    app.stopLive();
-    app.showAgain();
-  });
+  click("camera", () => (app.live.on ? app.showAgain() : app.play(() => app.live.camera(), "Camera")));
   click("keep", () => app.keepFrame());
-  click("edit", () => app.correct(true));
-  click("confirm", () => app.confirm());
-  click("done", () => app.done());
-  click("add", () => app.addBox());
-  click("delete", () => app.deleteBox());
-  click("undo", () => app.undo());
+  click("edit", () => corrections.turn(true));
+  click("confirm", () => corrections.confirm());
+  click("done", () => corrections.done());
+  click("add", () => corrections.addBox());
+  click("delete", () => corrections.deleteBox());
+  click("undo", () => corrections.undo());
   click("reset", () => app.images.label(app.current, null));
   click("remove", () => app.remove());
-  click("clear", async () => {
+  click("clear", () => {
     if (!window.confirm(`Remove ${panel.plural(app.images.list.length, "image")} and their boxes from this browser?`)) return;
-    await app.images.clear();
-    app.empty();
+    app.images.clear();
+    app.showAgain(null);
   });
   $("class").addEventListener("change", async ({ target }) => {
-    app.chooseClass(target.value === panel.NEW_CLASS ? (await panel.askClass()) || app.className : target.value);
+    corrections.chooseClass(target.value === panel.NEW_CLASS ? (await panel.askClass()) || corrections.className : target.value);
   });
-  click("save", () => app.openSave());
-  click("save-image", () => app.save(() => app.savePicture()));
-  click("save-csv", () => app.save(() => app.saveCsv()));
-  click("save-labels", () => app.save(() => app.saveLabels()));
-  click("save-close", () => $("save-dialog").close());
-  click("keys", () => app.openKeys());
+  click("keys", () => $("keys-dialog").showModal());
   click("keys-close", () => $("keys-dialog").close());
   document.addEventListener("keydown", (event) => press(app, event) && event.preventDefault());
+  listenToSaving(app);
   listenToPlayer(app);
   listenToSliders(app);
   listenToDrops(app);
   new ResizeObserver(() => {
-    if (!app.source) return;
-    app.fit();
-    app.redraw();
+    app.stage.fit();
+    app.stage.redraw();
   }).observe($("stage"));
+}
+
+function listenToSaving(app) {
+  $("save").addEventListener("click", () => saving.openSave(app));
+  $("save-close").addEventListener("click", () => $("save-dialog").close());
+  for (const [id, save] of [["save-image", saving.savePicture], ["save-csv", saving.saveCsv], ["save-labels", saving.saveLabels]]) {
+    $(id).addEventListener("click", async () => {
+      $("save-dialog").close();
+      try {
+        await save(app);
+      } catch (error) {
+        app.setStatus(`Not saved: ${error.message}`, true);
+      }
+    });
+  }
 }
 
 function listenToPlayer(app) {
@@ -82,8 +90,8 @@ function listenToSliders(app) {
     $(id).addEventListener("input", () => {
       set(id, Number($(id).value));
       writeSetting("thresholds", { fingerprint, confidence: app.confidence, overlap: app.overlap });
-      app.chosen = -1;
-      if (app.source) app.show();
+      app.stage.unmark();
+      if (app.stage.source) app.show();
     });
   }
 }

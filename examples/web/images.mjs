@@ -98,7 +98,12 @@ export class Images {
   /** The boxes of an image: those that a person left, else the model's. */
   boxes(image, confidence, overlap) {
     if (image.labels) return image.labels;
-    return image.result ? finalBoxes(image.result, confidence, overlap, this.model.names) : [];
+    if (!image.result) return [];
+    const key = `${confidence} ${overlap}`;
+    if (image.final?.key !== key || image.final.result !== image.result) {
+      image.final = { key, result: image.result, boxes: finalBoxes(image.result, confidence, overlap, this.model.names) };
+    }
+    return image.final.boxes;
   }
 
   /** Sets an image's checked boxes, null for the model's own again; `undo` and `redo` go back and forth. */

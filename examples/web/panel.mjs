@@ -31,17 +31,18 @@ export function counted(boxes) {
   return [...counts].map(([name, count]) => `${count} ${name}`).join(", ");
 }
 
-export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : /[sx]$/.test(word) ? "es" : "s"}`;
 
-/** The title of the page, and the classes in its empty state. */
+/** Writes the title of the page and the classes of its empty state; returns the size of the model in words. */
 export function introduce({ title, imgsz }, names, palette) {
   document.title = `${title || "Detector"}: ${someOf(names)}`;
-  $("title").textContent = `Finds ${someOf(names)}`;
+  $("title").textContent = title ? `${title} finds ${someOf(names)}` : `Finds ${someOf(names)}`;
   $("title").title = names.join(", ");
+  document.querySelectorAll("#invite .boxes rect").forEach((box, i) => (box.style.stroke = palette[i % palette.length]));
   const chip = (name, i) => element("span", { className: "chip", children: [swatch(palette[i % palette.length]), name] });
   $("finds").replaceChildren(...names.slice(0, 8).map(chip));
   if (names.length > 8) $("finds").append(element("span", { className: "chip", text: `${names.length - 8} more` }));
-  return [title && `model ${title}`, `${imgsz[1]} × ${imgsz[0]} px`].filter(Boolean).join(" · ");
+  return `${plural(names.length, "class")}, ${imgsz[1]} × ${imgsz[0]} pixels`;
 }
 
 /**
@@ -84,7 +85,7 @@ export function fillStrip(images, current, count, choose) {
     button.lastChild.textContent = image.labels ? `✓ ${number}` : number;
     button.classList.toggle("checked", Boolean(image.labels));
     button.setAttribute("aria-current", String(image === current));
-    button.setAttribute("aria-label", `${image.name}, ${plural(Number(number) || 0, "box").replace("boxs", "boxes")}${image.labels ? ", checked" : ""}`);
+    button.setAttribute("aria-label", `${image.name}, ${plural(Number(number) || 0, "box")}${image.labels ? ", checked" : ""}`);
     return item;
   });
   if (items.length !== before.length || items.some((item, i) => item !== before[i])) $("thumbnails").replaceChildren(...items);

@@ -2,6 +2,7 @@
 
 import { drawBoxes } from "./draw.mjs";
 import { CSV_HEADER, csv, csvRows, dataYaml, labelFile } from "./formats.mjs";
+import { $, plural } from "./panel.mjs";
 import { zip } from "./zip.mjs";
 
 const LEAST_SIDE = 960; // pixels of the longer side of a saved image, so that labels in small ones can be read
@@ -43,4 +44,36 @@ export function labelZip(images, boxesOf, classes) {
   ]);
   const lists = [["classes.txt", classes.map((name) => `${name}\n`).join("")], ["data.yaml", dataYaml(classes)]];
   return zip([...lists, ...files]);
+}
+
+/** Asks what to save. */
+export function openSave(app) {
+  if ($("save").disabled) return;
+  const { list } = app.images;
+  const checked = list.filter((image) => image.labels).length;
+  $("save-image-note").textContent = app.live.on ? "this frame" : app.current.name;
+  $("save-labels-note").textContent = `Zip with YOLO labels of ${plural(list.length, "image")}, ${checked} checked`;
+  $("save-csv").disabled = $("save-labels").disabled = !list.length;
+  $("only-checked").checked = checked > 0;
+  $("only-checked").disabled = !checked;
+  $("save-dialog").showModal();
+}
+
+export async function savePicture(app) {
+  const name = app.live.on ? "frame.jpg" : app.current.name;
+  const png = name.toLowerCase().endsWith(".png");
+  const blob = await picture(app.stage.source, app.boxes(), app.stage.palette, png);
+  download(blob, `${name.replace(/\.[^.]*$/, "")}-boxes.${png ? "png" : "jpg"}`);
+}
+
+export async function saveCsv(app) {
+  await app.images.detectAll();
+  download(table(app.images.list, (image) => app.boxesOf(image), app.images.classes), "boxes.csv");
+}
+
+export async function saveLabels(app) {
+  const only = $("only-checked").checked;
+  if (!only) await app.images.detectAll();
+  const chosen = app.images.list.filter((image) => image.labels || !only);
+  download(await labelZip(chosen, (image) => app.boxesOf(image), app.images.classes), "labels.zip");
 }
