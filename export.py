@@ -23,6 +23,7 @@ from models.runtimes.torch_backend import checkpoint_limits
 from models.weights.checkpoint import build_model, load_checkpoint
 from models.yolo import DetectionModel
 from utils.backend import input_size
+from utils.classes import class_order
 from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
 from utils.data.data_yaml import read_data_yaml
 from utils.data.listing import list_images
@@ -185,10 +186,7 @@ def prepare(cfg: ExportConfig) -> ExportTask:
     calibration = None
     if cfg.int8:
         data = read_data_yaml(cfg.data)
-        if data.nc != model.nc:
-            raise ValueError(
-                f"{cfg.weights} has {model.nc} classes, but {cfg.data} has {data.nc}; expected the same classes"
-            )
+        class_order(model.names, data.names, cfg.weights, cfg.data, by_number=True)
         if cfg.int8_ops != "weights":
             calibration = read_images(
                 evenly(list(list_images(data.split("train"))), CALIBRATION_IMAGES), imgsz, model.letterbox

@@ -22,6 +22,7 @@ from torch import Tensor
 from models.runtimes.ensemble import Augmented
 from models.runtimes.load import load_model
 from utils.backend import Backend
+from utils.classes import class_names
 from utils.decode import from_pillow
 from utils.device import select_device
 from utils.images import as_size, imread
@@ -43,7 +44,8 @@ class Model:
         conf: confidence threshold. iou: IoU threshold of NMS. max_det: maximum detections per image.
         classes: keep only these, indices or names: one, or an array, tensor or other collection; None keeps all.
         agnostic: boxes suppress those of other classes too. multi_label: a box may count for several classes.
-        names: class index -> name; may be set to other names for the same classes, also as a list.
+        names: class index -> name; may be set to a list or mapping of as many names, which replace those of the file
+            by number.
         stride: pixels per cell of the coarsest level. grid: sides of the network's input are multiples of it, pixels.
         device: where it computes. fp16: whether in half precision.
     """
@@ -62,7 +64,7 @@ class Model:
     ):
         self.weights, self.threads, self.compiled = weights, threads, compiled
         self.load(device, half)
-        self._names = self.backend.names
+        self._names = dict(self.backend.names)
 
     def load(self, device: torch.device, half: bool) -> Model:
         """Read the weights for a device and a precision; see load_model for errors."""
@@ -71,20 +73,6 @@ class Model:
         self.stride, self.grid = self.backend.stride, self.backend.grid
         self._latest: tuple[Any, Predictor | None] = None, None  # settings of a call, and what was made for them
         return self
-
-    @property
-    def names(self) -> dict[int, str]:
-        return self._names
-
-    @names.setter
-    def names(self, names: Sequence[str] | Mapping[int, str]) -> None:
-        given = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
-        expected = self.backend.names.keys()
-        if given.keys() != expected or isinstance(names, str) or len({*map(str, given.values())}) < len(given):
-            raise ValueError(
-                f"names {names!s:.80}: expected {len(expected)}, all different, for 0..{len(expected) - 1}"
-            )
-        self._names = {index: str(given[index]) for index in expected}
 
     def to(self, device: str | int | torch.device | None) -> Model:
         """Move to a device; the weights are read again if it is another one. Returns the model, as the next ones do."""
@@ -108,6 +96,18 @@ class Model:
     def eval(self) -> Model:
         """Nothing changes: the model is always in eval mode."""
         return self
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class index -> name."""
+        return self._names
+
+    @names.setter
+    def names(self, names: Mapping[int, str] | Sequence[str]) -> None:
+        found = class_names(dict(names) if isinstance(names, Mapping) else names, "model.names")
+        if len(found) != self.backend.nc:
+            raise ValueError(f"model.names: {len(found)} names, expected {self.backend.nc}, one for each class")
+        self._names = found
 
     def __call__(
         self,

@@ -53,6 +53,7 @@ from val import EvalSettings, evaluate, read_data, rect_or_square
 
 LOGGER = logging.getLogger(__name__)
 BATCH, CLIP = Bounds(low=1, also=(-1,)), Bounds(low=0, also=(-1,))
+BUILT_IN = "data/shapes.yaml"  # the data set without --data
 PLOTTED_BATCHES = 3  # of the first epoch, drawn as train_batch*.jpg
 
 
@@ -64,7 +65,7 @@ class TrainConfig(Config):
     weights: str = flag("", "checkpoint to start from, this project's or YOLOv5's; empty: train from scratch")
     backbone_weights: str = flag("", "ImageNet weights of a MobileViT: a CVNets or timm file; timm:NAME downloads one")
     partial: bool = flag(False, "with --backbone-weights: load the tensors that fit, skip the others")
-    data: str = flag("data/shapes.yaml", "data YAML; the default is the built-in set, drawn on first use")
+    data: str = flag("", "data YAML; empty: the built-in set, drawn on first use, or that of the run to resume")
     hyp: str = flag("", "hyperparameter YAML, such as hyp.scratch-low.yaml; empty: fitted to the data (docs/recipe.md)")
     epochs: int | None = flag(None, "number of epochs; 100 if not given", bounds=AT_LEAST_1)
     time: float = flag(0.0, "hours after which training ends; 0: no limit", bounds=AT_LEAST_0)
@@ -159,7 +160,9 @@ class Job:
 def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint | None = None) -> Job:
     """Everything that is needed before the first batch; without `hyp` a recipe is fitted to the data."""
     seed_everything(cfg.seed, dist.device)
-    data = read_data(cfg.data, cfg.single_cls)
+    data = read_data(cfg.data or BUILT_IN, cfg.single_cls)
+    if checkpoint is not None:
+        data = data.numbered_as(checkpoint.names, cfg.resume)
     cfg = replace(cfg, data=str(Path(data.yaml).resolve()))
     if checkpoint is None:
         model, transferred = start_model(data.names, cfg.cfg, cfg.weights, cfg.backbone_weights, cfg.partial)
@@ -196,6 +199,7 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
     state = TrainState(model, ema, optimizer, scaler, schedule, EarlyStopping(cfg.patience))
     if checkpoint is not None and checkpoint.training is not None:
         state.load_state_dict(checkpoint.training, checkpoint.model, checkpoint.ema or {})
+        schedule.last_update = min(schedule.last_update, state.epoch * len(loader) - 1)  # of data with more batches
         state.finished = state.finished or state.epoch >= cfg.total_epochs
     criterion = model.head.criterion(hyp, imgsz, cfg.label_smoothing, dist.all_reduce_sum)  # with the anchors restored
     parallel = dist.wrap(model, cfg.sync_bn)
@@ -423,7 +427,11 @@ def log_how_to_resume(job: Job) -> None:
 
 
 def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
-    """Resume the run of `cfg.resume` with its own settings; only epochs (if given), device and workers are `cfg`'s."""
+    """Resume the run of `cfg.resume` with its own settings; device, workers, and if given epochs and data are `cfg`'s.
+
+    Raises:
+        FileNotFoundError, ValueError: no run; not one that can be resumed; its data are gone or have other classes.
+    """
     path = newest_checkpoint(Path(cfg.project)) if cfg.resume == "newest" else Path(cfg.resume)
     if path is None:
         raise FileNotFoundError(f"{cfg.project}: no run to resume, expected a folder with weights/last.pt below it")
@@ -436,7 +444,7 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
         hyp = Hyp(**known_fields(Hyp, checkpoint.hyp))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    own = {"resume", "epochs", "device", "workers", "project"}
+    own = {"resume", "epochs", "device", "workers", "project", "data"}
     ignored = [f.name for f in fields(cfg) if f.name not in own and getattr(cfg, f.name) != f.default]
     if ignored:
         flags = " ".join(f"--{name.replace('_', '-')}" for name in ignored)
@@ -448,6 +456,7 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
         "device": cfg.device,
         "workers": cfg.workers,
         "epochs": cfg.epochs or old.epochs,
+        "data": resumed_data(cfg.data, old.data, path),
     }
     cfg = replace(old, **place, **kept)
     done, training = checkpoint.epoch + 1, checkpoint.training
@@ -460,6 +469,25 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
         training |= {"finished": False, "seconds": 0.0}
         training["stopper"]["best_epoch"] = done - 1
     return train(cfg, hyp, dist, checkpoint)
+
+
+def resumed_data(given: str, old: str, run: Path) -> str:
+    """The data YAML to resume a run with: `given` where --data names one, else the `old` one.
+
+    Raises:
+        FileNotFoundError: the old one or its images are gone.
+    """
+    if given:
+        if Path(given).resolve() != Path(old):
+            LOGGER.info(f"{run}: --data {given} instead of {old}")
+        return given
+    try:
+        read_data(old)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{run}: its data {old} are gone, expected --data with a YAML of the same classes ({error!s:.160})"
+        ) from error
+    return old
 
 
 def search(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> None:

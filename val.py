@@ -19,9 +19,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.make_shapes import draw_if_built_in
+from models.runtimes.ensemble import in_order
 from models.runtimes.load import load_model
 from utils.backend import Backend, input_size, refuse_nms
 from utils.boxes import Boxes
+from utils.classes import class_order
 from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
 from utils.data.coco import CocoLabels
 from utils.data.data_yaml import Data, read_data_yaml
@@ -121,10 +123,11 @@ def main(cfg: ValConfig) -> Metrics:
     device = select_device(cfg.device)
     model = load_model(cfg.weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
     data = read_data(cfg.data, cfg.single_cls)
+    network = match_classes(model, data, str(cfg.weights))
     loader = split_loader(cfg, data, model, cfg.imgsz)
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
     plots = folder if cfg.plots else None
-    result = detect_all(model, loader, data.names, device, eval_settings(cfg), desc=cfg.task, plots=plots)
+    result = detect_all(network, loader, data.names, device, eval_settings(cfg), desc=cfg.task, plots=plots)
     if cfg.plots:
         write_plots(result.detections, folder)
     found = cast(DetectionDataset, loader.dataset).scan
@@ -304,20 +307,32 @@ def read_data(name: str, single_cls: bool = False) -> Data:
     return read_data_yaml(draw_if_built_in(find(name, "data")), single_cls)
 
 
+def match_classes(model: Backend, data: Data, weights: str = "the model") -> Backend:
+    """`model` with its classes in the order of the data's, which are found by name; with `single_cls` as it is.
+
+    Where the counts agree and no name does, classes are matched by number, with a warning.
+
+    Args:
+        weights: the model's file, for messages.
+
+    Raises:
+        ValueError: the names differ.
+    """
+    if data.single_cls:
+        return model
+    return in_order(model, class_order(model.names, data.names, weights, data.yaml, by_number=True), data.names)
+
+
 def split_loader(cfg: ValConfig, data: Data, model: Backend, imgsz: int | tuple[int, ...]) -> DataLoader[Sample]:
     """Batches of the split that `cfg.task` measures, images of `imgsz` for `model`, see input_size.
 
     Raises:
-        ValueError: the model and the data differ in their classes; NMS in the file, with other settings.
+        ValueError: NMS in the file, with other settings.
     """
     refuse_nms(model, eval_settings(cfg).nms)
     size, rect = input_size(imgsz, model.limits, model.grid), rect_or_square(cfg.rect, model.grid, model.stride)
     if model.limits.fixed and cfg.rect:
         LOGGER.warning(f"rect is off: {model.limits.file} takes {size_text(size)} only")
-    if model.nc != data.nc and not cfg.single_cls:
-        raise ValueError(
-            f"{cfg.weights} has {model.nc} classes, but {cfg.data} has {data.nc}; expected the same number"
-        )
     dataset = DetectionDataset(
         data.scan(SPLIT_OF_TASK.get(cfg.task, cfg.task)),
         size,
@@ -350,13 +365,14 @@ def study(cfg: ValConfig) -> Metrics:
     models = {path: load_model(path, device, cfg.half, cfg.augment, cfg.threads, cfg.compile) for path in paths}
     for path in (path for path, model in models.items() if model.limits.fixed):
         raise ValueError(f"--task study: {path} takes one size only, expected weights for any size")
+    networks = {path: match_classes(model, data, path) for path, model in models.items()}
     loaders = {path: split_loader(cfg, data, model, STUDY_SIZES[0]) for path, model in models.items()}
     folder, studies = Run(cfg.project, cfg.name, cfg.exist_ok).dir, {}
     for path, model in models.items():
         rows = []
         for imgsz in STUDY_SIZES:
             loader = loaders[path] if imgsz == STUDY_SIZES[0] else split_loader(cfg, data, model, imgsz)
-            metrics = evaluate(model, loader, data.names, device, eval_settings(cfg), desc=cfg.task)
+            metrics = evaluate(networks[path], loader, data.names, device, eval_settings(cfg), desc=cfg.task)
             rows.append(study_row(imgsz, metrics))
             LOGGER.info(f"{path} at {imgsz}: mAP50-95 {metrics.map50_95:.3f}, {rows[-1]['ms']:.1f} ms per image")
         text = io.StringIO()

@@ -223,7 +223,8 @@ def test_yaml_path_beside_the_file_wins_over_cwd(tmp_path: Path, monkeypatch: py
         ("train: .", ValueError, "names is None"),
         ("train: .\nnames: {0: a, 2: b}", ValueError, r"expected 0\.\.1"),
         ("train: .\nnames: [a]\nnc: 2", ValueError, "nc is 2, but names has 1"),
-        ("train: 3\nnames: [a]", ValueError, "train is 3"),
+        ("train: {a: 3}\nnames: [a]", ValueError, "train is {'a': '3'}"),
+        ("train: 3\nnames: [a]", FileNotFoundError, "train is '3', expected an existing folder"),
         ("train: gone\nnames: [a]", FileNotFoundError, r"d\.yaml: train is 'gone'.*tried"),
     ],
 )

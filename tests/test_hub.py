@@ -119,7 +119,10 @@ def test_names_may_be_replaced(model) -> None:
     model.names = {1: "b", 0: "a"}
     assert model.names == {0: "a", 1: "b"} and model.backend.names == {0: "wide", 1: "high"}
     for wrong in (["a"], ["a", "a"], {1: "a", 2: "b"}, "ab"):
-        with pytest.raises(ValueError, match=r"^names .*: expected 2, all different, for 0\.\.1"):
+        with pytest.raises(
+            ValueError,
+            match=r"^model\.names: .*expected ",
+        ):
             model.names = wrong
     assert hubconf.load("x.pt", device="cpu", names=["x", "y"]).names[1] == "y"
 

@@ -101,7 +101,7 @@ def test_an_ensemble_agrees_or_refuses(tmp_path) -> None:
     assert pair(image).shape == (1, 80, 7) and pair.grid == 96
     assert len(non_max_suppression(pair(image))[0]) == 1
     other.names = {0: "a", 1: "b"}
-    with pytest.raises(ValueError, match="same classes"):
+    with pytest.raises(ValueError, match="expected the same names, in any order"):
         Ensemble([BlobBackend(), other])
     for nothing in ("", (), ("",)):
         with pytest.raises(ValueError, match="--weights is missing"):
@@ -114,6 +114,8 @@ def test_classes_by_name_and_index() -> None:
     names = {0: "cat", 1: "7", 2: "dog"}
     assert class_indices(["dog", "0", 1, "dog"], names) == (2, 0, 1)
     assert class_indices([], names) == ()
-    for word in ("7", "cow", "-1"):
+    assert class_indices(["7"], names) == (1,)  # no index, but a name
+    assert class_indices(["1"], {0: "1", 1: "0"}) == (1,)  # an index, with a warning
+    for word in (7, "cow", "-1"):
         with pytest.raises(ValueError, match=f"--classes {word}: expected a name or 0..2"):
             class_indices([word], names)

@@ -145,7 +145,7 @@ def test_one_class_for_all(run) -> None:
 
 def test_mistakes(run, tmp_path) -> None:
     (tmp_path / "set" / "three.yaml").write_text("val: images\nnames: [a, b, c]\n")
-    with pytest.raises(ValueError, match=r"has 2 classes, but .* has 3"):
+    with pytest.raises(ValueError, match=r"x.pt has 2 classes \(wide, high\), but .*three.yaml has 3 \(a, b, c\)"):
         run(data=str(tmp_path / "set" / "three.yaml"))
     with pytest.raises(ValueError, match="--batch-size 0"):
         run(batch_size=0)

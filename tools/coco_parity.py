@@ -77,7 +77,8 @@ def main(cfg: val.ValConfig) -> None:
     device, data = select_device(cfg.device), val.read_data(cfg.data, cfg.single_cls)
     model = load_model(cfg.weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
     loader = val.split_loader(cfg, data, model, cfg.imgsz)
-    metrics = val.detect_all(model, loader, data.names, device, val.eval_settings(cfg)).detections
+    network = val.match_classes(model, data, str(cfg.weights))
+    metrics = val.detect_all(network, loader, data.names, device, val.eval_settings(cfg)).detections
     ours, theirs = metrics.compute().coco, pycocotools_figures(metrics)
     for name, value in ours.items():
         LOGGER.info(f"{name:<6}{value:>10.6f}{theirs[name]:>10.6f}")

@@ -2,126 +2,30 @@
 
 from __future__ import annotations
 
-import colorsys
 import io
-import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
-from fontTools.ttLib import TTFont, TTLibError
-from matplotlib import font_manager
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from utils.boxes import Boxes, Targets, xywhn2xyxy
 from utils.files import write_atomic
+from utils.fonts import Label, font_size, label_width
 from utils.images import imwrite
+from utils.label_places import place_labels
+from utils.palette import Color, class_color
 
-COLORS = 80
 TILE = 320  # pixels; smaller images are enlarged to this in sheets, so that labels can be read
 GAP = 2  # pixels between the images of a sheet
-MIN_FONT = 9  # pixels; below, letters run together
-DEJAVU = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
-LOGGER = logging.getLogger(__name__)
-
-Color = tuple[int, int, int]
-
-
-@lru_cache(maxsize=1)
-def palette() -> list[Color]:
-    """COLORS RGB colors, each as far as possible from all before it in CIELAB."""
-    tones = [
-        (h / 36, s, v) for s, v in ((0.85, 1.0), (1.0, 0.65), (0.45, 1.0), (0.5, 0.6), (1.0, 0.4)) for h in range(36)
-    ]
-    rgb = np.array([colorsys.hsv_to_rgb(*tone) for tone in tones], dtype=np.float32)
-    lab = cv2.cvtColor(rgb[None], cv2.COLOR_RGB2LAB)[0]
-    chosen, distance = [0], np.linalg.norm(lab - lab[0], axis=1)
-    while len(chosen) < COLORS:
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
-    return [(int(r), int(g), int(b)) for r, g, b in (rgb[chosen] * 255).round()]
-
-
-def class_color(index: int) -> Color:
-    """The RGB color of a class; those of the first COLORS classes differ visibly."""
-    return palette()[index % COLORS]
-
-
-def text_color(background: Color) -> Color:
-    """Black or white, whichever reads better on `background`."""
-    brightness = np.dot(background, (0.299, 0.587, 0.114))
-    return (0, 0, 0) if brightness > 140 else (255, 255, 255)
-
-
-@lru_cache(maxsize=64)
-def label_font(size: int, file: str = DEJAVU) -> ImageFont.FreeTypeFont:
-    """The font in `file` at `size` pixels; the default is DejaVu Sans, which comes with matplotlib."""
-    return ImageFont.truetype(file, size)
-
-
-@lru_cache(maxsize=512)
-def characters(file: str) -> frozenset[int]:
-    """The code points in a font file; none if it cannot be read."""
-    try:
-        with TTFont(file, fontNumber=0, lazy=True) as font:
-            return frozenset(font.getBestCmap() or ())
-    except (TTLibError, OSError, AssertionError):
-        return frozenset()
-
-
-@lru_cache(maxsize=512)
-def font_file(text: str) -> str:
-    """DejaVu Sans if it has all characters of `text`, else an installed font that has them, else DejaVu Sans."""
-    wanted = {ord(c) for c in text if not c.isspace()}
-    if wanted <= characters(DEJAVU):
-        return DEJAVU
-    shipped = sorted(map(str, Path(DEJAVU).parent.glob("*.ttf")))
-    for file in (*sorted(font_manager.findSystemFonts()), *shipped):
-        if "LastResort" not in file and wanted <= characters(file):  # that font has a box for every character
-            return file
-    LOGGER.warning(f"no installed font has all characters of '{text}'; they are drawn as boxes")
-    return DEJAVU
-
-
-def fit_text(name: str, score: str, size: int, room: float, box_width: float) -> tuple[str, ImageFont.FreeTypeFont]:
-    """'name score' and a font of at most `size` in which it is at most `room` pixels wide.
-
-    A label wider than its box shrinks to half of `size`, so that small boxes in large images stay visible. Text
-    wider than `room` shrinks to MIN_FONT, then the name is cut.
-    """
-    text, file = f"{name} {score}".strip(), font_file(name)
-    width = label_font(size, file).getlength(text)
-    if width > box_width:
-        size = max(int(size * box_width / width), size // 2, MIN_FONT)
-        width = label_font(size, file).getlength(text)
-    if width > room:
-        size = max(int(size * room / width), MIN_FONT)
-    font = label_font(size, file)
-    while name and font.getlength(text) > room:
-        name = name[:-1]
-        text = f"{name}… {score}".strip()
-    return text, font
-
-
-def draw_label(draw: ImageDraw.ImageDraw, box: np.ndarray, name: str, score: str, size: int, color: Color) -> None:
-    """Text on a filled patch above the box (x1, y1, x2, y2 pixels), else inside it; never outside the image."""
-    w, h = draw.im.size
-    pad = max(size // 6, 1)
-    text, font = fit_text(name, score, size, w - 2 * pad, float(box[2] - box[0]))
-    ascent, descent = font.getmetrics()
-    wide, high = font.getlength(text) + 2 * pad, ascent + descent + pad
-    x = min(max(float(box[0]), 0), max(w - wide, 0))
-    y = box[1] - high if box[1] >= high else max(float(box[1]), 0)
-    y = min(y, max(h - high, 0))
-    draw.rectangle([x, y, x + wide - 1, y + high - 1], fill=color)
-    draw.text((x + pad, y + pad / 2), text, fill=text_color(color), font=font)
+PAPER = (255, 255, 255)  # RGB between the images of a sheet
+EDGE = (24, 24, 24)  # RGB of the thin edges of lines and labels, which all colors of classes stand out from
+EDGE_SHARE = 0.45  # of EDGE in the pixels beside a line
+MIN_LINE = 2  # pixels
 
 
 def draw_boxes(
@@ -134,24 +38,84 @@ def draw_boxes(
 ) -> np.ndarray:
     """A copy of `image` (H, W, 3) uint8 RGB with boxes and labels, the first ones on top.
 
+    All labels lie above all boxes, inside the image, and none on another one: they move, and the last ones are left
+    out where there is no room. The size of text and lines depends on the size of the image only.
+
     Args:
         boxes: in pixels of the image. names: class index -> name; a class that is not in it shows its index.
         thickness: of lines, in pixels; None chooses it by the size of the image.
         hide_conf: labels without scores, as for ground truth.
     """
     h, w = image.shape[:2]
-    line = thickness or max(round(max(h, w) / 320), 1)
-    size = max(round(max(h, w) / 45), 12)
-    drawn = Image.fromarray(image.copy())
-    draw = ImageDraw.Draw(drawn)
-    rows = list(zip(boxes.xyxy, boxes.label.tolist(), boxes.score.tolist(), strict=True))[::-1]
-    for xyxy, label, _ in rows:
-        x1, y1, x2, y2 = np.clip(xyxy.round(), 0, [w - 1, h - 1, w, h]).tolist()
-        draw.rectangle([x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)], outline=class_color(label), width=line)
-    for xyxy, label, score in rows if not hide_labels else ():
-        text = "" if hide_conf else f"{score:.2f}"
-        draw_label(draw, xyxy, names.get(label, str(label)), text, size, class_color(label))
-    return np.array(drawn)
+    size = font_size(h, w)
+    line = thickness or max(round(size / 6), MIN_LINE)
+    drawn = image.copy()
+    corners = np.clip(boxes.xyxy.round(), 0, [w - 1, h - 1, w, h]).astype(int)
+    corners[:, 2:] = np.maximum(corners[:, 2:], corners[:, :2] + 1)
+    colors = [class_color(label) for label in boxes.label.tolist()]
+    for xyxy, color in reversed(list(zip(corners, colors, strict=True))):
+        draw_box(drawn, xyxy, line, color)
+    if hide_labels:
+        return drawn
+    scores = ["" if hide_conf else f"{score:.2f}" for score in boxes.score.tolist()]
+    labels = [
+        Label(names.get(label, str(label)), score, size, min(w, max(label_width(size), x2 - x1)))
+        for label, score, (x1, _, x2, _) in zip(boxes.label.tolist(), scores, corners.tolist(), strict=True)
+    ]
+    sizes = np.array([(label.width, label.height) for label in labels], int).reshape(-1, 2)
+    places = place_labels(corners, sizes, (h, w))
+    shown = [i for i in range(len(labels)) if places[i, 0] >= 0]
+    for i in shown:
+        draw_leader(drawn, corners[i], np.concatenate([places[i], places[i] + sizes[i]]), colors[i])
+    for i in shown:
+        (x, y), (wide, high) = places[i], sizes[i]
+        drawn[y : y + high, x : x + wide] = labels[i].draw(colors[i], EDGE)
+    return drawn
+
+
+def draw_box(image: np.ndarray, xyxy: np.ndarray, line: int, color: Color) -> None:
+    """A frame of `line` pixels inside the box (x1, y1, x2, y2 whole pixels), with a thin dark edge on both sides."""
+    x1, y1, x2, y2 = xyxy.tolist()
+    shade_frame(image, (x1 - 1, y1 - 1, x2 + 1, y2 + 1))
+    if min(x2 - x1, y2 - y1) > 6 * line:  # else the edge would fill the box
+        shade_frame(image, (x1 + line, y1 + line, x2 - line, y2 - line))
+    for rows, columns in sides(x1, y1, x2, y2, line):
+        image[rows, columns] = color
+
+
+def shade_frame(image: np.ndarray, box: tuple[int, int, int, int]) -> None:
+    """Darken the outermost pixels of a box, as far as they are in the image."""
+    for rows, columns in sides(*box, 1):
+        part = image[rows, columns]
+        part[:] = (part * (1 - EDGE_SHARE) + np.array(EDGE) * EDGE_SHARE).astype(np.uint8)
+
+
+def sides(x1: int, y1: int, x2: int, y2: int, line: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the four sides, `line` pixels wide, of a box; each pixel of the frame is in one side."""
+
+    def span(start: int, stop: int) -> slice:
+        return slice(max(start, 0), max(stop, 0))
+
+    top, bottom = min(y1 + line, y2), max(y2 - line, y1 + line)
+    left, right = min(x1 + line, x2), max(x2 - line, x1 + line)
+    across, down = span(x1, x2), span(top, min(bottom, y2))
+    return [
+        *((span(y1, top), across), (span(bottom, y2), across)),
+        *((down, span(x1, left)), (down, span(right, x2))),
+    ]
+
+
+def draw_leader(image: np.ndarray, box: np.ndarray, label: np.ndarray, color: Color) -> None:
+    """A thin line between a box and its label, xyxy whole pixels, unless they touch."""
+    gap = np.maximum(label[:2] - box[2:], box[:2] - label[2:])
+    if gap.max() <= 0:
+        return
+    low, high = np.maximum(box[:2], label[:2]), np.minimum(box[2:], label[2:])  # low > high where they are apart
+    middle = (low + high) // 2
+    start = np.where(low <= high, middle, np.where(label[:2] >= box[2:], box[2:] - 1, box[:2]))
+    end = np.where(low <= high, middle, np.where(label[:2] >= box[2:], label[:2], label[2:] - 1))
+    for width, ink in ((3, EDGE), (1, color)):
+        cv2.line(image, start.tolist(), end.tolist(), ink, width)
 
 
 def plot_batch(
@@ -187,22 +151,19 @@ def plot_boxes(
     scale = min(side / (columns * max(h, w)), max(TILE / max(h, w), 1.0))
     high, wide = max(round(h * scale), 1), max(round(w * scale), 1)
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    sheet = np.full((math.ceil(count / columns) * (high + GAP), columns * (wide + GAP), 3), 255, np.uint8)
+    captions = [Label(title, "", font_size(high, wide), wide) for title in titles[:count]]
+    strip = max((caption.height for caption in captions), default=0)  # below each image
+    pitch = high + strip + GAP
+    sheet = np.full((math.ceil(count / columns) * pitch, columns * (wide + GAP), 3), 255, np.uint8)
     for i in range(count):
         image = cv2.resize(images[i].cpu().numpy().transpose(1, 2, 0), (wide, high), interpolation=interpolation)
         own = boxes[i].at(boxes[i].xyxy * [wide / w, high / h, wide / w, high / h])
-        image = draw_boxes(image, own, names, hide_conf=hide_conf)
-        top, left = i // columns * (high + GAP), i % columns * (wide + GAP)
-        sheet[top : top + high, left : left + wide] = _titled(image, titles[i]) if i < len(titles) else image
+        top, left = i // columns * pitch, i % columns * (wide + GAP)
+        sheet[top : top + high, left : left + wide] = draw_boxes(image, own, names, hide_conf=hide_conf)
+        if i < len(captions) and captions[i].width <= wide:
+            patch = captions[i].draw(PAPER, PAPER)
+            sheet[top + high : top + high + strip, left : left + patch.shape[1]] = patch
     imwrite(path, sheet)
-
-
-def _titled(image: np.ndarray, title: str) -> np.ndarray:
-    """A copy of `image` (H, W, 3) with `title` in its lower left corner."""
-    drawn = Image.fromarray(image)
-    h, w = image.shape[:2]
-    draw_label(ImageDraw.Draw(drawn), np.array([0, h, w, h]), title, "", 12, (255, 255, 255))
-    return np.array(drawn)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from utils.yaml_text import load_yaml
 
 REPO = Path(__file__).resolve().parents[1]
 VERSION = "0.1.0"  # of the project; pyproject.toml and the metadata of exported files take it from here
@@ -27,18 +30,35 @@ def find(name: str, folder: str = "") -> Path:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file; see load_yaml for what is read as a number.
 
     Raises:
-        ValueError: not YAML, or not a mapping.
+        ValueError: not YAML, or not a mapping; a key twice.
+    """
+    return read_yaml_lines(path)[0]
+
+
+def read_yaml_lines(
+    path: str | Path, as_text: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """The mapping in a YAML file, and the line of each key, see load_yaml.
+
+    Raises:
+        ValueError: see read_yaml.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        data, lines = load_yaml(Path(path).read_text(encoding="utf-8"), as_text)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        reason = " ".join(f"{error.context or ''} {error.problem or ''}".split())
+        raise ValueError(f"{path}{line}: not valid YAML: {reason[:200]}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: not valid YAML: lists or mappings in too many levels") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
-    return data
+    return data, lines
 
 
 def write_atomic(path: Path, content: str | bytes | memoryview, sync: bool = True) -> None:

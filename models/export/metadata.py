@@ -11,6 +11,7 @@ from typing import Any
 
 from models.heads import HEADS
 from models.yolo import DetectionModel
+from utils.classes import class_names
 from utils.files import VERSION
 from utils.images import POSITIONS
 from utils.nms import NmsSettings
@@ -110,7 +111,7 @@ class Metadata:
         """
         try:
             values = json.loads(text)
-            values["names"] = {int(k): str(v) for k, v in values["names"].items()}
+            values["names"] = class_names(values["names"], "it", strict=False)
             values["imgsz"] = tuple(values["imgsz"])
             return cls(**values).checked()
         except (ValueError, KeyError, TypeError, AttributeError) as error:

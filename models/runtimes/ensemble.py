@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from utils.backend import Backend, ModelLimits
+from utils.classes import class_order
 from utils.images import PAD, size_text
 
 VIEWS = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored: those of YOLOv5
 
 
+class Reordered:
+    """A model with its classes in another order.
+
+    Args:
+        order: for each class its index in `backend`. names: class index -> name, in the new order.
+    """
+
+    def __init__(self, backend: Backend, order: Sequence[int], names: Mapping[int, str]):
+        self.backend, self.names, self.columns = backend, dict(names), [*range(5), *(5 + i for i in order)]
+        self.nc, self.stride, self.grid = backend.nc, backend.stride, backend.grid
+        self.letterbox, self.limits = backend.letterbox, backend.limits
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in 0..1 -> decoded (B, N, 5+nc)."""
+        return self.backend(images)[..., self.columns]
+
+
+def in_order(backend: Backend, order: Sequence[int], names: Mapping[int, str]) -> Backend:
+    """`backend` itself, or with its classes in another order; see Reordered."""
+    return backend if list(order) == list(range(backend.nc)) else Reordered(backend, order, names)
+
+
 class Ensemble:
     """The rows of several models one after another; NMS then merges boxes that overlap.
+
+    Classes are those of the first model; the others may have them in another order.
 
     Raises:
         ValueError: the models differ in their classes, in the only size they take, or in the NMS inside them.
     """
 
     def __init__(self, backends: Sequence[Backend]):
-        self.backends = list(backends)
         self.names, self.nc = backends[0].names, backends[0].nc
-        for other in backends[1:]:
-            if other.names != self.names:
-                raise ValueError(
-                    f"--weights: expected models of the same classes, found {self.names} and {other.names}"
-                )
+        orders = [
+            class_order(other.names, self.names, f"model {i} of --weights", "the first")
+            for i, other in enumerate(backends[1:], start=2)
+        ]
+        others = [in_order(other, order, self.names) for other, order in zip(backends[1:], orders, strict=True)]
+        self.backends = [backends[0], *others]
         self.stride = max(b.stride for b in backends)
         self.grid = math.lcm(*(b.grid for b in backends))
         self.letterbox = backends[0].letterbox

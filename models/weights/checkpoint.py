@@ -22,6 +22,7 @@ from models.weights.transfer import BUILD_ERRORS, check_fit
 from models.weights.yolov5 import holds_yolov5, import_yolov5
 from models.weights.yolox import holds_yolox, import_yolox
 from models.yolo import DetectionModel
+from utils.classes import class_names
 from utils.files import write_atomic
 
 LOGGER = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Checkpoint:
             ValueError: a required key is missing, or holds something else than it should.
         """
         check_content(path, content)
+        content = {**content, "names": class_names(content["names"], str(path), strict=False)}
         return cls(**{f.name: content[f.name] for f in fields(cls) if content.get(f.name) is not None})
 
     def as_dict(self) -> dict[str, Any]:
@@ -142,8 +144,8 @@ def check_content(path: Path, content: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{path}: '{key}' of the checkpoint is a {type(content[key]).__name__}, expected a mapping"
             )
-    names, nc = content["names"], content["yaml"].get("nc")
-    if sorted(names) != list(range(len(names))) or len(names) != nc:
+    names, nc = class_names(content["names"], str(path), strict=False), content["yaml"].get("nc")
+    if len(names) != nc:
         raise ValueError(f"{path}: the checkpoint has {len(names)} names for {nc} classes")
 
 
@@ -181,7 +183,6 @@ def load_safetensors(path: Path) -> dict[str, Any]:
         with safetensors.safe_open(path, "pt") as file:
             content = json.loads((file.metadata() or {})["checkpoint"])
             content["model"] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        content["names"] = {int(i): name for i, name in content["names"].items()}  # JSON keys are text
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a checkpoint of this project in safetensors ({error})") from error
     return content

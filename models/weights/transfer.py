@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.heads import Head
 from models.yolo import DetectionModel, parse_model, read_model_yaml
+from utils.classes import ClassMatch, short
 
 LOGGER = logging.getLogger(__name__)
 MAX_LAYERS = 20_000  # yolov5x has 567 modules
@@ -27,6 +28,8 @@ class TransferReport:
         parts: backbone, neck, head -> (tensors copied, tensors in all). skipped: tensor that was not copied -> reason.
         boxes: the head's boxes and objectness were transferred. classes: names of the classes that were.
         by_rows: the head has other classes, so that only rows of its tensors were copied.
+        reordered: the head has the same classes in another order, so that its rows were copied by name.
+        new: names of the classes that start from random weights.
     """
 
     parts: dict[str, tuple[int, int]]
@@ -34,6 +37,8 @@ class TransferReport:
     boxes: bool = False
     classes: tuple[str, ...] = ()
     by_rows: bool = False
+    reordered: bool = False
+    new: tuple[str, ...] = ()
 
     @property
     def copied(self) -> int:
@@ -53,8 +58,13 @@ class TransferReport:
             named = [f"{name} ({why})" for name, why in list(self.skipped.items())[:SHOWN]]
             more = [f"and {len(self.skipped) - SHOWN} more"] if len(self.skipped) > SHOWN else []
             lines.append(f"not transferred: {', '.join([*named, *more])}")
+        if self.reordered:
+            count = len(self.classes)
+            lines.append(f"the data has the classes in another order: the head's rows of {count} classes follow it")
         if self.by_rows:
-            known = f" and the classes {', '.join(self.classes)}" if self.classes else ", all classes are new"
+            known = ", all classes are new"
+            if self.classes:
+                known = f"; classes by name: {short(self.classes)}; new: {short(self.new)}"
             lines.append(f"of the head's rows, those of boxes and objectness were transferred{known}")
         return "\n".join(lines)
 
@@ -82,19 +92,26 @@ def transfer(model: DetectionModel, state: Mapping[str, Tensor], skip: Iterable[
 def fine_tune(model: DetectionModel, source: DetectionModel, skip: Iterable[str] = ()) -> TransferReport:
     """`transfer`, and where heads differ only in their classes, the rows that they share.
 
-    These are the rows of boxes and objectness, and those of classes with the same name.
+    These are the rows of boxes and objectness, and those of classes with the same name; the number of a class does not
+    matter.
     """
-    report = transfer(model, source.state_dict(), skip)
     own, other = model.head, source.head
+    match, state = ClassMatch(source.names, model.names), source.state_dict()
+    other_classes, reordered = match.agreement in ("partial", "different"), match.agreement == "reordered"
+    if reordered and type(own) is type(other):
+        state |= reordered_rows(source, match.index)
+    same_size = [name for name, *_ in class_tensors(model)] if other_classes and own.nc == other.nc else []
+    report = transfer(model, state, [*skip, *same_size])
+    skipped = report.skipped | {name: "other classes" for name in same_size if name in report.skipped}
+    report = replace(report, skipped=skipped, reordered=reordered and report.share("head") > 0.5)
     if report.share("neck") < 1 or not differ_in_classes_only(own, other):
         return report
-    index = {name: i for i, name in source.names.items()}
-    shared = {i: index[name] for i, name in model.names.items() if name in index}
-    by_rows = own.nc != other.nc
-    if by_rows:
-        for (a, to_class), (b, of_class) in zip(own.class_rows(), other.class_rows(), strict=True):
-            copy_rows(a, to_class, b, of_class, {-1: -1} | shared)
-    return replace(report, boxes=True, classes=tuple(model.names[i] for i in shared), by_rows=by_rows)
+    if other_classes:
+        for (_, to, to_class), (_, of, of_class) in zip(class_tensors(model), class_tensors(source), strict=True):
+            copy_rows(to, to_class, of, of_class, {-1: -1} | match.index)
+    classes = tuple(model.names[i] for i in match.index)
+    new = tuple(name for i, name in model.names.items() if i not in match.index)
+    return replace(report, boxes=True, classes=classes, by_rows=other_classes, new=new)
 
 
 def differ_in_classes_only(a: Head, b: Head) -> bool:
@@ -111,16 +128,32 @@ def differ_in_classes_only(a: Head, b: Head) -> bool:
     return shapes[0] == shapes[1] and all(x.in_channels == y.in_channels for (x, _), (y, _) in inputs)
 
 
+def class_tensors(model: DetectionModel) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name and value of each tensor of the head that depends on the classes, and the class of its rows; -1: of none."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for conv, classes in model.head.class_rows():
+        for kind, tensor in conv.named_parameters():
+            yield f"{names[id(conv)]}.{kind}", tensor, classes
+
+
 @torch.no_grad()
-def copy_rows(a: nn.Conv2d, to_class: Tensor, b: nn.Conv2d, of_class: Tensor, pairs: Mapping[int, int]) -> None:
-    """Copy the output channels of `b` to those of `a` whose classes are a pair, in order.
+def copy_rows(to: Tensor, to_class: Tensor, of: Tensor, of_class: Tensor, pairs: Mapping[int, int]) -> None:
+    """Copy the rows of `of` to those of `to` whose classes are a pair, in order.
 
     Args:
-        to_class, of_class: class of each output channel of `a` and of `b`. pairs: class in `a` -> class in `b`.
+        to_class, of_class: class of each row of `to` and of `of`. pairs: class in `to` -> class in `of`.
     """
-    for to, of in pairs.items():
-        for target, source in zip((a.weight, a.bias), (b.weight, b.bias), strict=True):
-            cast(Tensor, target)[to_class == to] = cast(Tensor, source)[of_class == of]
+    for a, b in pairs.items():
+        to[to_class == a] = of[of_class == b]
+
+
+def reordered_rows(model: DetectionModel, pairs: Mapping[int, int]) -> dict[str, Tensor]:
+    """The tensors of the head that depend on the classes, with the rows of class `pairs[i]` in the place of class i."""
+    found = {}
+    for name, tensor, classes in class_tensors(model):
+        found[name] = tensor.detach().clone()
+        copy_rows(found[name], classes, tensor, classes, pairs)
+    return found
 
 
 def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:

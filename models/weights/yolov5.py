@@ -18,6 +18,7 @@ from torch import Tensor
 from models.weights.safe_pickle import Record
 from models.weights.transfer import check_fit
 from models.yolo import ACTIVATIONS, NORM_EPS, parse_model
+from utils.classes import class_names as read_names
 
 MODELS = ("models.yolo.Model", "models.yolo.DetectionModel")
 CFG_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "ch", "activation", "backbone", "head")
@@ -184,14 +185,14 @@ def norm_eps(modules: dict[str, Record]) -> dict[str, float]:
 
 
 def class_names(names: Any, nc: int) -> dict[int, str]:
-    """Class index -> name."""
+    """Class index -> name, of a list or of a mapping in any order."""
     names = plain(names, [MAX_VALUES])
     if names is None:  # as YOLOv5 itself numbers them
         return {i: f"class{i}" for i in range(nc)}
-    values = list(names.values()) if isinstance(names, dict) else names
-    if not isinstance(values, list) or len(values) != nc:
-        raise ValueError(f"its names do not fit its {nc} classes")
-    return {i: str(name) for i, name in enumerate(values)}
+    found = read_names(names, "its model", strict=False)
+    if len(found) != nc:
+        raise ValueError(f"its names do not fit its {nc} classes, there are {len(found)}")
+    return found
 
 
 def check_layers(cfg: Mapping[str, Any], modules: dict[str, Record], state: dict[str, Tensor]) -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from utils.classes import class_names, class_order
 from utils.data.annotations import annotation_reader
 from utils.data.labels import TextLabels
 from utils.data.listing import find_images
 from utils.data.objects import LabelReader
 from utils.data.scan import Scan, scan
-from utils.files import find, read_yaml
+from utils.files import find, read_yaml_lines
 
 LOGGER = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
+TEXT_KEYS = ("names", "path", "annotations", *SPLITS)  # in which `on`, 007 and 2024 are what was written
 SINGLE_CLASS = "item"  # name of the one class of --single-cls
 
 
@@ -32,6 +35,7 @@ class Data:
         splits: split -> folders, .txt lists or images.
         annotations: split -> COCO .json file or folder of Pascal VOC .xml files, instead of label files.
         single_cls: all classes are treated as one.
+        order: class index in the labels -> class index in the model; empty: the same.
     """
 
     yaml: str
@@ -39,11 +43,26 @@ class Data:
     splits: dict[str, list[Path]]
     annotations: dict[str, Path] = field(default_factory=dict)
     single_cls: bool = False
+    order: tuple[int, ...] = ()
 
     @property
     def names(self) -> dict[int, str]:
         """Class index in the model -> name."""
-        return {0: SINGLE_CLASS} if self.single_cls else self.label_names
+        if self.single_cls:
+            return {0: SINGLE_CLASS}
+        return dict(sorted(zip(self.order, self.label_names.values(), strict=True))) if self.order else self.label_names
+
+    def numbered_as(self, names: dict[int, str], model: str) -> Data:
+        """The same data with the class numbers of a model that has the same `names` in any order.
+
+        Args:
+            model: whose names these are, for messages.
+
+        Raises:
+            ValueError: the names are not the same.
+        """
+        order = class_order(names, self.names, model, self.yaml)
+        return self if order == tuple(range(self.nc)) else replace(self, order=order)
 
     @property
     def nc(self) -> int:
@@ -67,9 +86,11 @@ class Data:
         return TextLabels(len(names)) if path is None else annotation_reader(path, names)
 
     def scan(self, name: str) -> Scan:
-        """The images and labels of split `name`, checked; with `single_cls` all are of class 0."""
+        """The images and labels of split `name`, checked, with the model's class numbers."""
         listing = find_images(self.split(name))
         found = scan(listing.images, len(self.label_names), self.reader(name), listing.notes)
+        if self.order:
+            found = replace(found, label=np.array(self.order)[found.label].astype(found.label.dtype))
         return found.as_single_class() if self.single_cls else found
 
     def training_scan(self, fraction: float = 1.0, seed: int = 0) -> Scan:
@@ -100,8 +121,11 @@ def read_data_yaml(path: str | Path, single_cls: bool = False) -> Data:
         FileNotFoundError, ValueError: one line with the file, the mistake, and what was expected or tried.
     """
     file = find(str(path), "data")
-    values = read_yaml(file)
-    names = _read_names(values, file)
+    values, lines = read_yaml_lines(file, TEXT_KEYS)
+    names = class_names(values.get("names"), str(file), lines)
+    nc = values.get("nc")
+    if nc is not None and nc != len(names):
+        raise ValueError(f"{file}: nc is {nc!r}, but names has {len(names)} entries, expected nc: {len(names)} or none")
     roots = [file.resolve().parent, Path.cwd()]
     if values.get("path") is not None:
         roots = [_first_existing(str(values["path"]), roots, f"{file}: path")]
@@ -113,6 +137,7 @@ def read_data_yaml(path: str | Path, single_cls: bool = False) -> Data:
         entries: list[Any] = value if isinstance(value, list) else [value]
         if not all(isinstance(entry, str) for entry in entries):
             raise ValueError(f"{file}: {key} is {value!r}, expected a folder, a .txt list, or a list of these")
+        entries = [_inside(entry, roots, f"{file}: {key}") for entry in entries]
         splits[key] = [_first_existing(e, roots, f"{file}: {key}", must_exist=key != "test") for e in entries]
     if not splits:
         raise ValueError(f"{file}: no images, expected at least one of the keys {', '.join(SPLITS)}")
@@ -136,19 +161,18 @@ def _read_annotations(values: dict[str, Any], roots: Sequence[Path], file: Path)
     }
 
 
-def _read_names(values: dict[str, Any], file: Path) -> dict[int, str]:
-    """Class index -> name; raises ValueError unless the indices are 0..n-1 and `nc`, if given, is n."""
-    names = values.get("names")
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names:
-        raise ValueError(f"{file}: names is {names!r}, expected a list of class names or a mapping 0: name, 1: ...")
-    if set(names) != set(range(len(names))):
-        raise ValueError(f"{file}: names has the keys {list(names)}, expected 0..{len(names) - 1}")
-    nc = values.get("nc")
-    if nc is not None and nc != len(names):
-        raise ValueError(f"{file}: nc is {nc!r}, but names has {len(names)} entries, expected nc: {len(names)} or none")
-    return {i: str(names[i]) for i in range(len(names))}
+def _inside(entry: str, roots: Sequence[Path], what: str) -> str:
+    """`entry`, without its leading ../ if it exists only without them, which is logged.
+
+    Roboflow writes ../train/images into a YAML that lies beside train/.
+    """
+    inside = Path(*dropwhile(lambda part: part == "..", Path(entry).parts))
+    if entry == str(inside) or any((root / entry).exists() for root in roots):
+        return entry
+    if not inside.parts or not any((root / inside).exists() for root in roots):
+        return entry
+    LOGGER.info(f"{what} is '{entry}', which does not exist: using '{inside}'")
+    return str(inside)
 
 
 def _first_existing(entry: str, roots: Sequence[Path], what: str, must_exist: bool = True) -> Path:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.images import IMAGE_SUFFIXES
+from utils.text import counted, first
 
 SYSTEM_FOLDERS = {"@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
 NOT_IMAGES = {
@@ -27,7 +28,6 @@ NOT_IMAGES = {
     ".html",
     ".ini",
 }
-SHOWN = 3  # names in a note
 
 
 @dataclass
@@ -135,18 +135,6 @@ def _notes(walk: _Walk) -> list[str]:
         what = counted(len(walk.loops), "linked folder")
         notes.append(f"not followed: {what} whose target was seen already: {first(walk.loops)}")
     return notes
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """`count` things in words: '1 image', '3 images'."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def first(names: Sequence[object], shown: int = SHOWN) -> str:
-    """The first names of a list, and ', ...' if there are more; long ones are cut."""
-    lines = (" ".join(str(name).split()) for name in names[:shown])
-    texts = [line if len(line) <= 90 else f"...{line[-87:]}" for line in lines]
-    return ", ".join(texts) + (", ..." if len(names) > shown else "")
 
 
 def read_text(path: Path) -> str:

@@ -46,7 +46,8 @@ def repair(result: Diagnosis, out: Path) -> Repairs:
     images of train that are also in val or test. The original is not touched, and `out` appears only when complete.
 
     Raises:
-        ValueError: `out` is not empty, or lies in a folder of the data; no image can be used. OSError: it could not be written.
+        ValueError: `out` is not empty, or lies in a folder of the data; no image can be used.
+        OSError: it could not be written.
     """
     check_target(out, result.survey)
     partial = out.with_name(f"{out.name}.{os.getpid()}.part")

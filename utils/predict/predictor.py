@@ -15,6 +15,7 @@ from torchvision.ops import batched_nms
 
 from utils.backend import Backend, input_size, warn_of_nms
 from utils.boxes import Boxes
+from utils.classes import plain, short
 from utils.images import Letterbox, Size, fit_canvas, letterbox, to_input
 from utils.nms import DEFAULTS, NmsSettings, non_max_suppression
 
@@ -50,24 +51,22 @@ def class_indices(wanted: ClassesLike, names: Mapping[int, str]) -> tuple[int, .
     if isinstance(wanted, np.ndarray | np.generic | Tensor):
         wanted = wanted.tolist()  # a list, or one number
     items = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
-    known = {name: index for index, name in names.items()}
-    found = []
+    found = list[int]()
     for item in items:
-        word = item.tolist() if isinstance(item, np.ndarray | np.generic | Tensor) else item
-        index = -1
-        if isinstance(word, str):
-            index = int(word) if word.isdecimal() else known.get(word, -1)
-            if index in names and known.get(word, index) != index:
-                LOGGER.warning(
-                    f"--classes {word}: using index {index}, '{names[index]}'; '{word}' is also the name of "
-                    f"class {known[word]}"
-                )
-        elif isinstance(word, int | float) and not isinstance(word, bool) and float(word).is_integer():
+        word: object = item.tolist() if isinstance(item, np.ndarray | np.generic | Tensor) else item
+        own = [i for i, name in names.items() if isinstance(word, str) and plain(name) == plain(word)]
+        if isinstance(word, str) and word.isdecimal() and int(word) in names:
             index = int(word)
-        if index not in names:
-            shown = ", ".join(list(known)[:10]) + (", ..." if len(known) > 10 else "")
-            raise ValueError(f"--classes {word!s:.40}: expected a name or 0..{len(names) - 1} ({shown})")
-        found.append(index)
+            if own and index not in own:
+                other = f"'{word}' is also the name of class {own[0]}"
+                LOGGER.warning(f"--classes {word}: using index {index}, '{names[index]}'; {other}")
+            own = [index]
+        elif isinstance(word, int | float) and not isinstance(word, bool) and word in names:
+            own = [int(word)]
+        if not own:
+            known = short(names.values())
+            raise ValueError(f"--classes {word!s:.40}: expected a name or 0..{len(names) - 1} ({known})")
+        found += own
     return tuple(dict.fromkeys(found))
 
 
