@@ -2,10 +2,11 @@
 
 const REACH = { across: 2, up: 6 }; // how far from its box a label is looked for a place, in its own widths and heights
 
-/** Black or white, whichever reads better on a color "#rrggbb". */
+/** Black or white, whichever has the higher contrast on a color "#rrggbb", by its luminance as WCAG 2 defines it. */
 export function textColor(color) {
-  const [r, g, b] = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
-  return 0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#000000" : "#ffffff";
+  const [r, g, b] = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16) / 255);
+  const [x, y, z] = [r, g, b].map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * x + 0.7152 * y + 0.0722 * z > 0.179 ? "#000000" : "#ffffff";
 }
 
 /** A share 0..1 as the page writes it everywhere. */

@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.drawing import palette
 from utils.files import REPO
+from utils.palette import PALETTE
 
 ORT_WEB = "1.30.0"  # of onnxruntime-web, the version the page was tested with
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
@@ -44,8 +44,7 @@ def write_page(folder: Path, onnx: Path, metadata: str, ort_web: str = "", title
     else:
         with tempfile.TemporaryDirectory() as temporary:
             copy_runtime(download_runtime(Path(temporary)), folder / "ort")
-    colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in palette()]
-    model = {"title": title, "fingerprint": digest([folder / "model.onnx"]), "palette": colors} | json.loads(metadata)
+    model = {"title": title, "fingerprint": digest([folder / "model.onnx"]), "palette": PALETTE} | json.loads(metadata)
     (folder / "model.json").write_text(json.dumps(model, ensure_ascii=False), encoding="utf-8")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in files]
