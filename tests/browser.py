@@ -206,10 +206,10 @@ class Page:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def problems(self) -> list[str]:
-        """Exceptions and errors in the console so far."""
+        """Exceptions, and errors in the console, of this tab so far."""
         self.run("0")  # receives what has arrived
         found = []
-        for event in self.browser.events:
+        for event in (event for event in self.browser.events if event.get("sessionId") == self.session):
             params = event.get("params", {})
             if event.get("method") == "Runtime.exceptionThrown":
                 found.append(str(params["exceptionDetails"].get("exception", {}).get("description")))

@@ -26,6 +26,7 @@ export function placeLabels(boxes, widths, height, area) {
   const taken = [];
   return boxes.map((box, i) => {
     const width = widths[i];
+    if (height > area.height) return null;
     const free = spots(box, width, height)
       .map(([x, y]) => ({
         x: Math.max(Math.min(x, area.width - width), 0),
@@ -73,9 +74,10 @@ export function drawBoxes(context, boxes, { palette, area, unit = 1, marked = -1
   const pick = (list) => first.map((i) => list[i]);
   const height = 18 * unit;
   const places = placeLabels(pick(boxes), pick(widths), height + unit, area);
-  first.forEach((i, at) => {
-    if (places[at]) drawLabel(context, boxes[i], texts[i], { ...places[at], width: widths[i], height }, color(boxes[i]), unit);
-  });
+  const shown = [...first.keys()].filter((at) => places[at]);
+  const rect = (at) => ({ ...places[at], width: widths[first[at]], height });
+  for (const at of shown) drawLeader(context, boxes[first[at]], rect(at), color(boxes[first[at]]), unit);
+  for (const at of shown) drawLabel(context, texts[first[at]], rect(at), color(boxes[first[at]]), unit);
 }
 
 function drawBox(context, { x1, y1, x2, y2 }, color, unit, marked) {
@@ -93,17 +95,21 @@ function drawBox(context, { x1, y1, x2, y2 }, color, unit, marked) {
   }
 }
 
-function drawLabel(context, box, text, place, color, unit) {
-  const { x, y, width, height } = place;
-  const apart = x > box.x2 || x + width < box.x1 || y > box.y2 + 2 * unit || y + height < box.y1 - 2 * unit;
-  if (apart) { // a line to its box
-    context.strokeStyle = color;
-    context.lineWidth = 1.5 * unit;
-    context.beginPath();
-    context.moveTo(Math.max(x, Math.min(box.x1, x + width)), y > box.y2 ? y : y + height);
-    context.lineTo(Math.max(box.x1, Math.min(x, box.x2)), y > box.y2 ? box.y2 : box.y1);
-    context.stroke();
-  }
+/** A line from a label to its box, unless they touch. */
+function drawLeader(context, box, { x, y, width, height }, color, unit) {
+  const clip = (value, low, high) => Math.min(Math.max(value, low), high);
+  const end = { x: clip(x + width / 2, box.x1, box.x2), y: clip(y + height / 2, box.y1, box.y2) };
+  const start = { x: clip(end.x, x, x + width), y: clip(end.y, y, y + height) };
+  if (Math.hypot(end.x - start.x, end.y - start.y) <= 2 * unit) return;
+  context.strokeStyle = color;
+  context.lineWidth = 1.5 * unit;
+  context.beginPath();
+  context.moveTo(start.x, start.y);
+  context.lineTo(end.x, end.y);
+  context.stroke();
+}
+
+function drawLabel(context, text, { x, y, width, height }, color, unit) {
   context.fillStyle = color;
   context.fillRect(x, y, width, height);
   context.strokeStyle = "#0008";

@@ -2,7 +2,7 @@
 
 /** Why the camera cannot be used, in a sentence; empty if it can. It is not switched on, and nobody is asked. */
 export async function cameraProblem() {
-  if (!window.isSecureContext || !navigator.mediaDevices) return "The live camera needs https or localhost.";
+  if (!window.isSecureContext || !navigator.mediaDevices) return "The live camera needs https or localhost. A photo can be taken where images are chosen.";
   const devices = await navigator.mediaDevices.enumerateDevices();
   if (!devices.some(({ kind }) => kind === "videoinput")) return "This device has no camera.";
   const permission = await navigator.permissions?.query({ name: "camera" }).catch(() => null); // not in every browser
