@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from browser import ORT_WEB, Page
+from browser import ORT_WEB, Browser, Page
+from tiny import write_tiny
 
+import export
 from models.runtimes.load import load_backend
 from utils.images import imread
 from utils.nms import NmsSettings
@@ -18,14 +23,30 @@ from utils.predict.predictor import Predictor
 from utils.proof.web import write_page
 
 CPU = torch.device("cpu")
+SHOTS = os.environ.get("SHOTS", "")  # a folder in which screenshots are kept
 BOXES = "[...document.querySelectorAll('#found li')].map((li) => li.dataset.box.split(' ').map(Number))"
 STATUS = "document.getElementById('status').textContent"
+SURE = 0.75  # a confidence at which few boxes of the tiny network are left
 LABEL = "document.getElementById('picture').getAttribute('aria-label')"
 DROP = """(async () => {
   const files = new DataTransfer();
   for (const name of NAMES) files.items.add(new File([await (await fetch(name)).blob()], name));
   document.dispatchEvent(new DragEvent("drop", { dataTransfer: files, bubbles: true }));
 })()"""
+
+
+def tiny_site(folder: Path) -> Path:
+    """The folder with the tiny network, its ONNX file and three images in `images`."""
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    to_onnx(write_tiny(folder), folder / "images")
+    return folder
+
+
+def to_onnx(weights: Path, images: Path) -> Path:
+    """The ONNX file of a checkpoint, for squares of 128 pixels."""
+    cfg = export.ExportConfig(str(weights), include=("onnx",), imgsz=(128,), images=(str(images),), threads=1)
+    return export.main(cfg)[0].path
 
 
 def page_of(folder: Path, onnx: Path, images: Sequence[Path] = (), title: str = "") -> Path:
@@ -84,3 +105,41 @@ def downloaded(folder: Path, name: str) -> Path:
             return path
         time.sleep(0.05)
     raise TimeoutError(f"{name}: not downloaded, there are {[p.name for p in folder.iterdir()]}")
+
+
+def shot(page: Page, name: str) -> None:
+    """Keeps a screenshot in the folder $SHOTS, if there is one."""
+    if SHOTS:
+        page.screenshot(Path(SHOTS, f"page-{name}.png"))
+
+
+def change(page: Page, control: str, value: object) -> None:
+    """Sets a slider or a choice as a person does."""
+    element = f"document.getElementById({control!r})"
+    page.run(f"{element}.value = {json.dumps(value)}")
+    page.run(f"['input', 'change'].forEach((kind) => {element}.dispatchEvent(new Event(kind)))")
+
+
+def open_image(
+    browser: Browser, url: str, image: Path, width: int = 390, height: int = 844, confidence: float | None = SURE
+) -> Page:
+    """A page with one image on display; `confidence` None leaves the slider where it starts."""
+    page = browser.open(url, width, height)
+    page.ready()
+    if confidence is not None:
+        change(page, "confidence", confidence)
+    page.choose([image])
+    detected(page, image.name)
+    return page
+
+
+def correct(page: Page) -> None:
+    """Starts correcting, and waits until the stage has the size for it."""
+    page.click("#edit")
+    page.run("new Promise((go) => setTimeout(go, 300))")
+
+
+def size_of(image: Path) -> tuple[int, int]:
+    """Width and height."""
+    height, width = imread(image).shape[:2]
+    return width, height

@@ -36,8 +36,8 @@ def run(folder: Path, module: str, code: str) -> Any:
 def test_zip_holds_what_was_put_in(tmp_path):
     code = """
       const bytes = Uint8Array.from({ length: 100000 }, (_, i) => (i * i) % 251);
-      const files = [["images/bär 1.jpg", new Blob([bytes])], ["labels/bär 1.txt", "0 0.5 0.5 1 1\\n"], ["empty.txt", ""]];
-      const blob = await m.zip(files, new Date(2026, 10, 25, 13, 14, 16));
+      const texts = [["labels/bär 1.txt", "0 0.5 0.5 1 1\\n"], ["empty.txt", ""]];
+      const blob = await m.zip([["images/bär 1.jpg", new Blob([bytes])], ...texts], new Date(2026, 10, 25, 13, 14, 16));
       writeFileSync("out.zip", new Uint8Array(await blob.arrayBuffer()));
       writeFileSync("none.zip", new Uint8Array(await (await m.zip([])).arrayBuffer()));"""
     run(tmp_path, "zip.mjs", code)
@@ -62,7 +62,8 @@ def test_labels_and_data_yaml_are_those_of_yolo(tmp_path):
     names = ["cat", 'say "cheese"', "yes", "001", "#", "ä: b"]
     code = f"""
       const names = {json.dumps(names)};
-      const boxes = [{{ x1: 10, y1: 20, x2: 50, y2: 100, name: "001" }}, {{ x1: 0, y1: 0, x2: 200, y2: 100, name: "cat" }}];
+      const box = {{ x1: 10, y1: 20, x2: 50, y2: 100, name: "001" }};
+      const boxes = [box, {{ x1: 0, y1: 0, x2: 200, y2: 100, name: "cat" }}];
       give([m.labelFile(boxes, 200, 100, names), m.dataYaml(names)]);"""
     labels, text = run(tmp_path, "formats.mjs", code)
     assert labels == "3 0.150000 0.600000 0.200000 0.800000\n0 0.500000 0.500000 1.000000 1.000000\n"
@@ -80,7 +81,8 @@ def test_rows_of_the_table_say_which_boxes_are_a_persons(tmp_path):
     code = """
       const box = { x1: 1.234, y1: 2, x2: 3, y2: 4, name: "dog" };
       const image = { name: "a.jpg", width: 20, height: 10, checked: true };
-      give([m.CSV_HEADER, ...m.csvRows(image, [{ ...box, score: 0.123456 }, { ...box, score: null }], ["cat", "dog"])]);"""
+      const boxes = [{ ...box, score: 0.123456 }, { ...box, score: null }];
+      give([m.CSV_HEADER, ...m.csvRows(image, boxes, ["cat", "dog"])]);"""
     header, model, person = run(tmp_path, "formats.mjs", code)
     assert len(header) == len(model)
     assert model == ["a.jpg", 20, 10, 1, "dog", 0.1235, 1.23, 2, 3, 4, "yes"]
@@ -141,7 +143,8 @@ def test_shares_are_written_one_way(tmp_path):
 def test_sides_of_a_box_within_reach(tmp_path):
     code = """
       const box = { x1: 100, y1: 100, x2: 200, y2: 140 };
-      const at = (x, y, reach) => Object.entries(m.sidesAt(box, { x, y }, reach) ?? {}).filter((e) => e[1]).map((e) => e[0]).join("");
+      const sides = ["left", "top", "right", "bottom"];
+      const at = (x, y, reach) => sides.filter((side) => m.sidesAt(box, { x, y }, reach)?.[side]).join("");
       give([at(100, 100, 20), at(85, 120, 20), at(210, 150, 20), at(150, 120, 20), at(150, 108, 20), at(150, 112, 20),
         at(150, 165, 20), at(195, 120, 20), at(50, 50, 20)]);"""
     wanted = ["lefttop", "left", "rightbottom", "", "top", "", "", "right", ""]
@@ -154,8 +157,9 @@ def test_boxes_stay_in_the_image(tmp_path):
       const left = { left: true, top: true, right: false, bottom: false };
       const right = { left: false, top: false, right: true, bottom: true };
       const corners = ({ x1, y1, x2, y2 }) => [x1, y1, x2, y2];
-      give([m.moved(box, 500, 5, area), m.moved(box, -500, -500, area), m.resized(box, right, 500, 500, area),
-        m.resized(box, left, -500, 3, area), m.resized(box, left, 40, 0, area), m.resized(box, right, -20, -10, area)].map(corners));"""
+      const moves = [[500, 5], [-500, -500]].map((by) => m.moved(box, ...by, area));
+      const sizes = [[right, 500, 500], [left, -500, 3], [left, 40, 0], [right, -20, -10]];
+      give([...moves, ...sizes.map((by) => m.resized(box, ...by, area))].map(corners));"""
     moved, back, wide, high, past, least = run(tmp_path, "edit.mjs", code)
     assert moved == [80, 15, 100, 25] and back == [0, 0, 20, 10]
     assert wide == [10, 10, 100, 50] and high == [0, 13, 30, 20]
@@ -165,8 +169,9 @@ def test_boxes_stay_in_the_image(tmp_path):
 
 def test_a_tap_finds_the_smallest_box_first(tmp_path):
     code = """
-      const boxes = [{ x1: 0, y1: 0, x2: 100, y2: 100 }, { x1: 40, y1: 40, x2: 60, y2: 60 }, { x1: 70, y1: 0, x2: 90, y2: 90 }];
-      give([m.boxesAt(boxes, { x: 50, y: 50 }), m.boxesAt(boxes, { x: 80, y: 50 }), m.boxesAt(boxes, { x: 101, y: 50 })]);"""
+      const corners = [[0, 0, 100, 100], [40, 40, 60, 60], [70, 0, 90, 90]];
+      const boxes = corners.map(([x1, y1, x2, y2]) => ({ x1, y1, x2, y2 }));
+      give([50, 80, 101].map((x) => m.boxesAt(boxes, { x, y: 50 })));"""
     assert run(tmp_path, "edit.mjs", code) == [[1, 0], [2, 0], []]
 
 
