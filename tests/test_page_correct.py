@@ -221,3 +221,15 @@ def test_boxes_are_right_goes_to_the_next_image(chromium, url, site, tmp_path):
     page.click("#save-labels")
     with zipfile.ZipFile(downloaded(tmp_path, "labels.zip")) as archive:
         assert [name for name in archive.namelist() if name.startswith("images/")] == ["images/0.png"]
+
+
+def test_a_twitch_draws_no_box(chromium, url, site):
+    image = site / "images" / "0.png"
+    page = open_image(chromium, url, image)
+    correct(page)
+    before = boxes(page)
+    x, y = on_screen(page, *size_of(image), 30, 60)
+    page.touch((x, y), (x + 12, y + 1), (x + 24, y + 2))
+    page.touch((x, y), (x + 30, y + 30))
+    drawn = count_of(page, len(before) + 1)  # of the second stroke only
+    assert drawn[-1, 3] - drawn[-1, 1] > 5

@@ -21,7 +21,8 @@ from tiny import NAMES, write_tiny
 
 import export
 from models.export.writers import FORMATS
-from utils.files import REPO
+from models.yolo import DetectionModel
+from utils.files import REPO, size_of
 from utils.images import letterbox
 from utils.palette import PALETTE
 from utils.proof.web import RUNTIME, copy_runtime, page_title, write_page
@@ -131,6 +132,14 @@ def test_version_of_the_page_follows_its_content(tmp_path):
     other, titled = version("c", b"other"), version("d", b"onnx", "cards")
     assert other[0] != first[0] and other[1] != first[1]
     assert titled[0] != first[0] and titled[1] == first[1]
+
+
+@pytest.mark.skipif(ORT_WEB is None, reason=NEEDS)
+def test_page_of_the_fast_network_is_small(tmp_path):
+    weights = sum(p.numel() for p in DetectionModel(REPO / "models" / "yolov5-mobilevit-fast.yaml").parameters())
+    (tmp_path / "model.onnx").write_bytes(bytes(4 * weights))
+    write_page(tmp_path / "page", tmp_path / "model.onnx", "{}", str(ORT_WEB))
+    assert size_of(tmp_path / "page") < 10e6
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ function listenToPlayer(app) {
 function listenToSliders(app) {
   const { fingerprint, conf_threshold: own } = app.model.meta;
   const kept = readSetting("thresholds");
-  const start = kept?.fingerprint === fingerprint ? kept : { confidence: own ?? CONFIDENCE, overlap: OVERLAP };
+  const start = kept?.fingerprint === fingerprint ? kept : { confidence: own || CONFIDENCE, overlap: OVERLAP };
   $("confidence").min = lowest(app.model.meta);
   const set = (id, value) => {
     app[id] = value;

@@ -41,6 +41,7 @@ export class Corrections {
     this.app.stage.fit();
     if (this.image) this.app.show();
     if (on) $("picture").focus({ preventScroll: true });
+    else $("picture").blur();
   }
 
   /** Buttons and the choice of classes follow the selected box. */

@@ -6,7 +6,7 @@ const MOST_THREADS = 4; // more do not pay off on phones, whose other cores are 
 const ONE = 2048; // interpolation weights are integers up to this, as in OpenCV, so that pixels are equal
 
 /** The confidence below which boxes are not kept: the least value of the page's slider. */
-export const lowest = (meta) => Math.min(LOWEST, meta.conf_threshold ?? LOWEST);
+export const lowest = (meta) => Math.min(LOWEST, meta.conf_threshold || LOWEST);
 
 /**
  * The image scaled to fit height x width, on gray, as the input of the network; centered, or else at the top left.

@@ -2,6 +2,7 @@
 // the sides of a box that a pointer holds.
 
 const REACH = { touch: 26, pen: 14, mouse: 9 }; // pixels of the page around a handle in which a pointer gets hold of it
+const LEAST = 6; // pixels of the page: sides of a new box
 const STILL = 6; // pixels of the page that a pointer may move and still be a tap
 
 /**
@@ -56,6 +57,8 @@ export function resized(box, sides, right, down, { width, height }) {
  */
 export class Editor {
   /**
+   * `point` is where a finger drags, null for a mouse, which hides nothing.
+   *
    * @param {{boxes: () => object[], create: (box) => object, commit: (boxes) => void, redraw: () => void}} page
    *   boxes: the boxes now; create: a box with a class; commit: keeps changed boxes.
    */
@@ -113,7 +116,7 @@ export class Editor {
     drag.started ||= Math.hypot(now.x - drag.start.x, now.y - drag.start.y) > STILL;
     if (!drag.started) return;
     const [right, down] = [(now.x - drag.start.x) / this.view.scale, (now.y - drag.start.y) / this.view.scale];
-    this.point = now;
+    if (event.pointerType !== "mouse") this.point = now;
     this.draft = [...this.page.boxes()];
     if (drag.kind === "draw") {
       const start = { x1: drag.at.x, y1: drag.at.y, x2: drag.at.x, y2: drag.at.y };
@@ -139,8 +142,12 @@ export class Editor {
   up(event) {
     const { drag, draft } = this;
     this.stop(event.pointerId);
-    if (drag && draft) this.page.commit(draft);
-    else if (drag) this.tap(drag.at);
+    if (!drag) return;
+    const box = draft?.[this.selected];
+    const least = (LEAST / this.view.scale) * (drag.kind === "draw");
+    if (box && box.x2 - box.x1 >= least && box.y2 - box.y1 >= least) this.page.commit(draft);
+    else if (draft) this.select(-1); // too small to be meant
+    else this.tap(drag.at);
   }
 
   tap(at) {
