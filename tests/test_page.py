@@ -130,6 +130,25 @@ def test_labels_are_inside_and_none_covers_another(tmp_path, count, side):
         assert len(rects) == count  # with room, every box has one
 
 
+def test_nothing_is_drawn_over_a_label(tmp_path):
+    code = """
+      const calls = [];
+      const context = new Proxy({}, {
+        get: (_, name) => (...values) => (calls.push([name, ...values]), { width: 50 }),
+        set: () => true,
+      });
+      const boxes = Array.from({ length: 40 }, (_, i) => ({ x1: 5 + i, y1: 100 + i, x2: 60 + i, y2: 140 + i, label: i, name: "a", score: 0.5 }));
+      m.drawBoxes(context, boxes, { palette: ["#112233"], area: { width: 300, height: 300 }, marked: 7 });
+      give(calls.map(([name]) => name));"""
+    calls = run(tmp_path, "draw.mjs", code)
+    first = calls.index("fillText")
+    assert (
+        calls[:first].count("strokeRect") == 2 * 40 + 1 and "stroke" in calls[:first]
+    )  # all boxes, and lines to labels
+    assert set(calls[first:]) == {"fillText", "fillRect", "strokeRect"}
+    assert calls.count("fillText") == calls[first - 2 :].count("strokeRect") > 10  # only the labels' own edges
+
+
 def test_text_on_every_color_is_that_of_drawn_images(tmp_path):
     got = run(tmp_path, "draw.mjs", f"give({json.dumps(PALETTE)}.map(m.textColor));")
     assert got == ["#{:02x}{:02x}{:02x}".format(*text_color(class_color(i))) for i in range(len(PALETTE))]

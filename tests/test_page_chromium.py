@@ -26,6 +26,7 @@ from page_driver import (
     tiny_site,
     to_onnx,
 )
+from PIL import Image
 from test_heads import small_model
 
 from models.weights.checkpoint import Checkpoint, save_checkpoint
@@ -247,3 +248,43 @@ def test_other_heads_and_the_other_letterbox(chromium, site, tmp_path, head, pos
     with served(folder) as url:
         page = open_image(chromium, url, image, confidence=None)
         assert_same(boxes(page), boxes_of_pytorch(tmp_path / "other.pt", image, 128))
+
+
+def test_a_photo_lies_as_its_camera_was_held(chromium, url, site, tmp_path):
+    image = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.open(site / "images" / "0.png").save(image, quality=100, subsampling=0, exif=exif)
+    page = open_image(chromium, url, image, confidence=None)
+    assert_same(boxes(page), boxes_of_pytorch(site / "tiny.pt", image, 128))
+
+
+def test_a_browser_that_keeps_nothing_is_named(chromium, url, site):
+    page = chromium.open("about:blank", 1280, 800)
+    page.call(
+        "Page.addScriptToEvaluateOnNewDocument", source="Object.defineProperty(window, 'indexedDB', { value: null })"
+    )
+    page.go(url)
+    page.ready()
+    page.choose([site / "images" / "0.png"])
+    assert len(detected(page, "0.png")) > 0
+    assert "not kept for the next visit: this browser keeps nothing" in page.run(STATUS)
+
+
+def test_a_missing_model_is_named(chromium, site, tmp_path):
+    folder = page_of(tmp_path / "web", site / "tiny.onnx")
+    (folder / "model.onnx").unlink()
+    with served(folder) as url:
+        page = chromium.open(url)
+        page.wait(f"{STATUS} === 'The model could not be loaded: /model.onnx: 404 File not found'")
+
+
+def test_the_page_reaches_no_other_host(chromium, folder):
+    with served(folder) as other, served(folder) as url:
+        page = chromium.open(url)
+        page.ready()
+        assert page.run("fetch('model.json').then((r) => r.ok)")
+        assert (
+            page.run(f"fetch('{other}model.json', {{ mode: 'no-cors' }}).then(() => 'sent', () => 'blocked')")
+            == "blocked"
+        )

@@ -56,8 +56,8 @@ export class App {
 
   async add(files) {
     const videos = files.filter((file) => file.type.startsWith("video/"));
-    const { added, refused } = await this.images.add(files.filter((file) => !videos.includes(file)));
-    if (added.length) await this.open(added[0]);
+    const images = files.filter((file) => !videos.includes(file));
+    const refused = await this.images.add(images, (image) => this.open(image));
     if (refused.length) this.setStatus(`${panel.someOf(refused)}: no image or video that this browser can read`, true);
     if (videos.length) await this.play(() => this.live.file(videos[0]), videos[0].name);
     else await this.images.detectAll();
@@ -158,8 +158,8 @@ export class App {
     const blob = await new Promise((resolve) => frame.toBlob(resolve, "image/jpeg", 0.95));
     const time = new Date().toISOString().slice(0, 19).replace(/[-:]/g, "").replace("T", "-");
     const name = url ? `${this.liveName.replace(/\.[^.]*$/, "")}-${video.currentTime.toFixed(2)}s` : `camera-${time}`;
-    const { added } = await this.images.add([new File([blob], `${name}.jpg`, { type: "image/jpeg" })]);
-    this.setStatus(`Kept as ${added[0].name}`);
+    const file = new File([blob], `${name}.jpg`, { type: "image/jpeg" });
+    await this.images.add([file], (image) => this.setStatus(`Kept as ${image.name}`));
     this.announced = performance.now();
     await this.images.detectAll();
   }

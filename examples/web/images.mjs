@@ -42,9 +42,9 @@ export class Images {
     }
   }
 
-  /** Adds files. Returns the new images and the names of files that are no images. */
-  async add(files) {
-    const added = [];
+  /** Adds files; calls `first` with the first image at once. Returns the names of files that are no images. */
+  async add(files, first) {
+    let added = 0;
     const refused = [];
     for (const file of files) {
       const bitmap = await decode(file).catch(() => null);
@@ -59,11 +59,11 @@ export class Images {
       const image = { name, file, width, height, thumbnail, model: "", result: null, labels: null };
       Object.assign(image, { url: URL.createObjectURL(thumbnail), undo: [], redo: [] });
       this.list.push(image);
-      added.push(image);
       await this.keep(image);
       this.changed(image);
+      if (added++ === 0) first(image);
     }
-    return { added, refused };
+    return refused;
   }
 
   /** Runs the network on an image unless that was done. `bitmap`: the decoded image, if there is one. */
@@ -90,7 +90,11 @@ export class Images {
   /** Runs the network on all images that wait, one after another. */
   async detectAll() {
     this.all ??= (async () => {
-      for (let i = 0; i < this.list.length; i++) await this.detect(this.list[i]);
+      for (;;) {
+        const next = this.list.find((image) => !image.result && !image.error); // the list may change meanwhile
+        if (!next) break;
+        await this.detect(next);
+      }
     })().finally(() => (this.all = null));
     return this.all;
   }

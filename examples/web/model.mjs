@@ -9,8 +9,10 @@ export class Model {
       worker.onerror = (event) => reject(new Error(event.message || "this browser does not run module workers"));
       worker.onmessage = ({ data }) => {
         if (data.meta) resolve(new Model(worker, data.meta));
-        else if (data.failed) reject(new Error(data.failed));
-        else progress(data.progress);
+        else if (data.failed) {
+          worker.terminate(); // it may still be downloading
+          reject(new Error(data.failed));
+        } else progress(data.progress);
       };
     });
   }
