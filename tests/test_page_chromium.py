@@ -261,9 +261,8 @@ def test_a_photo_lies_as_its_camera_was_held(chromium, url, site, tmp_path):
 
 def test_a_browser_that_keeps_nothing_is_named(chromium, url, site):
     page = chromium.open("about:blank", 1280, 800)
-    page.call(
-        "Page.addScriptToEvaluateOnNewDocument", source="Object.defineProperty(window, 'indexedDB', { value: null })"
-    )
+    nothing = "Object.defineProperty(window, 'indexedDB', { value: null })"
+    page.call("Page.addScriptToEvaluateOnNewDocument", source=nothing)
     page.go(url)
     page.ready()
     page.choose([site / "images" / "0.png"])
@@ -284,7 +283,5 @@ def test_the_page_reaches_no_other_host(chromium, folder):
         page = chromium.open(url)
         page.ready()
         assert page.run("fetch('model.json').then((r) => r.ok)")
-        assert (
-            page.run(f"fetch('{other}model.json', {{ mode: 'no-cors' }}).then(() => 'sent', () => 'blocked')")
-            == "blocked"
-        )
+        elsewhere = f"fetch('{other}model.json', {{ mode: 'no-cors' }})"
+        assert page.run(f"{elsewhere}.then(() => 'sent', () => 'blocked')") == "blocked"
