@@ -33,7 +33,7 @@ from utils.nms import NmsSettings
 from utils.proof.images import comparison_images, evenly, interleaved, medians, quiet, read_images
 from utils.proof.parity import LIMITS, compare
 from utils.proof.table import Row, table
-from utils.proof.web import write_page
+from utils.proof.web import page_title, write_page
 from utils.runs import weights_or_newest
 from val import ValConfig
 from val import main as validate
@@ -216,7 +216,7 @@ def formats(cfg: ExportConfig) -> dict[str, Format]:
     def write_web(job: Job, path: Path) -> None:
         onnx = path.with_name("model.onnx")
         FORMATS["onnx"].write(job, onnx)
-        write_page(path, onnx, job.meta.to_json(), cfg.ort_web)
+        write_page(path, onnx, job.meta.to_json(), cfg.ort_web, page_title(Path(cfg.weights)))
 
     return {**FORMATS, "web": Format("_web", write_web, frozenset({"int8"}))}
 

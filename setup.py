@@ -23,7 +23,7 @@ SHIPPED = (  # patterns, so that weights and data sets that somebody keeps in th
     *("train.py", "val.py", "detect.py", "export.py", "hubconf.py"),
     *(f"{folder}/**/*.{suffix}" for folder in ("models", "utils", "tools") for suffix in ("py", "yaml", "j2", "html")),
     *("data/*.py", "data/*.yaml", "data/hyps/*.yaml", "data/images/*.jpg"),
-    *("examples/*.py", "examples/web/*.html", "examples/web/*.mjs", "examples/web/*.txt"),
+    *("examples/*.py", *(f"examples/web/*.{suffix}" for suffix in ("html", "css", "mjs", "js", "json", "svg", "txt"))),
 )
 OWN = {pattern.split("/")[0].removesuffix(".py") for pattern in SHIPPED}  # top-level names in a clone
 IMPORTERS = {"__import__", "import_module", "find_spec", "run_module"}  # functions that take a module's name as text

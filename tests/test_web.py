@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -13,21 +14,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
-from browser import CHROMIUM, NEEDS, ORT_WEB, Visit, browse
+from browser import CHROMIUM, NEEDS, ORT_WEB, Browser, served
+from page_driver import DROP, LABEL, STATUS, assert_same, boxes, boxes_of_pytorch, detected, page_of
 from shared import shared
 from tiny import NAMES, write_tiny
 
 import export
 from models.export.writers import FORMATS
-from models.runtimes.load import load_backend
-from utils.files import REPO
-from utils.images import imread, letterbox
-from utils.nms import NmsSettings
-from utils.predict.predictor import Predictor
-from utils.proof.web import RUNTIME, copy_runtime, write_page
+from models.yolo import DetectionModel
+from utils.files import REPO, size_of
+from utils.images import letterbox
+from utils.palette import PALETTE
+from utils.proof.web import RUNTIME, copy_runtime, page_title, write_page
 
-CPU = torch.device("cpu")
 SHOTS = os.environ.get("SHOTS", "")  # a folder in which screenshots are kept
 
 
@@ -54,12 +53,6 @@ def real(tmp_path_factory):
     images = tuple(map(str, places))
     export.main(export.ExportConfig(str(weights), include=("onnx",), images=images, threads=1, out=str(out)))
     return weights, out / "yolov5n.onnx", places
-
-
-def boxes_of_pytorch(weights: Path, image: Path, imgsz: int) -> np.ndarray:
-    """(n, 6) xyxy, score, class: detections of detect.py on a square canvas, which exported files have."""
-    backend = load_backend(weights, CPU, threads=1)
-    return Predictor(backend, CPU, imgsz, NmsSettings(max_det=1000), rect=False)([imread(image)])[0].boxes.table()
 
 
 def test_one_file_detector_finds_the_same_boxes(site, tmp_path):
@@ -105,20 +98,56 @@ def test_one_file_detector_has_errors_of_one_line(site, weights, words):
 def fake_package(folder: Path) -> Path:
     (folder / "dist").mkdir(parents=True)
     for name in RUNTIME:
-        (folder / "dist" / name).write_bytes(b"x")
+        (folder / "dist" / name).write_bytes(b"x" * 1000)
     return folder
 
 
 def test_page_is_complete_and_loads_nothing_from_other_hosts(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"onnx")
-    write_page(tmp_path / "page", tmp_path / "model.onnx", "{}", str(fake_package(tmp_path / "package")))
-    names = sorted(p.relative_to(tmp_path / "page").as_posix() for p in (tmp_path / "page").rglob("*") if p.is_file())
-    assert names == sorted(
-        ["app.mjs", "detector.mjs", "index.html", "model.json", "model.onnx", "ort/LICENSE.txt"]
-        + [f"ort/{name}" for name in RUNTIME]
-    )
-    for name in ("index.html", "app.mjs", "detector.mjs"):
-        assert "://" not in (tmp_path / "page" / name).read_text()
+    page = tmp_path / "page"
+    write_page(page, tmp_path / "model.onnx", '{"names": {}}', str(fake_package(tmp_path / "package")), "cards")
+    names = {p.relative_to(page).as_posix() for p in page.rglob("*") if p.is_file()}
+    sources = {p.name for p in (REPO / "examples" / "web").iterdir() if p.suffix != ".txt"}
+    runtime = {f"ort/{name}".replace(".wasm", ".wasm.gz").replace("ort.wasm.gz", "ort.wasm") for name in RUNTIME}
+    assert names == sources | {"files.json", "model.json", "model.onnx", "ort/LICENSE.txt"} | runtime
+    for name in sources - {"icon.svg"}:  # an SVG file has to name its namespace
+        assert "://" not in (page / name).read_text()
+    assert gzip.decompress((page / "ort" / f"{RUNTIME[-1]}.gz").read_bytes()) == b"x" * 1000
+    model, files = (json.loads((page / f"{name}.json").read_text()) for name in ("model", "files"))
+    assert model["title"] == "cards" and tuple(model["palette"]) == PALETTE and model["names"] == {}
+    assert set(files["files"]) == names  # all of it is kept for use without a network
+
+
+def test_version_of_the_page_follows_its_content(tmp_path):
+    package = str(fake_package(tmp_path / "package"))
+
+    def version(name: str, onnx: bytes, title: str = "") -> tuple[str, str]:
+        (tmp_path / "model.onnx").write_bytes(onnx)
+        write_page(tmp_path / name, tmp_path / "model.onnx", "{}", package, title)
+        model, files = (json.loads((tmp_path / name / f"{file}.json").read_text()) for file in ("model", "files"))
+        return files["version"], model["fingerprint"]
+
+    first = version("a", b"onnx")
+    assert version("b", b"onnx") == first
+    other, titled = version("c", b"other"), version("d", b"onnx", "cards")
+    assert other[0] != first[0] and other[1] != first[1]
+    assert titled[0] != first[0] and titled[1] == first[1]
+
+
+@pytest.mark.skipif(ORT_WEB is None, reason=NEEDS)
+def test_page_of_the_fast_network_is_small(tmp_path):
+    weights = sum(p.numel() for p in DetectionModel(REPO / "models" / "yolov5-mobilevit-fast.yaml").parameters())
+    (tmp_path / "model.onnx").write_bytes(bytes(4 * weights))
+    write_page(tmp_path / "page", tmp_path / "model.onnx", "{}", str(ORT_WEB))
+    assert size_of(tmp_path / "page") < 10e6
+
+
+@pytest.mark.parametrize(
+    ("weights", "title"),
+    [("runs/train/cards/weights/best.pt", "cards"), ("best.pt", "best"), ("weights/yolov5n.pt", "yolov5n")],
+)
+def test_title_of_the_page_is_the_name_of_the_run_or_the_file(weights, title):
+    assert page_title(Path(weights)) == title
 
 
 def test_package_without_the_runtime_is_named(tmp_path):
@@ -174,55 +203,63 @@ def test_letterbox_in_javascript_gives_the_same_pixels(tmp_path):
 needs_browser = pytest.mark.skipif(CHROMIUM is None or ORT_WEB is None, reason=NEEDS)
 
 
-def page_of(folder: Path, onnx: Path, images: list[Path]) -> Path:
-    """A page with the ONNX file, and images for its tests beside it."""
-    write_page(folder, onnx, load_backend(onnx, CPU).meta.to_json(), str(ORT_WEB))
-    for path in images:
-        shutil.copy(path, folder / path.name)
-    return folder
-
-
-def assert_same(got: list, wanted: np.ndarray) -> None:
-    """Boxes of the page compared with (n, 6) of PyTorch, the best first."""
-    found = np.array(got)
-    assert len(found) == len(wanted) > 0
-    assert np.abs(found[:, :4] - wanted[:, :4]).max() < 2 and np.abs(found[:, 4] - wanted[:, 4]).max() < 0.01
-    assert np.array_equal(found[:, 5], wanted[:, 5])
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
 
 
 @needs_browser
-def test_page_in_chromium_finds_what_pytorch_finds(site, tmp_path):
+def test_page_in_chromium_finds_what_pytorch_finds(site, tmp_path, chromium):
     images = sorted((site / "images").iterdir())
-    page = page_of(tmp_path / "page", site / "tiny.onnx", images)
-    visit = Visit([path.name for path in images], camera=True)
-    answer = browse(page, visit, tmp_path / "phone.png", tmp_path / "profile")
-    assert "error" not in answer, answer
-    for path in images:
-        wanted = boxes_of_pytorch(site / "tiny.pt", path, 128)
-        assert_same(answer["results"][path.name], wanted)
-        assert_same(answer["dropped"][path.name], wanted)
-    sure, of_all = answer["sure"]
-    assert sure < of_all
-    assert "ms network" in answer["status"] and answer["unlabelled"] == answer["small"] == 0 and answer["wide"] <= 390
-    assert answer["camera"]["pressed"] == "true" and answer["camera"]["after"] == "false"
-    assert min(answer["camera"]["size"]) > 100
-    assert cv2.imread(str(tmp_path / "phone.png")).shape == (844, 390, 3)
+    with served(page_of(tmp_path / "page", site / "tiny.onnx", images)) as url:
+        page = chromium.open(url, 390, 844)
+        page.ready()
+        page.run(DROP.replace("NAMES", json.dumps([images[0].name])))
+        assert_same(detected(page, images[0].name), boxes_of_pytorch(site / "tiny.pt", images[0], 128))
+        page.choose(images[1:])
+        for path in images[1:]:
+            wanted = boxes_of_pytorch(site / "tiny.pt", path, 128)
+            page.wait(f"[...document.querySelectorAll('#thumbnails button')].some((b) => b.title === {path.name!r})")
+            page.click(f"#thumbnails button[title={json.dumps(path.name)}]")
+            assert_same(detected(page, path.name), wanted)
+        page.run("confidence.value = 0.95; confidence.dispatchEvent(new Event('input'))")
+        assert len(boxes(page)) < len(wanted)
+        assert "ms network" in page.run(STATUS)
+        assert not page.problems()
+
+
+@needs_browser
+def test_page_shows_the_camera(site, tmp_path, chromium):
+    with served(page_of(tmp_path / "page", site / "tiny.onnx")) as url:
+        page = chromium.open(url, 390, 844)
+        page.ready()
+        page.click("#camera")
+        page.wait(f"{LABEL}.startsWith('Camera:')")
+        assert page.run("camera.getAttribute('aria-pressed')") == "true" and len(boxes(page)) > 0
+        page.click("#keep")
+        page.wait("document.querySelectorAll('#thumbnails li').length === 1")
+        page.click("#camera")
+        name = page.run("document.querySelector('#thumbnails button').title")
+        assert name.startswith("camera-") and len(detected(page, name)) > 0
+        assert page.run("camera.getAttribute('aria-pressed')") == "false"
+        assert page.run("video.srcObject === null")  # its light goes out
+        assert not page.problems()
 
 
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_page_with_real_images(real, tmp_path, dark):
+def test_page_with_real_images(real, tmp_path, chromium, dark):
     """yolov5n.pt at desktop and phone size. With $SHOTS the screenshots are kept."""
     weights, onnx, images = real
-    for name, visit in {
-        "desktop": Visit([images[1].name], 1280, 800, dark),
-        "phone": Visit([images[0].name], 390, 844, dark, scale=2),
-    }.items():
-        page = page_of(tmp_path / name, onnx, images)
-        shot = Path(SHOTS or tmp_path) / f"page-{name}-{'dark' if dark else 'light'}.png"
-        answer = browse(page, visit, shot, tmp_path / f"profile-{name}")
-        assert "error" not in answer, answer
-        for image, boxes in answer["results"].items():
-            assert_same(boxes, boxes_of_pytorch(weights, images[0].parent / image, 640))
-        corner = cv2.imread(str(shot))[4, -4]
-        assert (corner.max() < 60) if dark else (corner.min() > 200)
+    with served(page_of(tmp_path / "page", onnx, title="yolov5n")) as url:
+        for name, image, width, height in (("desktop", images[1], 1280, 800), ("phone", images[0], 390, 844)):
+            page = chromium.open(url, width, height, dark)
+            page.ready()
+            page.choose([image])
+            assert_same(detected(page, image.name), boxes_of_pytorch(weights, image, 640))
+            shot = Path(SHOTS or tmp_path) / f"page-{name}-{'dark' if dark else 'light'}.png"
+            page.screenshot(shot)
+            corner = cv2.imread(str(shot))[4, -4]
+            assert (corner.max() < 60) if dark else (corner.min() > 200)

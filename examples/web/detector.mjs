@@ -1,7 +1,12 @@
 // The detector, without the page: pixels of an image in, boxes in its pixels out. The steps are those of detect.py.
 
 const PAD = 114 / 255;
+const LOWEST = 0.05;
+const MOST_THREADS = 4; // more do not pay off on phones, whose other cores are slow
 const ONE = 2048; // interpolation weights are integers up to this, as in OpenCV, so that pixels are equal
+
+/** The confidence below which boxes are not kept: the least value of the page's slider. */
+export const lowest = (meta) => Math.min(LOWEST, meta.conf_threshold || LOWEST);
 
 /**
  * The image scaled to fit height x width, on gray, as the input of the network; centered, or else at the top left.
@@ -63,30 +68,62 @@ function taps(from, to) {
 }
 
 /**
- * The final boxes of one image, best first; boxes of different classes do not suppress each other.
+ * The boxes of one image whose score is above `least`, best first, with their best class, before suppression.
  *
  * @param {Float32Array} rows (N, 5+nc) cx, cy, w, h in canvas pixels, objectness, class probabilities.
- * @returns {{x1, y1, x2, y2, score, label}[]} in canvas pixels.
+ * @returns {Float32Array} (n, 6) x1, y1, x2, y2 in canvas pixels, score, class.
  */
-export function suppress(rows, classes, confidence, overlap) {
+export function candidates(rows, classes, least) {
   const width = 5 + classes;
   const found = [];
   for (let at = 0; at < rows.length; at += width) {
     const objectness = rows[at + 4];
-    if (objectness <= confidence) continue;
+    if (objectness <= least) continue;
     let label = 0;
     for (let c = 1; c < classes; c++) if (rows[at + 5 + c] > rows[at + 5 + label]) label = c;
     const score = objectness * rows[at + 5 + label];
-    if (score <= confidence) continue;
+    if (score <= least) continue;
     const [cx, cy, w, h] = rows.subarray(at, at + 4);
-    found.push({ x1: cx - w / 2, y1: cy - h / 2, x2: cx + w / 2, y2: cy + h / 2, score, label });
+    found.push([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2, score, label]);
   }
-  found.sort((a, b) => b.score - a.score);
+  found.sort((a, b) => b[4] - a[4]);
+  return Float32Array.from(found.flat());
+}
+
+/**
+ * The final boxes of one image, best first; boxes of different classes do not suppress each other.
+ *
+ * @param {Float32Array} found (n, 6), see `candidates`.
+ * @returns {{x1, y1, x2, y2, score, label}[]} in canvas pixels.
+ */
+export function suppress(found, confidence, overlap) {
   const kept = [];
-  for (const box of found) {
-    if (kept.every((other) => other.label !== box.label || iou(other, box) <= overlap)) kept.push(box);
+  for (let at = 0; at < found.length && found[at + 4] > confidence; at += 6) {
+    const [x1, y1, x2, y2, score, label] = found.subarray(at, at + 6);
+    const box = { x1, y1, x2, y2, score, label };
+    if (kept.every((other) => other.label !== label || iou(other, box) <= overlap)) kept.push(box);
   }
   return kept;
+}
+
+/**
+ * The boxes of a result of `Detector.run`, in pixels of the image and within it, best first.
+ *
+ * @param {string[]} names of the classes.
+ */
+export function finalBoxes(result, confidence, overlap, names) {
+  const { found, place, width, height } = result;
+  const clip = (value, most) => Math.min(Math.max(value, 0), most);
+  return suppress(found, confidence, overlap)
+    .map((box) => ({
+      ...box,
+      x1: clip((box.x1 - place.left) / place.x, width),
+      y1: clip((box.y1 - place.top) / place.y, height),
+      x2: clip((box.x2 - place.left) / place.x, width),
+      y2: clip((box.y2 - place.top) / place.y, height),
+      name: names[box.label],
+    }))
+    .filter((box) => box.x2 > box.x1 && box.y2 > box.y1);
 }
 
 function iou(a, b) {
@@ -97,17 +134,24 @@ function iou(a, b) {
   return (w * h) / (area(a) + area(b) - w * h);
 }
 
-/** A loaded model. `meta` is model.json: names, imgsz [height, width]. */
+/** A loaded model. `meta` is model.json: names, imgsz [height, width], letterbox. */
 export class Detector {
-  /** @param {object} ort the onnxruntime-web module. @param {URL} base the folder of model.onnx, model.json, ort/. */
-  static async load(ort, base) {
-    ort.env.wasm.wasmPaths = new URL("ort/", base).href; // must be absolute
-    ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
-    const [meta, session] = await Promise.all([
-      fetch(new URL("model.json", base)).then((response) => response.json()),
-      ort.InferenceSession.create(new URL("model.onnx", base).href),
+  /**
+   * @param {object} ort the onnxruntime-web module. @param {URL} base the folder of model.onnx, model.json, ort/.
+   * @param {(share: number) => void} progress is called with the part of the files that has arrived, 0..1.
+   */
+  static async load(ort, base, progress = () => {}) {
+    const parts = [0, 0];
+    const note = (i) => (share) => progress((parts[i] = share) && (parts[0] + parts[1]) / 2);
+    const [meta, model, runtime] = await Promise.all([
+      request(new URL("model.json", base)).then((response) => response.json()),
+      download(new URL("model.onnx", base), note(0)),
+      download(new URL("ort/ort-wasm-simd-threaded.wasm.gz", base), note(1)).then(unpacked),
     ]);
-    return new Detector(ort, meta, session);
+    ort.env.wasm.wasmPaths = new URL("ort/", base).href; // must be absolute
+    ort.env.wasm.wasmBinary = runtime;
+    ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, MOST_THREADS) : 1;
+    return new Detector(ort, meta, await ort.InferenceSession.create(model));
   }
 
   constructor(ort, meta, session) {
@@ -118,7 +162,7 @@ export class Detector {
     this.before = Promise.resolve(); // the previous run: a session runs one input at a time
   }
 
-  /** Runs the network on RGBA pixels; `boxes` then reads the result, for any thresholds. */
+  /** Runs the network on RGBA pixels; `finalBoxes` then reads the result, for any threshold above `lowest`. */
   run(image) {
     const result = this.before.then(() => this.infer(image));
     this.before = result.catch(() => {});
@@ -132,24 +176,40 @@ export class Detector {
     const { tensor, place } = letterbox(image, height, width, centered);
     const ready = performance.now();
     const input = new this.ort.Tensor("float32", tensor, [1, 3, height, width]);
-    const results = await this.session.run({ images: input });
-    const times = { letterbox: ready - start, network: performance.now() - ready };
-    return { rows: results.output.data, place, width: image.width, height: image.height, times };
+    const { output } = await this.session.run({ images: input });
+    const done = performance.now();
+    const found = candidates(output.data, this.classes, lowest(this.meta));
+    const times = { network: done - ready, rest: ready - start + performance.now() - done };
+    return { found, place, width: image.width, height: image.height, times };
   }
+}
 
-  /** The boxes of a result of `run`, in pixels of the image and within it. */
-  boxes(result, confidence, overlap) {
-    const { place, width, height } = result;
-    const clip = (value, most) => Math.min(Math.max(value, 0), most);
-    return suppress(result.rows, this.classes, confidence, overlap)
-      .map((box) => ({
-        ...box,
-        x1: clip((box.x1 - place.left) / place.x, width),
-        y1: clip((box.y1 - place.top) / place.y, height),
-        x2: clip((box.x2 - place.left) / place.x, width),
-        y2: clip((box.y2 - place.top) / place.y, height),
-        name: this.meta.names[box.label],
-      }))
-      .filter((box) => box.x2 > box.x1 && box.y2 > box.y1);
+/** The response of a file. Raises an Error that names the file and what the server said. */
+export async function request(url) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${url.pathname}: ${response.status} ${response.statusText}`);
+  return response;
+}
+
+/** The bytes of a file; `progress` is called with the share that has arrived, where the server sends the size. */
+async function download(url, progress) {
+  const response = await request(url);
+  const size = Number(response.headers.get("Content-Length"));
+  const chunks = [];
+  let arrived = 0;
+  for (const reader = response.body.getReader(); ; ) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    chunks.push(value);
+    arrived += value.length;
+    if (size) progress(Math.min(arrived / size, 1));
   }
+  return new Uint8Array(await new Blob(chunks).arrayBuffer());
+}
+
+/** The content of a gzip file; other bytes as they are, for servers that unpack such files themselves. */
+async function unpacked(bytes) {
+  if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
