@@ -49,7 +49,7 @@ VALUES = [
     "1,5",
     "٣",
     "0_1",
-    "１",
+    "\uff11",
     "1e400",
     "infinity",
 ]
@@ -214,7 +214,7 @@ def judge_coco(data: bytes) -> list[Box] | None:
                 place, label = "of images that it does not list", -1  # a count
             boxes.append(Box(place, label, edges_of(x, y, x + w, y + h)))
         return boxes
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
 
 

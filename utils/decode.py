@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from utils.image_header import MODE_WEIGHTS, WEIGHTS, Header, TooLarge, check_scans, check_size, header_of
+from utils.image_header import MODE_WEIGHTS, PROGRESSIVE, WEIGHTS, Header, TooLarge, check_scans, check_size, header_of
 from utils.text import clean
 
 # Raster images only: EPS and WMF start programs, others hold drawings or films.
@@ -70,8 +70,7 @@ def decode(data: bytes, where: object) -> Decoded:
     try:
         if header:
             check_size(header)
-            if header.kind == "JPEG":
-                check_scans(data, header)
+            check_scans(data, header)
         for reader in readers if header else (_by_pillow,):
             try:
                 return reader(data)
@@ -225,10 +224,9 @@ def _opened(data: bytes) -> Image.Image:
     kind = file.format or ""
     bands = len(file.getbands()) / 4 if kind == "JPEG2000" else 1.0
     weight = max(WEIGHTS.get(kind, 1.0) * bands, MODE_WEIGHTS.get(file.mode, 1.0))
-    header = Header(kind, *file.size, weight)
+    header = Header(PROGRESSIVE if "progressive" in file.info else kind, *file.size, weight)
     check_size(header)
-    if kind in ("JPEG", "MPO"):
-        check_scans(data, header)
+    check_scans(data, header)
     return file
 
 

@@ -15,6 +15,7 @@ WEIGHTS = {"JPEG2000": 4.0, "AVIF": 2.0, "HEIF": 2.0, "JXL": 2.0}
 MODE_WEIGHTS = {"I": 2.0, "F": 2.0}  # Pillow's modes of 32 bits
 MAX_SCANS = 32  # of a progressive JPEG of MAX_PIXELS; the usual number is 10. Each goes over the whole image
 SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of a frame
+PROGRESSIVE, PROGRESSIVE_SOF = "progressive JPEG", {0xC2, 0xC6, 0xCA, 0xCE}
 TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # field type -> struct's letter
 WIDTH, HEIGHT, BITS, SAMPLES = 256, 257, 258, 277  # tags of TIFF
 
@@ -54,6 +55,8 @@ def check_size(header: Header) -> None:
 
 def check_scans(data: bytes, header: Header) -> None:
     """Raise TooLarge for a progressive JPEG whose many scans would take minutes to decode."""
+    if header.kind != PROGRESSIVE:
+        return
     scans = data.count(b"\xff\xda")
     if scans > MAX_SCANS and scans * header.width * header.height > MAX_SCANS * MAX_PIXELS:
         size = f"{header.width:,} x {header.height:,}"
@@ -68,7 +71,7 @@ def _jpeg(data: bytes) -> Header | None:
         marker = data[at + 1]
         if marker in SOF:
             height, width = struct.unpack_from(">HH", data, at + 5)
-            return Header("JPEG", width, height)
+            return Header(PROGRESSIVE if marker in PROGRESSIVE_SOF else "JPEG", width, height)
         if marker == 0xDA:
             return None
         alone = marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9  # no length follows

@@ -22,6 +22,8 @@ LIMITS = {
     "label cache": 4096 * MIB,  # 100 million boxes
 }
 PIECE = 1 << 20  # bytes that are read at a time where a file is not read whole
+PIECES = 1 << 26  # and where it is, after a first reading that did not give all
+LONG = 1 << 20  # characters of a text that is not split into all of its lines at once
 KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -52,6 +54,15 @@ def is_file(path: str | Path) -> bool:
         return False
 
 
+def exists(path: str | Path) -> bool:
+    """Whether there is something of this name; False too for names that no file can have."""
+    try:
+        os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def read_bytes(path: str | Path, what: str) -> bytes:
     """The content of a regular file, as `what`, a key of LIMITS. What is no regular file is not even opened.
 
@@ -61,22 +72,26 @@ def read_bytes(path: str | Path, what: str) -> bytes:
     check_file(path, what)
     # O_NONBLOCK: a pipe that took the file's place in this moment is seen by the second check and not waited for.
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(number, "rb", buffering=0) as file:
+    try:
         size = _check(path, os.fstat(number), what)
-        try:
-            data = file.read(size + 1) or b""
-            while data and (more := file.read(min(PIECE, LIMITS[what] + 1 - len(data)))):
-                data += more  # a file that is being written, or whose system says less
-        except OSError as error:
-            error.filename = str(path)
-            raise
-    _check_size(path, len(data), what)
-    return data
+        data = os.read(number, size + 1)
+        if len(data) != size:  # a file that is being written, or whose system says less, or one of over 2 GiB
+            pieces = [data]
+            while (read := sum(map(len, pieces))) <= LIMITS[what] and (piece := os.read(number, PIECES)):
+                pieces.append(piece)
+            data = b"".join(pieces)
+            _check_size(path, read, what)
+        return data
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(number)
 
 
 def _check(path: str | Path, state: os.stat_result, what: str) -> int:
-    kind = next((name for is_kind, name in KINDS if is_kind(state.st_mode)), "")
-    if kind:
+    if not stat.S_ISREG(state.st_mode):
+        kind = next((name for is_kind, name in KINDS if is_kind(state.st_mode)), "something else")
         raise ValueError(f"{path}: {kind}, expected a file")
     return _check_size(path, state.st_size, what)
 
@@ -106,7 +121,11 @@ def lines_of(text: str) -> Iterator[str]:
 
     str.splitlines also ends lines at form feeds, U+0085 and U+2028.
     """
-    return (line.rstrip("\n") for line in StringIO(text, newline=None))
+    if len(text) > LONG:
+        return (line.rstrip("\n") for line in StringIO(text, newline=None))
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return iter(text.split("\n"))
 
 
 def number_of(text: str) -> float:

@@ -24,6 +24,7 @@ BOX = "expected [x, y, width, height] in pixels"
 LISTS = ("images", "annotations", "categories")
 KEPT = ("id", "file_name", "width", "height")  # of an image's entry
 MAX_ROWS = 20_000_000  # of a list; some 100 bytes each. Objects365 has 25 million boxes in several files
+MAX_AREA = 1e30  # square pixels, well within 32 bits
 MAX_NAME = 4096  # characters of a name
 MAX_KEPT = 10_000  # messages about rows of a file
 WHOLE = re.compile(r"-?[0-9]{1,19}")
@@ -268,7 +269,7 @@ def _object(row: dict[str, Any]) -> tuple[int, tuple[float, ...], bool, float]:
         raise ValueError(f"iscrowd is {_shown(crowd)}, expected 0 or 1")
     area = row.get("area")
     square = math.nan if area is None else _number(area)
-    if square is None:
+    if square is None or abs(square) > MAX_AREA:
         raise ValueError(f"area is {_shown(area)}, expected square pixels")
     return category, tuple(value for value in values if value is not None), word in TRUE, square
 
