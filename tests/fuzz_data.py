@@ -111,7 +111,9 @@ def _edit(content: Any, rng: random.Random) -> None:
     elif kind == 1 and isinstance(parent, list):
         parent.insert(key, copy.deepcopy(rng.choice(ODD)))
     elif kind == 1:
-        parent[rng.choice(["id", "bbox", "image_id", "file_name", "width", "info", "\x1b"])] = copy.deepcopy(rng.choice(ODD))
+        parent[rng.choice(["id", "bbox", "image_id", "file_name", "width", "info", "\x1b"])] = copy.deepcopy(
+            rng.choice(ODD)
+        )
     elif kind == 2:
         value: Any = rng.choice([0, [], "x"])
         for _ in range(rng.choice([3, 50, 300])):

@@ -190,9 +190,8 @@ def _first_existing(entry: str, roots: Sequence[Path], what: str, must_exist: bo
         if exists(candidate):
             return candidate
     if must_exist:
-        raise FileNotFoundError(
-            f"{what} is '{clean(entry, 90)}', expected an existing folder or file, tried: {first(tries)}"
-        )
+        expected = f"expected an existing folder or file, tried: {first(tries)}"
+        raise FileNotFoundError(f"{what} is '{clean(entry, 60)}', {expected}"[:399])
     return tries[0]
 
 

@@ -97,18 +97,19 @@ def find_images(sources: Iterable[str | Path]) -> Listing:
 
 def _walk(root: Path, walk: _Walk) -> None:
     """Add what is below `root` to `walk`; links to folders come last, so that no real folder is seen through one."""
-    visited, linked = set[str](), [(root, os.path.realpath(root))]
+    visited, linked = set[tuple[int, int]](), [root]
     while linked:
-        top, real = linked.pop(0)
-        if real in visited:
+        top = linked.pop(0)
+        if _identity(top) in visited:
             walk.loops.append(top)
             continue
         waiting = [str(top)]
         while waiting:  # os.walk calls itself, which ends at a thousand levels
             folder = waiting.pop()
-            if os.path.realpath(folder) in visited:
+            identity = _identity(folder)
+            if identity in visited:
                 continue
-            visited.add(os.path.realpath(folder))
+            visited.add(identity)
             try:
                 with os.scandir(folder) as entries:
                     found = sorted(entries, key=lambda entry: entry.name)
@@ -122,13 +123,22 @@ def _walk(root: Path, walk: _Walk) -> None:
                     walk.hidden.append(path)
                 elif entry.is_symlink():
                     walk.links.append(path)
-                    linked.append((path, os.path.realpath(path)))
+                    linked.append(path)
                 else:
                     waiting.append(entry.path)
             names = {entry.name for entry in folders}
             for entry in found:
                 if entry.name not in names:
                     _add_file(Path(entry.path), walk)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """What is the same for a folder and every link to it; (0, 0) if it cannot be reached."""
+    try:
+        state = os.stat(folder)
+    except OSError:
+        return 0, 0
+    return state.st_dev, state.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -18,7 +18,7 @@ from utils.text import clean, counted, first
 
 EXPAT_READS = {"utf-8", "utf-16", "us-ascii", "ascii", "iso-8859-1"}  # what Python's XML parser decodes by itself
 MAX_DEPTH = 32  # levels of elements; VOC has 4
-MAX_ELEMENTS = 1_000_000  # of a file; an object has some ten
+MAX_ELEMENTS = 200_000  # of a file; an object has some ten
 # Not of texts, or so slow to decode that a small file takes minutes.
 NO_ENCODINGS = {"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined"}
 DECLARATION = re.compile(
