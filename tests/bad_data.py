@@ -270,7 +270,7 @@ LISTS = {
     ),
     "path of a user's home": keys("path is '~nobody'.*expected an existing folder", path="~nobody"),
     "name of 5,000 characters": keys("train is 'a+\\.\\.\\.', expected an existing folder", train="a" * 5000),
-    "train of 20,000 numbers": keys("train is '0', expected an existing folder", train=list(range(20_000))),
+    "train of 3,000 numbers": keys("train is '0', expected an existing folder", train=list(range(3_000))),
 }
 
 # ---- VOC -----------------------------------------------------------------------------------------------------------

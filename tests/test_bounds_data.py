@@ -11,7 +11,6 @@ import os
 import random
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -34,7 +33,7 @@ from utils.data.labels import read_labels
 from utils.data.listing import find_images
 from utils.data.objects import MAX_LINES, match_ends
 from utils.data.voc import VocLabels
-from utils.decode import decode, from_pillow, pillow_formats, to_uint8
+from utils.decode import decode, from_pillow, pillow_formats, probe, to_uint8
 from utils.files import REPO
 from utils.image_header import header_of
 from utils.images import imread
@@ -86,16 +85,19 @@ def test_pipes_in_a_set_are_not_waited_for(tmp_path: Path) -> None:
     assert "40 label error(s)" in output(tmp_path / "set")
 
 
-def test_pillow_does_not_print_its_warnings() -> None:
+def test_pillow_does_not_print_its_warnings(tmp_path: Path) -> None:
     """The filter is set once in a process; pytest takes it away after each test."""
-    data = image_bytes("tif").replace(struct.pack("<HHI", 256, 4, 1), struct.pack("<HHI", 9000, 4, 1 << 20), 1)
+    healthy(tmp_path / "set")
+    FAULTS["EXIF of 60 kB of noise"].make(tmp_path / "set")
+    data = (tmp_path / "set/images/x.jpg").read_bytes()
     pillow_formats.cache_clear()
     with warnings.catch_warnings(record=True) as seen:
-        warnings.filters[:] = [row for row in warnings.filters if row[0] == "default"]  # as outside of pytest
-        with pytest.raises(ValueError, match="not a readable image"):
-            decode(data, "x.jpg")
-        assert not seen
-        Image.open(io.BytesIO(data), formats=["TIFF"])
+        warnings.filters[:] = []  # as outside of pytest
+        Image.open(io.BytesIO(data)).getexif()
+        assert seen
+        seen.clear()
+        decode(data, "x.jpg")
+        probe(data, "x.jpg")
         warnings.warn("of others", stacklevel=1)
     assert [str(warning.message) for warning in seen] == ["of others"]
     pillow_formats.cache_clear()
@@ -333,7 +335,7 @@ def test_the_lists_may_stand_in_any_order(tmp_path: Path) -> None:
 
 
 def test_a_large_coco_file_is_read_in_little_memory(tmp_path: Path) -> None:
-    """150,000 rows with polygons, 40 MB: the objects of json would take 500 MB."""
+    """60,000 rows with polygons, 17 MB: the objects of json would take 170 MB."""
     head = '{"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": "cat"}], "annotations": ['
     row = (
         '{"id": %d, "image_id": 1, "category_id": 1, "bbox": [%.2f, 2, 3, 4], "segmentation": [['
@@ -341,13 +343,13 @@ def test_a_large_coco_file_is_read_in_little_memory(tmp_path: Path) -> None:
         + "1]]}"
     )
     path = tmp_path / "a.json"
-    path.write_text(head + ",".join(row % (k, k / 300) for k in range(150_000)) + "]}")
+    path.write_text(head + ",".join(row % (k, k / 120) for k in range(60_000)) + "]}")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     CocoLabels(path, {0: "cat"})
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120 * 1024
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60 * 1024
 
 
 def test_values_of_the_yaml_are_shown_short(tmp_path: Path) -> None:
     healthy(tmp_path / "set")
-    write_yaml(tmp_path / "set", nc=["x" * 100_000] * 50)
+    write_yaml(tmp_path / "set", nc=["x" * 10_000] * 20)
     assert len(output(tmp_path / "set")) < 400

@@ -286,6 +286,8 @@ def _whole(value: Any) -> int | None:
 
 def _number(value: Any) -> float | None:
     """A finite number, or that which a text holds; None if it is none."""
+    if type(value) is float:
+        return value if value - value == 0 else None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
