@@ -48,8 +48,16 @@ VALUES = [
     "0x1",
     "1,5",
     "٣",
+    "0_1",
+    "\uff11",
+    "1e400",
+    "infinity",
 ]
 BYTES = [
+    "\x0b",
+    "\x0c",
+    "\x1d",
+    "_",
     "\x00",
     "\ufeff",
     '"',
@@ -112,10 +120,9 @@ def mutate(text: str, rng: random.Random) -> bytes:
 
 
 def number(text: object) -> float:
-    try:
-        return float(str(text).strip())
-    except ValueError:
-        return math.nan
+    """The number as programs print it; NaN for everything else that Python reads, such as 0_1 and ٣."""
+    printed = re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", str(text).strip())
+    return float(printed[0]) if printed else math.nan
 
 
 def edges_of(left: float, top: float, right: float, bottom: float) -> tuple[float, ...]:
@@ -149,7 +156,7 @@ def judge_yolo(data: bytes) -> list[Box] | None:
     except UnicodeDecodeError:
         return None
     boxes = []
-    for row, line in enumerate(text.splitlines(), 1):
+    for row, line in enumerate(re.split("\r\n|\r|\n", text), 1):
         values = [number(word) for word in line.split()]
         if len(values) == 5:
             _, x, y, w, h = values
@@ -207,7 +214,7 @@ def judge_coco(data: bytes) -> list[Box] | None:
                 place, label = "of images that it does not list", -1  # a count
             boxes.append(Box(place, label, edges_of(x, y, x + w, y + h)))
         return boxes
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
 
 

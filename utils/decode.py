@@ -1,6 +1,8 @@
 """Image files to pixels: the one decoder of the scan, the loaders, detect.py and the Python API.
 
-JPEG, PNG, BMP and WebP are decoded by OpenCV, other formats by Pillow; each stands in for the other where it fails.
+The content decides, not the suffix. JPEG, PNG, BMP, WebP and TIFF are decoded by OpenCV or Pillow, each standing in
+for the other where it fails; the other formats of FORMATS by Pillow; nothing else is. The size in the header is checked
+before anything is decoded, see image_header.
 """
 
 from __future__ import annotations
@@ -9,7 +11,11 @@ import importlib
 import io
 import re
 import struct
+import threading
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -17,13 +23,20 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from utils.image_header import MODE_WEIGHTS, PROGRESSIVE, WEIGHTS, Header, TooLarge, check_scans, check_size, header_of
+from utils.text import clean
+
+# Raster images only: EPS and WMF start programs, others hold drawings or films.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "TGA", "PCX", "ICO", "JPEG2000", "AVIF")
 PLUGINS = {"pillow_heif": "HEIF", "pillow_jxl": "JXL"}  # package -> the format that it adds to Pillow
 ORIENTATION = 0x0112  # the tag of EXIF and TIFF
+PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"}  # that change pixels
+MAX_CHUNKS = 1_000_000  # of a PNG; 8 GB at the usual 8 KiB
+BAND = 1 << 22  # pixels that are converted at a time
 TURN_MARKS = (b"Exif", b"eXIf", b"EXIF", b"Orientation", b"XML:com.adobe.xmp", b"Raw profile type")
 PILLOW_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(AttributeError, AssertionError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 DECODE_ERRORS = (*PILLOW_ERRORS, cv2.error)
 
@@ -48,17 +61,24 @@ def decode(data: bytes, where: object) -> Decoded:
     It is turned as the EXIF or TIFF tag says, or XMP where there is neither. See to_uint8 for 16 bits and more.
 
     Raises:
-        ValueError: neither OpenCV nor Pillow can decode it.
+        ValueError: neither OpenCV nor Pillow can decode it; it is too large.
     """
     if not data:
         raise ValueError(f"{where}: not a readable image: the file is empty")
-    reason = ""
-    for reader in (_by_opencv, _by_pillow) if _is_plain(data) else (_by_pillow, _by_opencv):
-        try:
-            return reader(data)
-        except DECODE_ERRORS as error:
-            if reader is _by_pillow:
-                reason = _reason(error, data)
+    header, reason = header_of(data), ""
+    readers = (_by_opencv, _by_pillow) if _is_plain(data) else (_by_pillow, _by_opencv)
+    try:
+        if header:
+            check_size(header)
+            check_scans(data, header)
+        for reader in readers if header else (_by_pillow,):
+            try:
+                return reader(data)
+            except DECODE_ERRORS as error:
+                if reader is _by_pillow:
+                    reason = _reason(error, data)
+    except TooLarge as error:
+        reason = str(error)
     raise ValueError(f"{where}: not a readable image: {reason}")
 
 
@@ -72,13 +92,13 @@ def probe(data: bytes, where: object) -> ImageInfo:
     """
     if data.startswith(b"\xff\xd8"):
         try:
-            with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as file:
+            with _opened(data) as file:
                 (width, height), turn = file.size, _orientation_of(file)
                 file.draft("RGB", (1, 1))
                 file.load()
             return ImageInfo((width, height) if turn > 4 else (height, width), turn)
-        except PILLOW_ERRORS:
-            pass  # OpenCV may read it
+        except (TooLarge, *PILLOW_ERRORS):
+            pass  # OpenCV may read it, or decode says what is wrong
     image, turn = decode(data, where)
     return ImageInfo((image.shape[0], image.shape[1]), turn)
 
@@ -90,7 +110,15 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
         gray = to_uint8(np.asarray(image))
         return turned(np.repeat(gray[..., None], 3, axis=2), turn)
-    return turned(np.array(image.convert("RGB")), turn)
+    width, height = image.size
+    rows = max(BAND // max(width, 1), 1)
+    if height <= rows:
+        return turned(np.array(image.convert("RGB")), turn)
+    rgb = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):  # the whole image at once would be in memory four times
+        band = image.crop((0, top, width, min(top + rows, height)))
+        rgb[top : top + rows] = np.asarray(band.convert("RGB"))
+    return turned(rgb, turn)
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
@@ -106,18 +134,30 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
         return values.astype(np.uint8) * 255
     if values.dtype.itemsize == 2 and values.dtype.kind == "u":
         return (values >> 8).astype(np.uint8)
+    rows = max(BAND // max(values[:1].size, 1), 1)
+    bands = [values[top : top + rows] for top in range(0, len(values), rows)]  # as float64 all of it would be too much
+    ranges = [(float(f.min()), float(f.max())) for band in bands if (f := _finite(band)).size]
+    low, high = min((r[0] for r in ranges), default=0.0), max((r[1] for r in ranges), default=0.0)
+    kind, out = values.dtype.kind, np.empty(values.shape, np.uint8)
+    for k, band in enumerate(bands):
+        numbers = band.astype(np.float64)
+        finite = np.isfinite(numbers)
+        if kind == "f" and low >= 0 and high <= 1:
+            numbers = numbers * 255
+        elif low >= 0 and high <= 255:
+            pass
+        elif kind in "iu" and low >= 0 and high <= 65535:
+            numbers = numbers // 256
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                numbers = (numbers - low) * (255 / max(high - low, 1e-300))
+        out[k * rows : (k + 1) * rows] = np.where(finite, numbers, 0).round().clip(0, 255).astype(np.uint8)
+    return out
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
     numbers = values.astype(np.float64)
-    finite = np.isfinite(numbers)
-    low, high = (float(f(numbers[finite])) if finite.any() else 0.0 for f in (np.min, np.max))
-    if values.dtype.kind == "f" and low >= 0 and high <= 1:
-        numbers = numbers * 255
-    elif low >= 0 and high <= 255:
-        pass
-    elif values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        numbers = numbers // 256
-    else:
-        numbers = (numbers - low) * (255 / max(high - low, 1e-300))
-    return np.where(finite, numbers, 0).round().clip(0, 255).astype(np.uint8)
+    return np.asarray(numbers[np.isfinite(numbers)])
 
 
 def turned(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -156,25 +196,80 @@ def _by_opencv(data: bytes) -> Decoded:
         flags |= cv2.IMREAD_ANYDEPTH
     elif any(mark in data for mark in TURN_MARKS):
         try:
-            with Image.open(io.BytesIO(data), formats=pillow_formats()) as file:
+            with _opened(data) as file:
                 turn = _orientation_of(file)
         except PILLOW_ERRORS:
             flags = cv2.IMREAD_COLOR  # OpenCV turns it
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error is the message
-    try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+    with _SILENCE.kept():  # the error is the message
+        bgr = cv2.imdecode(np.frombuffer(_pixels_of_png(data), np.uint8), flags)
     if bgr is None:
         raise ValueError("OpenCV cannot decode it")
-    return Decoded(turned(cv2.cvtColor(to_uint8(bgr), cv2.COLOR_BGR2RGB), turn), turn)
+    bgr = to_uint8(bgr)
+    return Decoded(turned(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=bgr), turn), turn)
 
 
 def _by_pillow(data: bytes) -> Decoded:
-    with Image.open(io.BytesIO(data), formats=pillow_formats()) as file:
+    with _opened(data) as file:
         turn = _orientation_of(file)
         return Decoded(from_pillow(file), turn)
+
+
+def _opened(data: bytes) -> Image.Image:
+    """The image as Pillow opens it, not decoded.
+
+    Raises:
+        TooLarge, PILLOW_ERRORS: it is larger than is decoded here; Pillow cannot read its header.
+    """
+    file = Image.open(io.BytesIO(data), formats=pillow_formats())
+    kind = file.format or ""
+    bands = len(file.getbands()) / 4 if kind == "JPEG2000" else 1.0
+    weight = max(WEIGHTS.get(kind, 1.0) * bands, MODE_WEIGHTS.get(file.mode, 1.0))
+    header = Header(PROGRESSIVE if "progressive" in file.info else kind, *file.size, weight)
+    check_size(header)
+    check_scans(data, header)
+    return file
+
+
+def _pixels_of_png(data: bytes) -> bytes:
+    """A PNG without the chunks that do not change its pixels: libpng prints a line about each damaged one."""
+    if not data.startswith(b"\x89PNG"):
+        return data
+    parts, at, kept = [data[:8]], 8, True
+    while at + 8 <= len(data):
+        if len(parts) > MAX_CHUNKS:
+            raise ValueError(f"more than {MAX_CHUNKS:,} chunks")
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        kept = kept and kind in PNG_CHUNKS
+        parts.append(data[at:end] if kind in PNG_CHUNKS else b"")
+        at = end
+    return data if kept else b"".join(parts)
+
+
+class _Silence:
+    """OpenCV's log is one for all threads: it is silent as long as any of them decodes, and then as before."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.level = threading.Lock(), 0, 0
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """A block in which OpenCV logs nothing."""
+        with self.lock:
+            if not self.users:
+                self.level = cv2.utils.logging.getLogLevel()
+                cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    cv2.utils.logging.setLogLevel(self.level)
+
+
+_SILENCE = _Silence()
 
 
 @cache
@@ -190,6 +285,8 @@ def pillow_formats() -> tuple[str, ...]:
             module.register_heif_opener()
         found.append(name)
     Image.init()
+    # Pillow warns of large and damaged files; here they are errors of one line, or read. Filters of the user win.
+    warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
     return tuple(name for name in found if name in Image.OPEN)
 
 
@@ -208,5 +305,6 @@ def _reason(error: Exception, data: bytes) -> str:
         if data.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
             return "a JPEG XL image, which needs: pip install pillow-jxl-plugin"
         return "of no known format, or its header is damaged"
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(", could be decompression bomb")[0][:200]
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    return clean(str(error).split(", could be decompression bomb")[0]) or type(error).__name__

@@ -17,6 +17,7 @@ from torch import Tensor
 from utils.boxes import clip_xyxy
 from utils.decode import decode
 from utils.files import write_atomic
+from utils.reading import read_bytes
 
 LOGGER = logging.getLogger(__name__)
 Size: TypeAlias = tuple[int, int]  # (height, width), pixels
@@ -32,9 +33,9 @@ def imread(path: str | Path) -> np.ndarray:
     """The image in a file as (H, W, 3) uint8 RGB, upright; gray, RGBA, 16-bit and float files are converted.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not an image that can be decoded.
+        OSError, ValueError: no such file; a folder or a pipe; not an image that can be decoded, or too large.
     """
-    return decode(Path(path).read_bytes(), path).image
+    return decode(read_bytes(path, "image"), path).image
 
 
 def imwrite(path: Path, image: np.ndarray) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from utils.data.coco import CocoLabels
-from utils.data.voc import VocLabels
+from utils.data.voc import VocLabels, xml_files
 
 
 def annotation_reader(path: Path, names: dict[int, str]) -> CocoLabels | VocLabels:
@@ -15,7 +15,7 @@ def annotation_reader(path: Path, names: dict[int, str]) -> CocoLabels | VocLabe
         ValueError: neither of the two.
     """
     if path.is_dir():
-        if not any(file.suffix.lower() == ".xml" for file in path.rglob("*")):
+        if not xml_files(path):
             raise ValueError(f"{path}: no .xml files, expected Pascal VOC annotations")
         return VocLabels(path, names)
     if path.suffix.lower() != ".json":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import dropwhile
@@ -18,6 +20,8 @@ from utils.data.listing import find_images
 from utils.data.objects import LabelReader
 from utils.data.scan import Scan, scan
 from utils.files import find, read_yaml_lines
+from utils.reading import exists
+from utils.text import clean, first
 
 LOGGER = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
@@ -125,7 +129,7 @@ def read_data_yaml(path: str | Path, single_cls: bool = False) -> Data:
     names = class_names(values.get("names"), str(file), lines)
     nc = values.get("nc")
     if nc is not None and nc != len(names):
-        raise ValueError(f"{file}: nc is {nc!r}, but names has {len(names)} entries, expected nc: {len(names)} or none")
+        raise ValueError(f"{file}: nc is {shown(nc)}, but names has {len(names)} entries, expected as many or no nc")
     roots = [file.resolve().parent, Path.cwd()]
     if values.get("path") is not None:
         roots = [_first_existing(str(values["path"]), roots, f"{file}: path")]
@@ -136,7 +140,7 @@ def read_data_yaml(path: str | Path, single_cls: bool = False) -> Data:
             continue
         entries: list[Any] = value if isinstance(value, list) else [value]
         if not all(isinstance(entry, str) for entry in entries):
-            raise ValueError(f"{file}: {key} is {value!r}, expected a folder, a .txt list, or a list of these")
+            raise ValueError(f"{file}: {key} is {shown(value)}, expected a folder, a .txt list, or a list of these")
         entries = [_inside(entry, roots, f"{file}: {key}") for entry in entries]
         splits[key] = [_first_existing(e, roots, f"{file}: {key}", must_exist=key != "test") for e in entries]
     if not splits:
@@ -153,7 +157,7 @@ def _read_annotations(values: dict[str, Any], roots: Sequence[Path], file: Path)
         or not all(isinstance(v, str) for v in given.values())
     ):
         raise ValueError(
-            f"{file}: annotations is {given!r}, expected split: COCO .json file or folder of VOC .xml files"
+            f"{file}: annotations is {shown(given)}, expected split: COCO .json file or folder of VOC .xml files"
         )
     return {
         key: _first_existing(value, roots, f"{file}: annotations of {key}", must_exist=key != "test")
@@ -167,11 +171,11 @@ def _inside(entry: str, roots: Sequence[Path], what: str) -> str:
     Roboflow writes ../train/images into a YAML that lies beside train/.
     """
     inside = Path(*dropwhile(lambda part: part == "..", Path(entry).parts))
-    if entry == str(inside) or any((root / entry).exists() for root in roots):
+    if entry == str(inside) or any(exists(root / entry) for root in roots):
         return entry
-    if not inside.parts or not any((root / inside).exists() for root in roots):
+    if not inside.parts or not any(exists(root / inside) for root in roots):
         return entry
-    LOGGER.info(f"{what} is '{entry}', which does not exist: using '{inside}'")
+    LOGGER.info(f"{what} is '{clean(entry)}', which does not exist: using '{inside}'")
     return str(inside)
 
 
@@ -181,11 +185,16 @@ def _first_existing(entry: str, roots: Sequence[Path], what: str, must_exist: bo
     Raises:
         FileNotFoundError: it must exist and does not; the message starts with `what`.
     """
-    tries = list(dict.fromkeys(root / Path(entry).expanduser() for root in roots))
+    tries = list(dict.fromkeys(root / os.path.expanduser(entry) for root in roots))
     for candidate in tries:
-        if candidate.exists():
+        if exists(candidate):
             return candidate
     if must_exist:
-        places = ", ".join(str(t) for t in tries)
-        raise FileNotFoundError(f"{what} is '{entry}', expected an existing folder or file, tried: {places}")
+        expected = f"expected an existing folder or file, tried: {first(tries)}"
+        raise FileNotFoundError(f"{what} is '{clean(entry, 60)}', {expected}"[:399])
     return tries[0]
+
+
+def shown(value: object) -> str:
+    """A value of the YAML for a message; of a long list the start."""
+    return clean(reprlib.repr(value), 120)

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.listing import counted, first, read_text
-from utils.data.objects import MAX_OUTSIDE, ImageLabels
+from utils.data.objects import MAX_OUTSIDE, NO_AREA, FirstLines, ImageLabels, share
 from utils.images import IMAGE_SUFFIXES
+from utils.reading import is_file, is_printed, lines_of, read_text
+from utils.text import clean, counted, first
 
+MAX_ROWS = 1_000_000  # lines of a label file; some 400 MB while it is read
+MAX_WORDS = 20_001  # of a line: a class and a polygon of 10,000 points
 NOT_FRACTIONS = 2.0  # a larger number cannot be a fraction of an image
 NOT_LABELS = {"classes.txt", "labels.txt", "notes.txt", "predefined_classes.txt", "readme.txt", "requirements.txt"}
 NOT_LABELS |= {"train.txt", "val.txt", "valid.txt", "test.txt", "readme.dataset.txt", "readme.roboflow.txt"}
@@ -34,81 +37,111 @@ def label_path(image: str | Path) -> Path:
 def read_labels(path: str | Path, nc: int, size: tuple[int, int] = (0, 0)) -> ImageLabels:
     """The labels in a label file; polygons become boxes. A file that is missing or empty means a background image.
 
-    Every warning and error starts with 'file:line:'; a line with an error gives no label.
+    Every warning and error starts with 'file:line:'; a line with an error gives no label. Lines end with \\n, \\r\\n
+    or \\r only, as in editors.
 
     Args:
         nc: number of classes; a class index of `nc` or more is an error.
         size: (height, width) of the image, to say what numbers above 1 look like; (0, 0): not known.
     """
     boxes: dict[tuple[float, ...], int] = {}  # class and box -> line
-    large: list[tuple[int, list[float]]] = []  # line, center and size that are no fractions
-    warnings: list[str] = []
-    errors: list[str] = []
+    large = _Large()
+    warnings, errors = FirstLines(), FirstLines()
     try:
-        lines = read_text(Path(path)).splitlines()
+        text = read_text(Path(path))
     except FileNotFoundError:
-        lines = []
+        text = ""
     except (ValueError, OSError) as error:
-        lines, errors = [], [f"{path}:1: not readable as text: {error}"]
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
+        reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{path}: ")
+        text = ""
+        errors.append(f"{path}:1: not readable as text: {reason}")
+    for number, line in enumerate(lines_of(text), start=1):
+        words = line.split(None, MAX_WORDS)
         if not words:
             continue
+        if number > MAX_ROWS:
+            errors.append(f"{path}:{number}: more than the {MAX_ROWS:,} lines of any label file, expected one a box")
+            break
         try:
             values = _parse_line(words, nc)
         except ValueError as error:
-            errors.append(f"{path}:{number}: {error}")
+            if not errors.full():
+                errors.append(f"{path}:{number}: {error}")
             continue
         if max(values[1:]) > NOT_FRACTIONS:
-            large.append((number, values[1:]))
+            large.add(number, values[1:], size)
             continue
         box, outside = _clip_label(values)
-        if outside > MAX_OUTSIDE:
-            warnings.append(f"{path}:{number}: box reaches {outside:.1%} of the image beyond its edge, clipped")
-        if box[3] <= 0 or box[4] <= 0:
-            warnings.append(f"{path}:{number}: box without area, dropped")
-        elif box in boxes:
-            warnings.append(f"{path}:{number}: the same box as in line {boxes[box]}, dropped")
-        else:
+        if outside > MAX_OUTSIDE and not warnings.full():
+            warnings.append(f"{path}:{number}: box reaches {share(outside)} of the image beyond its edge, clipped")
+        if min(box[3:]) <= NO_AREA:
+            if not warnings.full():
+                warnings.append(f"{path}:{number}: box without area, dropped")
+        elif box not in boxes:
             boxes[box] = number
-    if large:
-        errors.append(f"{path}:{large[0][0]}: {_unit([values for _, values in large], size)}")
+        elif not warnings.full():
+            warnings.append(f"{path}:{number}: the same box as in line {boxes[box]}, dropped")
+    more = warnings.more, errors.more
+    listed = warnings.lines(path, "warnings"), errors.lines(path, "errors")
+    if large.count:
+        listed[1].append(f"{path}:{large.line}: {large.text()}")
     rows = np.array(list(boxes), dtype=np.float64).reshape(-1, 5)
     count = len(rows)
     areas = np.full(count, np.nan, np.float32)
     xywhn = rows[:, 1:].astype(np.float32)
-    return ImageLabels(rows[:, 0].astype(np.int64), xywhn, np.zeros(count, bool), areas, warnings, errors)
+    return ImageLabels(rows[:, 0].astype(np.int64), xywhn, np.zeros(count, bool), areas, *listed, unlisted=more)
 
 
-def _unit(rows: Sequence[Sequence[float]], size: tuple[int, int]) -> str:
-    """What rows of center and size that are no fractions look like."""
-    (h, w), box = size, " ".join(f"{value:g}" for value in rows[0])
-    fits = all(cx + bw / 2 <= w * 1.01 and cy + bh / 2 <= h * 1.01 for cx, cy, bw, bh in rows)
-    looks = ["pixels: divide by the image's width and height"] if fits else []
-    if max(max(row) for row in rows) <= 100 * (1 + MAX_OUTSIDE):
-        looks.append("percent: divide by 100")
-    what = f"looks like {', or '.join(looks)}" if looks else "is far outside the image"
-    lines = counted(len(rows), "line")
-    return f"box {box} {what}; expected center and size in 0..1 ({lines} of this file)"
+class _Large:
+    """The rows of a file with numbers that are no fractions: the first of them, and what all of them could be."""
+
+    def __init__(self) -> None:
+        self.count, self.line, self.fits, self.largest = 0, 0, True, 0.0
+        self.first: Sequence[float] = ()
+
+    def add(self, line: int, box: Sequence[float], size: tuple[int, int]) -> None:
+        """Add a row: center and size, as written."""
+        if not self.count:
+            self.line, self.first = line, box
+        (h, w), (cx, cy, bw, bh) = size, box
+        self.count += 1
+        self.fits = self.fits and cx + bw / 2 <= w * 1.01 and cy + bh / 2 <= h * 1.01
+        self.largest = max(self.largest, *box)
+
+    def text(self) -> str:
+        """What the rows look like."""
+        box = " ".join(f"{value:g}" for value in self.first)
+        looks = ["pixels: divide by the image's width and height"] if self.fits else []
+        if self.largest <= 100 * (1 + MAX_OUTSIDE):
+            looks.append("percent: divide by 100")
+        what = f"looks like {', or '.join(looks)}" if looks else "is far outside the image"
+        lines = counted(self.count, "line")
+        return f"box {box} {what}; expected center and size in 0..1 ({lines} of this file)"
 
 
 def _parse_line(words: list[str], nc: int) -> list[float]:
     """Class, center x, y, width, height in 0..1 from the words of a line; raises ValueError without file and line."""
+    if len(words) > MAX_WORDS:
+        raise ValueError(f"more than {MAX_WORDS:,} numbers, expected 5, or a class and 3 or more x y points")
     try:
         values = [float(word) for word in words]
     except ValueError as error:
-        raise ValueError(f"'{' '.join(words)[:60]}' is not a row of numbers") from error
+        raise ValueError(f"'{clean(' '.join(words), 60)}' is not a row of numbers") from error
+    if not is_printed("".join(words)):
+        odd = next(word for word in words if not is_printed(word))
+        raise ValueError(f"'{clean(odd, 40)}' is not a number as programs write it: 0 to 9, a point, an exponent")
     if not all(math.isfinite(value) for value in values):
-        raise ValueError("NaN or infinity among the numbers")
+        odd = next(word for word, value in zip(words, values, strict=True) if not math.isfinite(value))
+        raise ValueError(f"NaN or infinity among the numbers: {clean(odd, 40)}")
     count = len(values)
     if count != 5 and (count < 7 or count % 2 == 0):
         expected = "5 (class cx cy w h) or a class and 3 or more x y points"
         raise ValueError(f"{count} numbers, expected {expected}")
     label = values[0]
     if label != int(label):
-        raise ValueError(f"class {words[0]} is not an integer")
+        raise ValueError(f"class {clean(words[0], 40)} is not an integer")
     if not 0 <= label < nc:
-        raise ValueError(f"class {words[0]}, but data.yaml has {nc} classes (0..{nc - 1})")
+        raise ValueError(f"class {clean(words[0], 40)}, but data.yaml has {nc} classes (0..{nc - 1})")
     if count == 5:
         return values
     if _is_face(values):
@@ -156,6 +189,7 @@ class TextLabels:
     def __init__(self, nc: int):
         self.nc, self.key = nc, str(nc)
         self._files: dict[Path, Path] = {}
+        self._listed: set[Path] = set()
 
     def match(self, images: Sequence[Path]) -> list[str]:
         own = {image: label_path(image) for image in images}
@@ -174,6 +208,7 @@ class TextLabels:
         sharing = Counter(found.values())
         self._files = {image: file for image, file in found.items() if sharing[file] == 1}
         without += [image for image, file in found.items() if sharing[file] > 1]
+        self._listed = used | set(self._files.values())
         return self._notes(own, used, without, folders)
 
     def _notes(self, own: dict[Path, Path], used: set[Path], without: list[Path], folders: _Folders) -> list[str]:
@@ -198,7 +233,11 @@ class TextLabels:
         return self._files.get(image) or label_path(image)
 
     def read(self, image: Path, size: tuple[int, int], orientation: int = 1) -> ImageLabels:
-        return read_labels(self.file(image), self.nc, size)
+        file = self.file(image)
+        labels = read_labels(file, self.nc, size)
+        if not len(labels.label) and file in self._listed and not is_file(file) and not labels.errors:
+            labels.errors.append(f"{file}:1: gone since the files were listed, or a link to no file")
+        return labels
 
 
 class _Folders:
@@ -233,8 +272,8 @@ def _other_spelling(image: Path, file: Path, folders: _Folders) -> Path | None:
         for wanted in (file.name, f"{image.name}.txt"):
             if len(same := names.get(wanted.lower(), [])) == 1:
                 return folder / same[0]
-    real = image.resolve()
-    if real != Path(os.path.abspath(image)) and (linked := label_path(real)).is_file():
+    real = os.path.realpath(image)  # which, other than Path.resolve, bears links to themselves
+    if real != os.path.abspath(image) and is_file(linked := label_path(real)):
         return linked
     return None
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,16 +15,19 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.boxes import Boxes, Truth, xywhn2xyxy
+from utils.data import label_cache
 from utils.data.labels import TextLabels, label_path
 from utils.data.objects import ImageLabels, LabelReader
 from utils.decode import ImageInfo, probe
 from utils.device import cpu_count
 from utils.files import write_atomic
+from utils.reading import read_bytes
+from utils.text import clean, counted
 
 LOGGER = logging.getLogger(__name__)
-CACHE_VERSION = 4  # to be raised when the meaning of the cached arrays changes
 MAX_MESSAGES = 10  # of one kind, in the log or in an error
-CACHE_ERRORS = (OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
+MESSAGE = 390  # characters of a message
+MAX_KEPT = 10_000  # messages of one kind that are kept, in memory, in the cache and in the file of all messages
 THREADS = min(16, cpu_count())
 
 
@@ -93,6 +92,7 @@ class Scan:
 
 
 SCAN_FIELDS = tuple(f.name for f in fields(Scan))
+KINDS = ("bad", "unlisted", "warnings")  # of messages: images that cannot be read or have no labels; about labels
 
 
 class _Checked(NamedTuple):
@@ -101,6 +101,23 @@ class _Checked(NamedTuple):
     size: tuple[int, int]
     labels: ImageLabels
     bad: str | None
+
+
+class Messages(NamedTuple):
+    """The first MAX_KEPT messages of one kind, and the number of all."""
+
+    lines: list[str]
+    total: int
+
+    @classmethod
+    def of(cls, lines: Iterable[str], uncounted: int = 0) -> Messages:
+        """Those of `lines`, and `uncounted` ones that they stand for."""
+        kept, total = list[str](), uncounted
+        for line in lines:
+            total += 1
+            if len(kept) < MAX_KEPT:
+                kept.append(clean(line, MESSAGE))
+        return cls(kept, total)
 
 
 def scan(images: Sequence[str | Path], nc: int, reader: LabelReader | None = None, notes: Sequence[str] = ()) -> Scan:
@@ -122,45 +139,51 @@ def scan(images: Sequence[str | Path], nc: int, reader: LabelReader | None = Non
     first = label_path(images[0]) if isinstance(reader, TextLabels) else reader.file(Path(images[0]))
     where = first if first.suffix == ".json" else first.parent
     cache, key = cache_file(images, reader), _fingerprint(images, reader)
-    arrays = _load_cache(cache, key)
-    if arrays is None:
-        arrays = _scan_files(images, reader, _log_file(cache))
-        _save_cache(cache, key, arrays)
-    result = Scan(**{name: arrays[name] for name in SCAN_FIELDS})
-    bad, warnings, unlisted = arrays["bad"].tolist(), arrays["warnings"].tolist(), arrays["unlisted"].tolist()
-    for message in _shortened([*bad, *warnings], "messages about images and labels", _log_file(cache)):
+    known = _load_cache(cache, key)
+    if known is None:
+        known = _scan_files(images, reader, _log_file(cache))
+        _save_cache(cache, key, *known)
+    result, messages = known
+    bad, unlisted, warnings = (messages[kind] for kind in KINDS)
+    both = Messages([*bad.lines, *warnings.lines], bad.total + warnings.total)
+    for message in _shortened(both, "messages about images and labels", _log_file(cache)):
         LOGGER.warning(message)
     if not len(result):
-        reason = f"{bad[0] if bad else unlisted[0]}"
+        reason = f"{(bad.lines or unlisted.lines)[0]}"
         notes = "".join(f"; {note}" for note in notes)
         raise ValueError(f"{Path(images[0]).parent}: none of {len(images)} images can be used: {reason}{notes}"[:399])
     background = int((np.diff(result.offsets) == 0).sum())
     for note in notes:
-        LOGGER.warning(note)
+        LOGGER.warning(clean(note, MESSAGE))
     if background == len(result):
         LOGGER.warning(f"no labels found, looked for files such as {reader.file(Path(result.paths[0]))}")
     elif result.crowd.all():
         LOGGER.warning(f"{where}: all {result.box_count} boxes are crowds or difficult objects: none can be learned")
-    left_out = f", {len(unlisted)} left out" if unlisted else ""
+    left_out = f", {unlisted.total} left out" if unlisted.total else ""
     LOGGER.info(
         f"{where}: {len(result)} images, {background} of them background, {result.box_count} boxes, "
-        f"{len(bad)} bad images{left_out}"
+        f"{bad.total} bad images{left_out}"
     )
     return result
 
 
-def _shortened(messages: Sequence[str], what: str, file: Path) -> list[str]:
-    """The first MAX_MESSAGES messages, and a line that counts the others and names `file`, which has all of them."""
-    if len(messages) <= MAX_MESSAGES:
+def _shortened(messages: Messages, what: str, file: Path) -> list[str]:
+    """The first MAX_MESSAGES messages, and a line that counts the others and names `file`, which has all of them.
+
+    Of very many it has the first MAX_KEPT of each kind, and their number.
+    """
+    lines, count = messages
+    if count <= MAX_MESSAGES:
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
-        return list(messages)
-    more = f"... and {len(messages) - MAX_MESSAGES} more {what}"
+        return lines
+    more = f"... and {count - min(len(lines), MAX_MESSAGES)} more {what}"
+    rest = "" if count == len(lines) else f"... and {count - len(lines):,} more\n"
     try:
-        write_atomic(file, "".join(f"{message}\n" for message in messages), sync=False)
+        write_atomic(file, "".join(f"{line}\n" for line in lines) + rest, sync=False)
     except OSError:
-        return [*messages[:MAX_MESSAGES], more]
-    return [*messages[:MAX_MESSAGES], f"{more}, all in {file}"]
+        return [*lines[:MAX_MESSAGES], more]
+    return [*lines[:MAX_MESSAGES], f"{more}, {'the first ' + counted(len(lines), 'line') if rest else 'all'} in {file}"]
 
 
 def cache_file(images: Sequence[str | Path], reader: LabelReader) -> Path:
@@ -168,17 +191,18 @@ def cache_file(images: Sequence[str | Path], reader: LabelReader) -> Path:
     first = Path(images[0])
     own = label_path(first) if isinstance(reader, TextLabels) else reader.file(first)  # not where a link leads to
     folder = own.parent
-    names = hashlib.sha256("\n".join(str(image) for image in images).encode()).hexdigest()[:8]
-    return folder.with_name(f"{folder.name}.{names}.cache.npz")
+    text = "\n".join(str(image) for image in images)
+    names = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return folder.with_name(f"{folder.name}.{names}.cache")
 
 
 def _log_file(cache: Path) -> Path:
     """The file of all messages of a scan, if they are many."""
-    return cache.with_name(f"{cache.name.removesuffix('.cache.npz')}.messages.txt")
+    return cache.with_name(f"{cache.name.removesuffix('.cache')}.messages.txt")
 
 
-def _scan_files(images: Sequence[str | Path], reader: LabelReader, log_file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a Scan, and messages: `bad` and `unlisted` images, `warnings` about labels.
+def _scan_files(images: Sequence[str | Path], reader: LabelReader, log_file: Path) -> tuple[Scan, dict[str, Messages]]:
+    """The scan, and its messages of each of KINDS.
 
     Raises:
         ValueError: errors in labels; `log_file` has all if they are many.
@@ -186,31 +210,37 @@ def _scan_files(images: Sequence[str | Path], reader: LabelReader, log_file: Pat
     with ThreadPoolExecutor(THREADS) as pool:
         work = pool.map(lambda image: _check(image, reader), images)
         found = list(tqdm(work, total=len(images), desc="scanning", leave=False, disable=None))
-    errors = [error for item in found for error in item.labels.errors]
-    if errors:
+    errors = Messages.of((e for item in found for e in item.labels.errors), _stood_for(found, 1))
+    if errors.total:
         shown = "".join(f"\n  {line}" for line in _shortened(errors, "label errors", log_file))
-        raise ValueError(f"{len(errors)} label error(s):{shown}")
+        raise ValueError(f"{errors.total} label error(s):{shown}")
     good = [i for i, item in enumerate(found) if item.bad is None and item.labels.skip_reason is None]
     labels = [found[i].labels for i in good]
-    return {
-        "paths": np.array([str(images[i]) for i in good], dtype=np.str_),
-        "sizes": np.array([found[i].size for i in good], dtype=np.int32).reshape(-1, 2),
-        "label": np.concatenate([ImageLabels().label, *(item.label for item in labels)]),
-        "xywhn": np.concatenate([ImageLabels().xywhn, *(item.xywhn for item in labels)]),
-        "offsets": np.cumsum([0, *(len(item.label) for item in labels)], dtype=np.int64),
-        "crowd": np.concatenate([ImageLabels().crowd, *(item.crowd for item in labels)]),
-        "area": np.concatenate([ImageLabels().area, *(item.area for item in labels)]),
-        "bad": np.array([item.bad for item in found if item.bad is not None], dtype=np.str_),
-        "unlisted": np.array([t for item in found if (t := item.labels.skip_reason) is not None], dtype=np.str_),
-        "warnings": np.array([warning for item in found for warning in item.labels.warnings], dtype=np.str_),
-    }
+    result = Scan(
+        paths=np.array([str(images[i]) for i in good], dtype=np.str_),
+        sizes=np.array([found[i].size for i in good], dtype=np.int32).reshape(-1, 2),
+        label=np.concatenate([ImageLabels().label, *(item.label for item in labels)]),
+        xywhn=np.concatenate([ImageLabels().xywhn, *(item.xywhn for item in labels)]),
+        offsets=np.cumsum([0, *(len(item.label) for item in labels)], dtype=np.int64),
+        crowd=np.concatenate([ImageLabels().crowd, *(item.crowd for item in labels)]),
+        area=np.concatenate([ImageLabels().area, *(item.area for item in labels)]),
+    )
+    bad = Messages.of(item.bad for item in found if item.bad is not None)
+    unlisted = Messages.of(t for item in found if (t := item.labels.skip_reason) is not None)
+    warnings = Messages.of((w for item in found for w in item.labels.warnings), _stood_for(found, 0))
+    return result, {"bad": bad, "unlisted": unlisted, "warnings": warnings}
+
+
+def _stood_for(found: Sequence[_Checked], kind: int) -> int:
+    """How many warnings (0) or errors (1) the last lines of the files stand for, besides themselves."""
+    return sum(item.labels.unlisted[kind] - 1 for item in found if item.labels.unlisted[kind])
 
 
 def _check(image: str | Path, reader: LabelReader) -> _Checked:
     """Check that one image can be decoded, and read its labels."""
     path, info, bad = Path(image), ImageInfo((0, 0)), None
     try:
-        info = probe(path.read_bytes(), path)
+        info = probe(read_bytes(path, "image"), path)
     except OSError as error:
         bad = f"{path}: left out, not a readable image: {error.strerror or error}"
     except ValueError as error:
@@ -221,8 +251,8 @@ def _check(image: str | Path, reader: LabelReader) -> _Checked:
 
 
 def _fingerprint(images: Sequence[str | Path], reader: LabelReader) -> str:
-    """A hash of the paths, sizes and times of all files, the reader's key and the version of the cache."""
-    digest = hashlib.sha256(f"{CACHE_VERSION} {reader.key}".encode())
+    """A hash of the paths, sizes and times of all files, and of the reader's key."""
+    digest = hashlib.sha256(reader.key.encode("utf-8", "surrogatepass"))
     for image in images:
         for file in (Path(image), reader.file(Path(image))):
             try:
@@ -230,32 +260,23 @@ def _fingerprint(images: Sequence[str | Path], reader: LabelReader) -> str:
                 state = f"{stat.st_size} {stat.st_mtime_ns}"
             except OSError:
                 state = "missing"
-            digest.update(f"\n{file}\0{state}".encode())
+            digest.update(f"\n{file}\0{state}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-def _load_cache(file: Path, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays that were saved with `key`; None if there is no such file, its key differs or it is damaged."""
-    wanted = (*SCAN_FIELDS, "bad", "unlisted", "warnings")
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
-            return {name: saved[name] for name in wanted} if str(saved["key"]) == key else None
-    except FileNotFoundError:
+def _load_cache(file: Path, key: str) -> tuple[Scan, dict[str, Messages]] | None:
+    """The scan that was saved with `key`, and its messages; None: see label_cache.load."""
+    saved = label_cache.load(file, key)
+    if saved is None:
         return None
-    except CACHE_ERRORS as error:
-        LOGGER.info(f"{file}: not a usable cache, scanning again ({error})")
-        return None
+    arrays, texts = saved
+    counts = arrays.pop("counts").tolist()
+    messages = {kind: Messages(texts[kind], count) for kind, count in zip(KINDS, counts, strict=True)}
+    return Scan(paths=np.array(texts["paths"], dtype=np.str_), **arrays), messages
 
 
-def _save_cache(file: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays atomically; if the folder cannot be written to there is no cache."""
-    part = ""
-    try:
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as stream:
-            part = stream.name
-            np.savez(stream, key=np.array(key), **arrays)  # type: ignore[arg-type]
-        os.replace(part, file)
-    except OSError as error:
-        LOGGER.info(f"{file}: labels are not cached: {error}")
-        if part:
-            Path(part).unlink(missing_ok=True)
+def _save_cache(file: Path, key: str, result: Scan, messages: dict[str, Messages]) -> None:
+    arrays = {name: getattr(result, name) for name in SCAN_FIELDS if name != "paths"}
+    arrays["counts"] = np.array([messages[kind].total for kind in KINDS], np.int64)
+    texts = {"paths": [str(path) for path in result.paths], **{kind: messages[kind].lines for kind in KINDS}}
+    label_cache.save(file, key, arrays, texts)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from utils.data.listing import counted, first
-from utils.data.objects import AnnotatedObject, Frame, ImageLabels, labels_of, match_ends
+from utils.data.objects import AnnotatedObject, FirstLines, Frame, ImageLabels, labels_of, match_ends
+from utils.reading import number_of, read_bytes
+from utils.text import clean, counted, first
 
 EXPAT_READS = {"utf-8", "utf-16", "us-ascii", "ascii", "iso-8859-1"}  # what Python's XML parser decodes by itself
+MAX_DEPTH = 32  # levels of elements; VOC has 4
+MAX_ELEMENTS = 200_000  # of a file; an object has some ten
+# Not of texts, or so slow to decode that a small file takes minutes.
+NO_ENCODINGS = {"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined"}
+DECLARATION = re.compile(
+    rb"\s{0,99}(?:\xef\xbb\xbf)?<\?xml[^>]{0,200}?encoding\s{0,9}=\s{0,9}[\"']([\w.:-]{1,40})[\"'][^>]{0,200}\?>"
+)
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -31,12 +42,15 @@ class VocLabels:
         self._unclear: set[Path] = set()
 
     def match(self, images: Sequence[Path]) -> list[str]:
-        files = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() == ".xml" and not p.name.startswith("."))
+        files = xml_files(self.folder)
         names = [file.relative_to(self.folder).with_suffix("").parts for file in files]
         matches = match_ends([image.with_suffix("").parts for image in images], names)
         self._files = {images[i]: files[k] for i, k in matches.found.items()}
-        for k in {k for options in matches.unclear.values() for k in options}:
-            claimants = [images[i] for i, options in matches.unclear.items() if options == [k]]
+        claims: dict[int, list[Path]] = defaultdict(list)
+        for i, options in matches.unclear.items():
+            if len(options) == 1:
+                claims[options[0]].append(images[i])
+        for k, claimants in claims.items():
             stated = _stated_folder(files[k])
             chosen = [image for image in claimants if image.parent.name == stated]
             if len(chosen) == 1:
@@ -63,48 +77,112 @@ class VocLabels:
             root, warning = read_xml(path)
             height, width = (_number(root, f"size/{side}", "0") for side in ("height", "width"))
         except FileNotFoundError:
-            return ImageLabels()
+            gone = f"{path}: gone since the files were listed, or a link to no file"
+            return ImageLabels(errors=[gone] if image in self._files else [])
         except ValueError as error:
-            return ImageLabels(errors=[f"{path}: {error}"])
+            return ImageLabels(errors=[f"{path}: {str(error).removeprefix(f'{path}: ')}"])
         except OSError as error:
             return ImageLabels(errors=[f"{path}: not readable: {error.strerror}"])
-        objects, errors = list[AnnotatedObject](), list[str]()
+        objects, errors = list[AnnotatedObject](), FirstLines()
         for k, item in enumerate(root.iter("object"), 1):
             try:
                 objects.append(_object(item, f"{path}: object {k}"))
             except ValueError as error:
-                errors.append(f"{path}: object {k}: {error}")
+                if not errors.full():
+                    errors.append(f"{path}: object {k}: {error}")
         stated = (height, width) if min(height, width) > 0 else size
         labels = labels_of(objects, Frame(str(path), stated, size, orientation), self.classes)
-        labels.errors += errors
+        labels.errors += errors.lines(path, "errors")
         labels.warnings += [f"{path}: {warning}"] if warning else []
+        labels.unlisted = labels.unlisted[0], labels.unlisted[1] + errors.more
         return labels
+
+
+def xml_files(folder: Path) -> list[Path]:
+    """The .xml files below a folder, sorted; hidden ones are left out, linked folders are not followed."""
+    found, waiting = list[Path](), [str(folder)]
+    while waiting:  # Path.rglob calls itself, which ends at a thousand levels
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    elif entry.name.lower().endswith(".xml") and not entry.name.startswith("."):
+                        found.append(Path(entry.path))
+        except OSError:
+            continue  # a folder that may not be read has no labels
+    return sorted(found)
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Builds the elements of a file: without namespaces, comments and instructions, and within limits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = self.count = 0
+
+    def doctype(self, name: str, public: str | None, system: str | None) -> None:
+        """Refuse a document type: it declares entities, which refer to files or multiply."""
+        raise _Refused("it has a document type (DOCTYPE), expected XML without entities")
+
+    def start(self, tag: str, attributes: dict[str, str]) -> ElementTree.Element:  # type: ignore[override]
+        """Open an element; raises _Refused beyond a limit."""
+        self.depth, self.count = self.depth + 1, self.count + 1
+        if self.depth > MAX_DEPTH or self.count > MAX_ELEMENTS:
+            raise _Refused(f"more than {MAX_DEPTH} levels or {MAX_ELEMENTS:,} elements, expected Pascal VOC")
+        return super().start(tag.rpartition("}")[2], {})
+
+    def end(self, tag: str) -> ElementTree.Element:
+        """Close an element."""
+        self.depth -= 1
+        return super().end(tag.rpartition("}")[2])
+
+
+class _Refused(Exception):
+    """An XML file that is not read whatever its encoding; the message says why, without the file."""
+
+
+def _parsed(data: bytes | str) -> ElementTree.Element:
+    parser = ElementTree.XMLParser(target=_Builder())
+    parser.feed(data)
+    root: ElementTree.Element = parser.close()
+    return root
 
 
 def read_xml(path: Path) -> tuple[ElementTree.Element, str]:
     """The root of an XML file in any encoding that Python knows, and a warning ('' if there is none).
 
     Raises:
-        OSError, ValueError: it cannot be read; not XML. The message is without the file.
+        OSError, ValueError: it cannot be read; not XML; it declares a document type or is too large.
     """
-    data = path.read_bytes()
     try:
-        return ElementTree.fromstring(data), ""
+        return _read_xml(read_bytes(path, "annotation file"))
+    except _Refused as error:
+        raise ValueError(f"not read: {error}") from error
+
+
+def _read_xml(data: bytes) -> tuple[ElementTree.Element, str]:
+    try:
+        return _parsed(data), ""
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         reason = error  # also for encodings of several bytes, which expat lacks
-    declared = re.match(rb"\s*(?:\xef\xbb\xbf)?<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"'][^>]*\?>", data)
+    declared = DECLARATION.match(data)
     encoding, warning = (declared[1].decode("ascii") if declared else "gb18030"), ""
     body = data[declared.end() :] if declared else data
     try:
         try:
+            if codecs.lookup(encoding).name in NO_ENCODINGS:
+                raise LookupError
             text = body.decode(encoding)
             damaged = "its first line is damaged, ignored" if encoding.lower() in EXPAT_READS else ""
             warning = damaged if declared else "not UTF-8, read as GB18030"
         except LookupError:
             text, warning = body.decode("utf-8"), f"encoding '{encoding}' is not known, read as UTF-8"
-        return ElementTree.fromstring(text), warning
+        return _parsed(text), warning
     except (ElementTree.ParseError, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"not XML: {reason if not declared else error}") from error
+        last = error if declared else reason
+        shown = f"not {encoding}: {last.reason}" if isinstance(last, UnicodeDecodeError) else last
+        raise ValueError(f"not XML: {clean(shown)}") from error
 
 
 def _stated_folder(path: Path) -> str:
@@ -131,9 +209,9 @@ def _number(item: ElementTree.Element, field: str, default: str = "") -> float:
     if not text:
         raise ValueError(f"no <{key}>, expected pixels")
     try:
-        return float(text)
+        return number_of(text)
     except ValueError as error:
-        raise ValueError(f"<{key}> is '{text[:40]}', expected a number") from error
+        raise ValueError(f"<{key}> is '{clean(text, 40)}', expected a number") from error
 
 
 def voc_xml(file_name: str, size: tuple[int, int], names: Sequence[str], xyxy: np.ndarray) -> str:
