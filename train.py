@@ -5,11 +5,105 @@ Several processes: `torchrun --nproc_per_node 2 train.py ...`. After an interrup
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from utils.config import AT_LEAST_0, AT_LEAST_1, Bounds, Config, check_cli, flag, known_fields, run_script
+
+BATCH, CLIP = Bounds(low=1, also=(-1,)), Bounds(low=0, also=(-1,))
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """Train a detector on a data set in YOLO format.
+
+    Example: --data my.yaml --weights yolov5n.pt --imgsz 320 --epochs 50
+    """
+
+    data: str = flag(
+        "",
+        "data YAML, or the folder it is in; empty: the built-in set, drawn on first use, or that of --resume",
+        group="data",
+    )
+    imgsz: int = flag(640, "image size for training and validation, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
+    single_cls: bool = flag(False, "treat all classes as one")
+    fraction: float = flag(1.0, "fraction of the training images to use, 0..1", bounds=Bounds(above=0, high=1))
+    image_weights: bool = flag(False, "sample images more often if their classes have a low mAP")
+    rect: bool = flag(False, "rectangular batches; off for models whose grid is coarser than their stride")
+    cache: str = flag(
+        "", "cache decoded images: ram, or disk (a file beside the labels)", bare="ram", choices=("", "ram", "disk")
+    )
+    cfg: str = flag("", "model YAML; empty: that of --weights, else yolov5-mobilevit.yaml", group="model")
+    weights: str = flag("", "checkpoint to start from, this project's or YOLOv5's; empty: train from scratch")
+    backbone_weights: str = flag("", "ImageNet weights of a MobileViT: a CVNets or timm file; timm:NAME downloads one")
+    partial: bool = flag(False, "with --backbone-weights: load the tensors that fit, skip the others")
+    freeze: tuple[int, ...] = flag((0,), "layers to freeze: the number of first layers, or a list of layers", shown="")
+    noautoanchor: bool = flag(False, "keep the model's anchors even if they do not fit the data")
+    epochs: int | None = flag(None, "number of epochs", bounds=AT_LEAST_1, group="training", shown="100")
+    batch_size: int = flag(16, "images per batch over all processes; -1: as many as fit", "--batch", bounds=BATCH)
+    time: float = flag(0.0, "hours after which training ends", bounds=AT_LEAST_0, shown="no limit")
+    patience: int = flag(100, "early stopping: epochs without improvement; 0: never", bounds=AT_LEAST_0)
+    resume: str = flag("", "resume an interrupted run: its last.pt; without a path the newest", bare="newest")
+    optimizer: str = flag(
+        "", "optimizer", choices=("", "SGD", "Adam", "AdamW"), shown="fitted to the data; with --hyp SGD"
+    )
+    hyp: str = flag("", "hyperparameter YAML, such as hyp.scratch-low.yaml; empty: fitted to the data (docs/recipe.md)")
+    cos_lr: bool = flag(False, "cosine learning rate schedule instead of linear")
+    label_smoothing: float = flag(0.0, "label smoothing, 0..1", bounds=Bounds(low=0, below=1))
+    clip_grad: float = flag(-1.0, "gradient norm limit; 0: none", bounds=CLIP, shown="fitted; with --hyp 10")
+    seed: int = flag(0, "random seed", bounds=AT_LEAST_0)
+    noval: bool = flag(False, "validate only the final epoch")
+    close_mosaic: int = flag(
+        -1,
+        "disable mosaic for the last N epochs",
+        bounds=Bounds(low=-1),
+        group="augmentation (more: --hyp)",
+        shown="fitted; with --hyp 0",
+    )
+    multi_scale: bool = flag(False, "vary the image size of each batch by +/- 50 %%, in steps of the grid")
+    quad: bool = flag(False, "combine every four images into one of twice the side")
+    evolve: int = flag(
+        0,
+        "search hyperparameters in this many trials; without a number 300",
+        bare=300,
+        bounds=AT_LEAST_0,
+        group="search",
+        shown="no search",
+    )
+    evolve_space: str = flag("space.yaml", "YAML of the ranges that --evolve searches")
+    evolve_storage: str = flag("", "database URL of the search, for several workers; empty: a file in the run folder")
+    project: str = flag("runs/train", "folder of the runs", group="output")
+    name: str = flag("exp", "name of this run's folder, numbered if it exists")
+    exist_ok: bool = flag(False, "write into an existing run folder")
+    nosave: bool = flag(False, "save only the final checkpoint")
+    save_period: int = flag(-1, "save a checkpoint every N epochs", shown="never")
+    noplots: bool = flag(False, "write no plots and no report")
+    verbose: bool = flag(False, "print every tensor that was not transferred, and the whole recipe")
+    device: str = flag(
+        "", "cpu, mps, a GPU number, or 0,1 under torchrun; empty: the first GPU, else the CPU", group="hardware"
+    )
+    workers: int = flag(2, "data loader processes per training process, at most one per CPU", bounds=AT_LEAST_0)
+    amp: str = flag("auto", "mixed precision; auto: fp16 on CUDA, else off", choices=("auto", "fp16", "bf16", "off"))
+    sync_bn: bool = flag(False, "batch norm over the batches of all processes (SyncBatchNorm)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rect and self.image_weights:
+            raise ValueError("--rect --image-weights: sampled images cannot be batched by shape, expected one of them")
+
+    @property
+    def total_epochs(self) -> int:
+        """The number of epochs."""
+        return 100 if self.epochs is None else self.epochs
+
+
+if __name__ == "__main__":
+    check_cli(TrainConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
 import json
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +119,9 @@ from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, 
 from models.weights.start import resumed_model, start_model
 from models.weights.transfer import TransferReport, freeze
 from models.yolo import DetectionModel
-from utils.config import AT_LEAST_0, AT_LEAST_1, Bounds, Config, flag, known_fields, run_script
-from utils.data.image_cache import CACHES
 from utils.data.loader import EpochBatchSampler, LoaderSettings, image_weights, training_loaders
 from utils.data.scan import Scan
-from utils.device import AMP_MODES, amp_dtype, seed_everything
+from utils.device import amp_dtype, seed_everything
 from utils.distributed import Dist, setup_device
 from utils.drawing import plot_batch
 from utils.evaluate.metrics import Metrics
@@ -41,7 +133,7 @@ from utils.runs import Run, newest_checkpoint
 from utils.train.autoanchor import check_anchors, label_sizes
 from utils.train.errors import user_error
 from utils.train.memory import choose_batch_size
-from utils.train.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
+from utils.train.optim import ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
 from utils.train.plots import plot_labels, plot_results
 from utils.train.progress import epoch_line, result_row, show_progress
 from utils.train.recipe import RunInfo, fit_recipe, warn_of_random_start
@@ -52,68 +144,8 @@ from utils.train.tensorboard import TensorBoard
 from val import EvalSettings, evaluate, read_data, rect_or_square
 
 LOGGER = logging.getLogger(__name__)
-BATCH, CLIP = Bounds(low=1, also=(-1,)), Bounds(low=0, also=(-1,))
 BUILT_IN = "data/shapes.yaml"  # the data set without --data
 PLOTTED_BATCHES = 3  # of the first epoch, drawn as train_batch*.jpg
-
-
-@dataclass(frozen=True)
-class TrainConfig(Config):
-    """Train a detector on a data set in YOLO format."""
-
-    cfg: str = flag("", "model YAML; empty: that of --weights, else yolov5-mobilevit.yaml")
-    weights: str = flag("", "checkpoint to start from, this project's or YOLOv5's; empty: train from scratch")
-    backbone_weights: str = flag("", "ImageNet weights of a MobileViT: a CVNets or timm file; timm:NAME downloads one")
-    partial: bool = flag(False, "with --backbone-weights: load the tensors that fit, skip the others")
-    data: str = flag("", "data YAML; empty: the built-in set, drawn on first use, or that of the run to resume")
-    hyp: str = flag("", "hyperparameter YAML, such as hyp.scratch-low.yaml; empty: fitted to the data (docs/recipe.md)")
-    epochs: int | None = flag(None, "number of epochs; 100 if not given", bounds=AT_LEAST_1)
-    time: float = flag(0.0, "hours after which training ends; 0: no limit", bounds=AT_LEAST_0)
-    batch_size: int = flag(16, "images per batch over all processes; -1: as many as fit", "--batch", bounds=BATCH)
-    imgsz: int = flag(640, "image size for training and validation, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
-    rect: bool = flag(False, "rectangular batches; off for models whose grid is coarser than their stride")
-    resume: str = flag("", "resume an interrupted run: its last.pt; without a path the newest", bare="newest")
-    nosave: bool = flag(False, "save only the final checkpoint")
-    noval: bool = flag(False, "validate only the final epoch")
-    noautoanchor: bool = flag(False, "keep the model's anchors even if they do not fit the data")
-    noplots: bool = flag(False, "write no plots and no report")
-    cache: str = flag("", "cache decoded images: ram, or disk (a file beside the labels)", bare="ram", choices=CACHES)
-    evolve: int = flag(0, "search hyperparameters in this many trials; bare: 300", bare=300, bounds=AT_LEAST_0)
-    evolve_space: str = flag("space.yaml", "YAML of the ranges that --evolve searches")
-    evolve_storage: str = flag("", "database URL of the search, for several workers; empty: a file in the run folder")
-    image_weights: bool = flag(False, "sample images more often if their classes have a low mAP")
-    fraction: float = flag(1.0, "fraction of the training images to use, 0..1", bounds=Bounds(above=0, high=1))
-    close_mosaic: int = flag(
-        -1, "disable mosaic for the last N epochs; -1: fitted, with --hyp 0", bounds=Bounds(low=-1)
-    )
-    multi_scale: bool = flag(False, "vary the image size of each batch by +/- 50 %%, in steps of the grid")
-    quad: bool = flag(False, "combine every four images into one of twice the side")
-    single_cls: bool = flag(False, "treat all classes as one")
-    optimizer: str = flag("", "optimizer; empty: fitted to the data, with --hyp SGD", choices=("", *OPTIMIZERS))
-    cos_lr: bool = flag(False, "cosine learning rate schedule instead of linear")
-    label_smoothing: float = flag(0.0, "label smoothing, 0..1", bounds=Bounds(low=0, below=1))
-    clip_grad: float = flag(-1.0, "gradient norm limit; 0: none; -1: fitted, with --hyp 10", bounds=CLIP)
-    freeze: tuple[int, ...] = flag((0,), "layers to freeze: the number of first layers, or a list of layers")
-    patience: int = flag(100, "early stopping: epochs without improvement; 0: never", bounds=AT_LEAST_0)
-    save_period: int = flag(-1, "save a checkpoint every N epochs; below 1: never")
-    amp: str = flag("auto", "mixed precision; auto: fp16 on CUDA, else off", choices=AMP_MODES)
-    sync_bn: bool = flag(False, "batch norm over the batches of all processes (SyncBatchNorm)")
-    seed: int = flag(0, "random seed", bounds=AT_LEAST_0)
-    workers: int = flag(2, "data loader processes per training process, at most one per CPU", bounds=AT_LEAST_0)
-    device: str = flag("", "cpu, mps, a GPU number, or 0,1 under torchrun; empty: the first GPU, else the CPU")
-    project: str = flag("runs/train", "folder of the runs")
-    name: str = flag("exp", "name of this run's folder, numbered if it exists")
-    exist_ok: bool = flag(False, "write into an existing run folder")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rect and self.image_weights:
-            raise ValueError("--rect --image-weights: sampled images cannot be batched by shape, expected one of them")
-
-    @property
-    def total_epochs(self) -> int:
-        """The number of epochs."""
-        return 100 if self.epochs is None else self.epochs
 
 
 def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint | None = None) -> Metrics | None:

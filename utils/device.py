@@ -9,8 +9,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-AMP_MODES = ("auto", "fp16", "bf16", "off")
-
 
 def select_device(text: str = "") -> torch.device:
     """The device that `text` names: 'cpu', 'mps' or a GPU number; '' is the first GPU, else the CPU.

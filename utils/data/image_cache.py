@@ -18,7 +18,6 @@ from tqdm import tqdm
 from utils.device import cpu_count
 
 LOGGER = logging.getLogger(__name__)
-CACHES = ("", "ram", "disk")
 LAYOUT = 2  # to be raised when the bytes of a cache file mean something else
 MAX_SHARE = 0.8  # of the free memory or disk space, for one cache
 THREADS = min(16, cpu_count())
