@@ -197,7 +197,9 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
         data = data.numbered_as(checkpoint.names, cfg.resume)
     cfg = replace(cfg, data=str(Path(data.yaml).resolve()))
     if checkpoint is None:
-        model, transferred = start_model(data.names, cfg.cfg, cfg.weights, cfg.backbone_weights, cfg.partial)
+        model, transferred = start_model(
+            data.names, cfg.cfg, cfg.weights, cfg.backbone_weights, cfg.partial, cfg.verbose
+        )
     else:
         model, transferred = resumed_model(checkpoint), None
     model = model.to(dist.device)
@@ -261,7 +263,7 @@ def choose_hyp(
         attention=any(isinstance(module, Attention | SeparableAttention) for module in model.modules()),
         backbone=bool(cfg.backbone_weights),
     )
-    recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, cfg.hyp)
+    recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, cfg.hyp, cfg.verbose)
     fitted: dict[str, Any] = {
         "optimizer": recipe.optimizer,
         "close_mosaic": recipe.close_mosaic,

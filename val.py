@@ -15,7 +15,9 @@ class ValConfig(Config):
     """
 
     data: str = flag(
-        "", "data YAML; empty: the one that the weights were trained on, else the built-in set", group="data"
+        "",
+        "data YAML, or the folder it is in; empty: the one that the weights were trained on, else the built-in set",
+        group="data",
     )
     weights: str | tuple[str, ...] = flag(
         "",
@@ -87,7 +89,7 @@ from utils.backend import Backend, input_size, refuse_nms
 from utils.boxes import Boxes
 from utils.classes import class_order
 from utils.data.coco import CocoLabels
-from utils.data.data_yaml import Data, read_data_yaml
+from utils.data.data_yaml import Data, find_data_yaml, read_data_yaml
 from utils.data.dataset import DetectionDataset, Sample
 from utils.data.loader import Batch, build_loader
 from utils.data.scan import Scan
@@ -96,7 +98,7 @@ from utils.drawing import plot_batch, plot_boxes
 from utils.evaluate.curves import plot_confusion, plot_curves, plot_study
 from utils.evaluate.metrics import DetectionMetrics, Metrics
 from utils.evaluate.timing import Stopwatch
-from utils.files import find, write_atomic
+from utils.files import write_atomic
 from utils.images import size_text, to_input
 from utils.loss import Criterion, LossParts
 from utils.nms import NmsSettings, non_max_suppression
@@ -111,6 +113,7 @@ from utils.predict.writers import (
     write_renamed,
 )
 from utils.runs import OutputFiles, Run, training_data, weights_or_newest
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 SPLIT_OF_TASK = {"speed": "val", "study": "val"}  # other tasks are the split they measure
@@ -320,7 +323,7 @@ def read_data(name: str, single_cls: bool = False) -> Data:
     Raises:
         FileNotFoundError, ValueError: see read_data_yaml.
     """
-    return read_data_yaml(draw_if_built_in(find(name, "data")), single_cls)
+    return read_data_yaml(draw_if_built_in(find_data_yaml(name)), single_cls)
 
 
 def match_classes(model: Backend, data: Data, weights: str = "the model") -> Backend:
@@ -415,7 +418,7 @@ def warn_of_max_det(scan: Scan, max_det: int) -> None:
     labels = np.diff(scan.offsets)
     if over := int((labels > max_det).sum()):
         worst = f"{scan.paths[labels.argmax()]} has {labels.max()}"
-        LOGGER.warning(f"--max-det {max_det}: {over} image(s) have more labels, which cannot all be found; {worst}")
+        LOGGER.warning(f"--max-det {max_det}: {counted(over, 'image has', 'images have')} more labels; {worst}")
 
 
 def save_detections(

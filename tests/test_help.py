@@ -23,7 +23,9 @@ from utils.files import REPO
 from utils.train.optim import OPTIMIZERS
 
 CONFIGS = {
-    name: getattr(importlib.import_module(entry.module), entry.config) for name, entry in COMMANDS.items() if entry.config
+    name: getattr(importlib.import_module(entry.module), entry.config)
+    for name, entry in COMMANDS.items()
+    if entry.config
 }
 SCRIPTS = ("train", "val", "detect", "export")
 HEAVY = {"torch", "cv2", "numpy", "PIL", "matplotlib"}
@@ -134,7 +136,9 @@ def test_a_group_holds_until_the_next_one() -> None:
         ["--d", "N", "...", "fourth", "(default:", "3", "4)"],
     ]
     assert words[two + 1] == ["--c,", "--no-c", "third", "(default:", "on)"]
-    assert parse_cli(Example, []) == Example() and parse_cli(Example, ["--no-c", "--d", "5"]) == Example(c=False, d=(5,))
+    assert parse_cli(Example, []) == Example() and parse_cli(Example, ["--no-c", "--d", "5"]) == Example(
+        c=False, d=(5,)
+    )
 
 
 def test_commands_are_those_of_the_clone_or_of_the_package() -> None:

@@ -53,6 +53,7 @@ from models.runtimes.load import load_backend
 from models.yolo import DetectionModel
 from utils.files import write_atomic
 from utils.proof.images import quiet
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 CPU = torch.device("cpu")
@@ -149,7 +150,7 @@ def main(cfg: TimesConfig) -> list[Network]:
             raise ValueError(f"--imgsz {off[0]}: {n.name} takes multiples of {n.model.grid}")
     measure(networks, cfg)
     text = table(networks, cfg)
-    LOGGER.info(f"batch 1, {cfg.threads} thread(s), least of {cfg.rounds} calls in turns\n{text}")
+    LOGGER.info(f"batch 1, {counted(cfg.threads, 'thread')}, least of {cfg.rounds} calls in turns\n{text}")
     if cfg.out:
         write_atomic(Path(cfg.out), text + "\n")
     return networks

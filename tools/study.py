@@ -126,7 +126,7 @@ def read_arm(cfg: StudyConfig, name: str, arm: Any) -> tuple[dict[str, Any], Hyp
         return flags, None
     unknown = set(changes) - {f.name for f in fields(Hyp)}
     if unknown:
-        raise ValueError(f"{where}: unknown key(s) {', '.join(sorted(unknown))}")
+        raise ValueError(f"{where}: unknown key{'s' * (len(unknown) > 1)} {', '.join(sorted(unknown))}")
     try:
         return flags, replace(Hyp.from_yaml(find(cfg.base, "data/hyps")), **changes)
     except (ValueError, TypeError) as error:
