@@ -112,7 +112,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from models.common import Attention, MobileViTBlock, SeparableAttention
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
@@ -129,13 +128,14 @@ from utils.files import find, write_atomic
 from utils.hyp import Hyp
 from utils.images import check_imgsz, rescale, to_input
 from utils.loss import Criterion, LossParts
+from utils.progress import Progress, clock
 from utils.runs import Run, newest_checkpoint
 from utils.train.autoanchor import check_anchors, label_sizes
 from utils.train.errors import user_error
 from utils.train.memory import choose_batch_size
 from utils.train.optim import ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
 from utils.train.plots import plot_labels, plot_results
-from utils.train.progress import epoch_line, result_row, show_progress
+from utils.train.progress import epoch_header, epoch_row, result_row
 from utils.train.recipe import RunInfo, fit_recipe, warn_of_random_start
 from utils.train.report import write_report
 from utils.train.state import TrainState
@@ -327,14 +327,20 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
     for layer in job.frozen:
         layer.eval()
     state.optimizer.zero_grad()  # of batches that completed no update, as in YOLOv5
-    total, images_seen = torch.zeros(len(job.criterion.names), device=device), 0
+    total = torch.zeros(len(job.criterion.names), device=device)
 
     def named(parts: Tensor) -> LossParts:
         return dict(zip(job.criterion.names, parts, strict=True))
 
-    hidden = True if dist.rank else None  # None: without a terminal
-    bar = tqdm(loader, f"epoch {epoch + 1}/{cfg.total_epochs}", leave=False, dynamic_ncols=True, disable=hidden)
-    for step, batch in enumerate(bar, start=epoch * len(loader)):
+    def row(losses: LossParts) -> str:
+        return epoch_row(epoch, cfg.total_epochs, losses, len(batch.targets), images)
+
+    left = state.seconds / epoch * (cfg.total_epochs - epoch) if epoch else None
+    LOGGER.info(epoch_header(job.criterion.names, left))
+    progress = Progress(
+        loader, len(loader), lambda: row(named(total * dist.world / progress.done)), hidden=dist.rank > 0
+    )
+    for step, batch in enumerate(progress, start=epoch * len(loader)):
         state.schedule.set(step)
         update = state.schedule.update_due(step)
         images = to_input(batch.images, device)
@@ -354,13 +360,12 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
         if update:
             apply_gradients(job)
         total += torch.stack([parts[name] for name in job.criterion.names])
-        images_seen += len(batch.paths)
+        progress.items += len(batch.paths) * dist.world
         if step < PLOTTED_BATCHES and dist.rank == 0 and not cfg.noplots:
             plot_batch(batch.images, batch.targets, job.names, job.run.dir / f"train_batch{step}.jpg")
-        if not bar.disable:
-            mean = total * dist.world / (step - epoch * len(loader) + 1)
-            show_progress(bar, named(mean), len(batch.targets), images, images_seen / (time.monotonic() - began))
-    return named(dist.all_reduce_sum(total) / len(loader))
+    losses = named(dist.all_reduce_sum(total) / len(loader))
+    LOGGER.info(f"{row(losses)}  {clock(time.monotonic() - began)}")
+    return losses
 
 
 def apply_gradients(job: Job) -> None:
@@ -396,7 +401,8 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
     job.run.log(row)
     if job.board is not None:
         job.board.scalars(row)
-    LOGGER.info(epoch_line(epoch, cfg.total_epochs, losses, metrics, seconds))
+    if metrics:
+        LOGGER.info("\n".join(metrics.table().splitlines()[:2]))
     fitness = metrics.fitness if metrics else math.nan
     best = state.stopper.improved(fitness, epoch) or state.stopper.best == -math.inf
     if state.stopper.should_stop(epoch):

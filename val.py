@@ -80,7 +80,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from data.make_shapes import draw_if_built_in
 from models.runtimes.ensemble import in_order
@@ -112,6 +111,7 @@ from utils.predict.writers import (
     write_labels,
     write_renamed,
 )
+from utils.progress import Progress
 from utils.runs import OutputFiles, Run, training_data, weights_or_newest
 from utils.text import counted
 
@@ -248,7 +248,9 @@ def detect_all(
     watch, losses, rows = Stopwatch(device), [], list[int]()
     autocast = settings.half and device.type == "cuda" and isinstance(model, nn.Module)
     with eval_mode(model):
-        for step, batch in enumerate(tqdm(loader, desc=desc, leave=False, disable=None)):
+        progress = Progress(loader, len(loader), lambda: f"{desc:>9}")
+        for step, batch in enumerate(progress):
+            progress.items += len(batch.rows)
             if not batch.rows:  # no image of the batch can be read any more
                 continue
             with watch.stage("pre"):
