@@ -84,6 +84,7 @@ from utils.data.data_yaml import read_data_yaml
 from utils.data.listing import list_images
 from utils.files import move, remove, size_of
 from utils.images import Size, as_size
+from utils.next_steps import after_export, step_lines
 from utils.nms import NmsSettings
 from utils.proof.images import comparison_images, evenly, interleaved, medians, quiet, read_images
 from utils.proof.parity import LIMITS, compare
@@ -353,6 +354,9 @@ def main(cfg: ExportConfig) -> list[Row]:
     names = [name for name in NAMES if name in cfg.include or ("all" in cfg.include and name != "web")]
     rows = [export_format(task, name) for name in (*names, *(name for name in OTHER_TOOLS if name in cfg.include))]
     LOGGER.info("\n" + table(rows))
+    written = {row.format: row.path for row in rows if row.path and not row.failed}
+    if written:
+        LOGGER.info("\n" + step_lines(after_export(written, cfg.data)))
     wrong = [row for row in rows if row.failed or (row.missing and row.format in cfg.include)]
     if wrong:
         raise ValueError("; ".join(f"{row.format}: {row.note}" for row in wrong))

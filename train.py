@@ -118,6 +118,7 @@ from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, 
 from models.weights.start import resumed_model, start_model
 from models.weights.transfer import TransferReport, freeze
 from models.yolo import DetectionModel
+from utils.commands import command
 from utils.data.loader import EpochBatchSampler, LoaderSettings, image_weights, training_loaders
 from utils.data.scan import Scan
 from utils.device import amp_dtype, seed_everything
@@ -128,8 +129,10 @@ from utils.files import find, write_atomic
 from utils.hyp import Hyp
 from utils.images import check_imgsz, rescale, to_input
 from utils.loss import Criterion, LossParts
+from utils.next_steps import step_lines
 from utils.progress import Progress, clock
 from utils.runs import Run, newest_checkpoint
+from utils.text import counted
 from utils.train.autoanchor import check_anchors, label_sizes
 from utils.train.errors import user_error
 from utils.train.memory import choose_batch_size
@@ -137,7 +140,7 @@ from utils.train.optim import ModelEMA, Schedule, accumulation, build_optimizer,
 from utils.train.plots import plot_labels, plot_results
 from utils.train.progress import epoch_header, epoch_row, result_row
 from utils.train.recipe import RunInfo, fit_recipe, warn_of_random_start
-from utils.train.report import write_report
+from utils.train.report import run_steps, write_report
 from utils.train.state import TrainState
 from utils.train.stopping import EarlyStopping
 from utils.train.tensorboard import TensorBoard
@@ -452,6 +455,7 @@ def finish(job: Job) -> Metrics:
             job.board.close()
         LOGGER.info(f"report: {write_report(job.run.dir)}")
     LOGGER.info(f"best weights: {best}")
+    LOGGER.info(step_lines(run_steps(job.run.dir, asdict(job.cfg))))
     return metrics
 
 
@@ -463,7 +467,8 @@ def log_how_to_resume(job: Job) -> None:
         if epoch is None:
             LOGGER.info("no epoch was saved yet")
         else:
-            LOGGER.info(f"epochs saved: {epoch + 1}; resume with: python train.py --resume {last}")
+            saved = counted(epoch + 1, "epoch is", "epochs are")
+            LOGGER.info(f"{saved} saved; resume with: {command('train', '--resume', last)}")
 
 
 def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:

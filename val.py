@@ -100,6 +100,7 @@ from utils.evaluate.timing import Stopwatch
 from utils.files import write_atomic
 from utils.images import size_text, to_input
 from utils.loss import Criterion, LossParts
+from utils.next_steps import after_validation, step_lines
 from utils.nms import NmsSettings, non_max_suppression
 from utils.predict.writers import (
     ImageIds,
@@ -459,6 +460,9 @@ def report(metrics: Metrics, cfg: ValConfig, nc: int, folder: Path) -> None:
     LOGGER.info("speed: " + ", ".join(f"{ms:.1f} ms {name}" for name, ms in metrics.speed_ms.items()) + " per image")
     write_atomic(folder / "metrics.json", json.dumps(metrics.as_dict(), indent=2) + "\n")
     LOGGER.info(f"results in {folder}")
+    weights = cfg.weights if isinstance(cfg.weights, str) else cfg.weights[0]
+    if steps := after_validation(folder, weights, metrics.best_confidence):
+        LOGGER.info(step_lines(steps))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ COMMANDS = {
     "summary": Command("models.yolo", purpose="Print the layers, parameters and GFLOPs of model YAMLs."),
     "doctor": Command("tools.doctor", "DoctorConfig"),
     "report": Command("utils.train.report", "ReportConfig"),
+    "serve": Command("tools.serve", "ServeConfig"),
     "convert": Command("tools.convert", "ConvertConfig"),
     "classify": Command("tools.classify", "ClassifyConfig"),
     "benchmark": Command("tools.benchmark", "BenchmarkConfig"),

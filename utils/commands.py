@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE, PROGRAM = "yolov5_mobilevit", "yolov5-mobilevit"  # the installed package, and its command
@@ -33,13 +32,12 @@ def command(module: str, *words: object, package: str = __package__) -> str:
     return f"{program(module, package)} {shlex.join(str(word) for word in words)}".rstrip()
 
 
+def quoted(path: str | Path) -> str:
+    """A path as it is typed here, quoted where a shell needs it."""
+    return shlex.quote(relative(path))
+
+
 def relative(path: str | Path) -> str:
     """A path as it is typed here: relative to the working folder if it is below it."""
     path = Path(path)
     return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
-
-
-def listed(lines: Sequence[tuple[str, str]]) -> str:
-    """Purposes and commands as text for the log, a line each; a command that does not fit is below its purpose."""
-    width = max((len(purpose) for purpose, _ in lines), default=0)
-    return "\n".join(f"  {purpose:<{width}}  {line}" for purpose, line in lines)
