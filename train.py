@@ -240,7 +240,9 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
         state.finished = state.finished or state.epoch >= cfg.total_epochs
     criterion = model.head.criterion(hyp, imgsz, cfg.label_smoothing, dist.all_reduce_sum)  # with the anchors restored
     parallel = dist.wrap(model, cfg.sync_bn)
-    LOGGER.info(f"training for {cfg.total_epochs} epochs at {imgsz} px on {dist.device}; results go to {run.dir}")
+    LOGGER.info(
+        f"training for {counted(cfg.total_epochs, 'epoch')} at {imgsz} px on {dist.device}; results go to {run.dir}"
+    )
     board = None
     if dist.rank == 0 and not cfg.noplots:
         board = TensorBoard(run.dir, start=state.epoch)

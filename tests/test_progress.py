@@ -34,11 +34,11 @@ def test_a_log_has_a_line_every_30_seconds(ticking, caplog: pytest.LogCaptureFix
     for _ in bar:
         bar.items += 8
     assert len(caplog.messages) == 3  # of about 100 seconds
-    assert caplog.messages[0] == "epoch 1  30%  1.2/s  1:33 left"
+    assert caplog.messages[0] == "epoch 1  30%  1.2 img/s  1:33 left"
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("columns", [80, 95, 110, 200])
+@pytest.mark.parametrize("columns", [80, 96, 112, 200])
 def test_a_terminal_has_one_line_that_fits_and_is_cleared(
     columns: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_terminal_has_one_line_that_fits_and_is_cleared(
     assert (states[0], blank.strip(), last) == ("", "", "") and not caplog.messages
     assert len(states) == 4 and all(len(state) < columns and "\n" not in state for state in states)
     assert states[1].startswith(row) and "33%" in states[1] and "left" in states[1] and "100%" in states[3]
-    assert ("/s" in states[1]) == (columns >= 95) and ("====" in states[1]) == (columns >= 110)
+    assert ("/s" in states[1]) == (columns >= 96) and ("====" in states[1]) == (columns >= 112)
 
 
 def test_columns_are_under_their_headings_and_fit_into_80() -> None:

@@ -138,7 +138,14 @@ def build_parser(cls: type) -> argparse.ArgumentParser:
     group: Any = parser
     for f in fields(cls):
         if f.metadata.get("positional"):
-            parser.add_argument(f.name, type=hints[f.name], help=f.metadata["help"], metavar=f.name.upper())
+            several = typing.get_origin(hints[f.name]) is tuple
+            parser.add_argument(
+                f.name,
+                type=typing.get_args(hints[f.name])[0] if several else hints[f.name],
+                nargs="+" if several else None,
+                help=f.metadata["help"],
+                metavar=f.name.upper(),
+            )
             continue
         if title := f.metadata["group"]:
             group = groups[title] = groups.get(title) or parser.add_argument_group(title)

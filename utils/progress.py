@@ -22,9 +22,11 @@ class Progress(Generic[T]):
         items: images or frames done so far, which the loop counts, for the speed; 0: no speed is shown.
     """
 
-    def __init__(self, steps: Iterable[T], total: int, text: Callable[[], str], hidden: bool = False):
-        """Prepare to show `text()`, share, time left and speed; nothing if `hidden`."""
-        self.steps, self.total, self.text, self.hidden = steps, total, text, hidden
+    def __init__(
+        self, steps: Iterable[T], total: int, text: Callable[[], str], hidden: bool = False, unit: str = "img"
+    ):
+        """Prepare to show `text()`, share, time left and speed in `unit` per second; nothing if `hidden`."""
+        self.steps, self.total, self.text, self.hidden, self.unit = steps, total, text, hidden, unit
         self.terminal = sys.stderr.isatty()
         self.began = time.monotonic()
         self.shown = -DRAW_EVERY if self.terminal else self.began  # when it was shown last
@@ -58,7 +60,7 @@ class Progress(Generic[T]):
         share, seconds = self.done / max(self.total, self.done, 1), time.monotonic() - self.began
         left = clock(seconds / share - seconds) if share else "?"
         line = f"{self.text()} {share:>4.0%}"
-        speed = f"  {self.items / max(seconds, 1e-9):.1f}/s" if self.items else ""
+        speed = f"  {self.items / max(seconds, 1e-9):.1f} {self.unit}/s" if self.items else ""
         if columns is None:
             return f"{line}{speed}  {left} left"
         full = round(BAR * share)

@@ -71,8 +71,11 @@ def write_report(run_dir: str | Path) -> Path:
     folder = Path(run_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"run folder '{folder}' not found")
-    options, hyp = (_read(folder / name, read_yaml) for name in ("opt.yaml", "hyp.yaml"))
-    columns, metrics = _read(folder / "results.csv", read_results), _read(folder / "metrics.json", read_json)
+    options, hyp = (read_or_empty(folder / name, read_yaml) for name in ("opt.yaml", "hyp.yaml"))
+    columns, metrics = (
+        read_or_empty(folder / "results.csv", read_results),
+        read_or_empty(folder / "metrics.json", read_json),
+    )
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -113,7 +116,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def read_or_empty(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """The content of a file; {} if it does not exist, {} and a warning if it is broken."""
     try:
         return reader(path)
@@ -144,8 +147,16 @@ def facts(
         found.append(("Training time", long if seconds >= 3600 else short))
     if "imgsz" in options:
         found.append(("Image size", f"{options['imgsz']} px"))
-    model = options.get("cfg") or options.get("weights")
-    return [*found, ("Model", Path(str(model)).stem)] if model else found
+    return [*found, ("Model", name)] if (name := model_name(options)) else found
+
+
+def model_name(options: Mapping[str, Any]) -> str:
+    """The model YAML of a run's flags, or the weights that it was fine-tuned from; best.pt with the run's name."""
+    if cfg := options.get("cfg"):
+        return Path(str(cfg)).stem
+    weights = Path(str(options.get("weights") or ""))
+    own = weights.stem in ("best", "last") and weights.parent.name == "weights"
+    return f"{weights.parent.parent.name}/{weights.name}" if own else weights.stem
 
 
 def best_threshold(metrics: Mapping[str, Any]) -> str | None:
