@@ -55,6 +55,26 @@ def test_a_mistake_is_answered_before_them_too() -> None:
     assert result.stderr.splitlines()[-1] == "error: --batch-size 0: expected at least 1 or -1"
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "--epohcs 3",
+            "error: unrecognized arguments: --epohcs 3 (did you mean --epochs?); python train.py --help lists",
+        ),
+        ("--qqqq", "error: unrecognized arguments: --qqqq; python train.py --help lists"),
+        ("--epochs x", "error: --epochs: invalid int value: 'x'; python train.py --help lists"),
+        ("--amp fast", "error: --amp: invalid choice: 'fast' (choose from"),
+        ("--no", "error: ambiguous option: --no could match"),
+    ],
+)
+def test_a_mistake_is_one_line_with_what_was_probably_meant(line: str, expected: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_cli(CONFIGS["train"], line.split())
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith(expected) and error.count("\n") == 1
+
+
 def test_help_takes_less_than_half_a_second() -> None:
     def seconds() -> float:
         began = time.perf_counter()

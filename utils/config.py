@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 import io
 import logging
@@ -14,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from utils.commands import program
 
@@ -127,7 +128,7 @@ def build_parser(cls: type) -> argparse.ArgumentParser:
     about, _, example = inspect.cleandoc(cls.__doc__ or "").partition(EXAMPLE)
     name = program(cls.__module__)
     positional = "".join(f" {f.name.upper()}" for f in fields(cls) if f.metadata.get("positional"))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         name,
         usage=f"{name}{positional} [flags]",
         description=about,
@@ -186,6 +187,19 @@ def default_text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "on" if value else ""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the flag that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [name for action in self._actions for name in action.option_strings]
+        words = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        unknown = words[0] if message.startswith("unrecognized") and words else ""
+        close = difflib.get_close_matches(unknown, known, 1) if unknown else []
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        print(f"error: {message.removeprefix('argument ')}{meant}; {self.prog} --help lists the flags", file=sys.stderr)
+        sys.exit(2)
 
 
 class HelpText(argparse.RawDescriptionHelpFormatter):

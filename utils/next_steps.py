@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.commands import command, quoted, relative
+from utils.files import REPO
 
 Steps = list[tuple[str, str]]  # purpose, and a command or a file to look at
 IMAGES = "images/"  # where the images to detect in are not known
@@ -51,19 +52,18 @@ def after_validation(folder: Path, weights: str, best_confidence: float | None) 
 def after_export(paths: Mapping[str, Path], data: str = "") -> Steps:
     """How to run the files that were written, by format."""
     steps: Steps = []
-    for name, path in paths.items():
-        if name == "web":
-            steps += web_steps(path)
-        elif name == "coreml":
-            steps.append(("open it in Xcode on a Mac", relative(path)))
-        elif len(steps) < 1:  # the same command runs all of them
-            steps.append(("detect with it", command("detect", "--weights", relative(path), "--source", IMAGES)))
-            if data:
-                steps.append(("measure it", command("val", "--weights", relative(path), "--data", data)))
-        if name == "onnx":
-            run = f"python examples/onnx_detect.py {quoted(path)} {IMAGES}"
-            steps.append(("run it without PyTorch", run))
-    return steps
+    runnable = [name for name in sorted(paths, key=lambda name: name != "onnx") if name not in ("web", "coreml")]
+    if runnable:  # the same command runs all of them
+        weights = ("--weights", relative(paths[runnable[0]]))
+        steps.append(("detect with it", command("detect", *weights, "--source", IMAGES)))
+        if data:
+            steps.append(("measure it", command("val", *weights, "--data", data)))
+    if "onnx" in paths:
+        example = quoted(REPO / "examples" / "onnx_detect.py")
+        steps.append(("run it without PyTorch", f"python {example} {quoted(paths['onnx'])} {IMAGES}"))
+    if "coreml" in paths:
+        steps.append(("open it in Xcode on a Mac", relative(paths["coreml"])))
+    return steps + (web_steps(paths["web"]) if "web" in paths else [])
 
 
 def web_steps(folder: Path) -> Steps:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from utils.commands import command
 from utils.files import REPO, read_yaml, write_atomic
 from utils.text import counted
 
@@ -197,7 +198,7 @@ def weights_or_newest(weights: str | tuple[str, ...]) -> str | tuple[str, ...]:
             return str(path)
     raise FileNotFoundError(
         "--weights not given, and no training run found in ./runs; "
-        "train one with: python train.py --cfg yolov5-mobilevit.yaml"
+        f"train one with: {command('train', '--cfg', 'yolov5-mobilevit.yaml')}"
     )
 
 
