@@ -34,7 +34,7 @@ from models import common, yolo
 from models.mobilevit import MobileViT, to_published
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
-from tools import classify, coco_parity, convert, doctor, kill_and_resume
+from tools import classify, coco_parity, compare, convert, doctor, kill_and_resume, serve
 from utils.config import parse_cli
 from utils.files import REPO
 from utils.images import imwrite
@@ -50,6 +50,8 @@ SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
     "export.py": (export.main, export.ExportConfig),
     "tools/classify.py": (classify.main, classify.ClassifyConfig),
     "tools/coco_parity.py": (coco_parity.main, val.ValConfig),
+    "tools/compare.py": (compare.main, compare.CompareConfig),
+    "tools/serve.py": (serve.main, serve.ServeConfig),
     "tools/convert.py": (convert.main, convert.ConvertConfig),
     "tools/doctor.py": (doctor.diagnose, doctor.DoctorConfig),
     "tools/kill_and_resume.py": (kill_and_resume.main, kill_and_resume.KillConfig),
@@ -249,7 +251,7 @@ def test_commands_run(
 
 def test_commands_and_pages_have_been_found() -> None:
     run = {split(line)[1] for line in commands(RUN, "bash")}
-    assert run == set(SCRIPTS) - {"tools/kill_and_resume.py"}
+    assert run == set(SCRIPTS) - {"tools/kill_and_resume.py", "tools/compare.py", "tools/serve.py"}
     assert len(commands(RUN, "bash")) > 35 and len(commands(PARSED, "sh")) > 15
     for config, name in ((train.TrainConfig, "train"), (val.ValConfig, "val"), (detect.DetectConfig, "detect")):
         assert (config().project, config().name) == (f"runs/{name}", "exp")  # as the pages say

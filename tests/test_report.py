@@ -64,7 +64,8 @@ def folder(tmp_path: Path) -> Path:
     scores = {"precision": 0.5, "recall": 0.25, "map50": 0.75, "map50_95": 0.625, "images": 8, "instances": 20}
     unseen = dict.fromkeys(scores, 0)
     per_class = {"cat": scores | {"map50": 0.111}, EVIL: scores, "unicorn": unseen}
-    (run.dir / "metrics.json").write_text(json.dumps(scores | {"per_class": per_class}))
+    best = {"best_confidence": 0.371, "best_f1": 0.6149}
+    (run.dir / "metrics.json").write_text(json.dumps(scores | {"per_class": per_class} | best))
     run.dump("opt.yaml", {"cfg": "models/yolov5n.yaml", "imgsz": 320, "data": "my set/data.yaml", "name": EVIL})
     run.dump("hyp.yaml", Hyp().as_dict())
     for name in ("labels.jpg", "train_batch0.jpg", "val_batch0_labels.jpg", "val_batch0_pred.jpg", "PR_curve.png"):
@@ -105,9 +106,26 @@ def test_page_has_the_content_of_the_files(folder: Path) -> None:
     assert "cat 8 20 0.500 0.250 0.111 0.625" in words
     assert f"{EVIL} 8 20" in words and EVIL not in page.source  # shown as text, not run
     assert "not measured: unicorn." in words
-    assert f"python detect.py --weights {folder}/weights/best.pt --source images/ --imgsz 320" in words
-    assert "--data 'my set/data.yaml' --imgsz 320" in words
+    assert f"python detect.py --weights {folder}/weights/best.pt --source images/" in words
+    assert f"python export.py --weights {folder}/weights/best.pt --include onnx openvino" in words
+    assert "--data 'my set/data.yaml'" in words and "--resume" not in words
+    assert "a mean F1 of 0.61, is at a confidence threshold of 0.37: --conf-thres 0.37." in words
     assert "warmup_bias_lr 0.1" in words and "cfg models/yolov5n.yaml" in words
+
+
+def test_a_run_that_is_not_finished_can_be_resumed(folder: Path) -> None:
+    (folder / "metrics.json").unlink()
+    assert f"python train.py --resume {folder}/weights/last.pt" in " ".join(Page(write_report(folder)).words.split())
+
+
+def test_images_of_a_run_are_made_small_enough_to_send(folder: Path) -> None:
+    for i in range(9):
+        imwrite(folder / f"val_batch{i}_pred.jpg", noise((1200, 1600), i))  # noise is what compresses worst
+    page = Page(write_report(folder))
+    images = [image for image in page.all("img") if "svg" not in image["src"][:20]]
+    assert len(page.source) < 3_000_000 and len(images) == 5 + 8
+    large = [image for image in images if image["src"].startswith("data:image/webp")]
+    assert len(large) == 9 and all(int(i["width"]) * 3 == int(i["height"]) * 4 >= 800 * 3 for i in large)
 
 
 def test_page_is_usable_without_eyes_or_a_wide_screen(folder: Path) -> None:

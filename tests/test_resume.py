@@ -81,7 +81,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
     with caplog.at_level(logging.INFO):
         interrupted(config(small_set, tmp_path, name="run", **changes), 2, monkeypatch, KeyboardInterrupt())
     last = tmp_path / "run" / "weights" / "last.pt"
-    assert f"epochs saved: 2; resume with: python train.py --resume {last}" in caplog.text
+    assert f"2 epochs are saved; resume with: python train.py --resume {last}" in caplog.text
     torch.rand(7), np.random.rand(3)  # other work in between
     train.main(train.TrainConfig(resume=str(last), device="cpu", workers=1))
     assert differences(tmp_path / "run", whole(**changes)) == []
@@ -194,7 +194,7 @@ def test_ctrl_c_on_the_command_line(small_set: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 130
-    assert "epochs saved: 1; resume with: python train.py --resume" in done.stdout
+    assert "1 epoch is saved; resume with: python train.py --resume" in done.stdout
     assert "Traceback" not in done.stderr
 
 

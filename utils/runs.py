@@ -14,7 +14,9 @@ from typing import Any
 
 import yaml
 
+from utils.commands import command
 from utils.files import REPO, read_yaml, write_atomic
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 
@@ -126,7 +128,8 @@ class OutputFiles:
                 raise ValueError(f"{path} is a source, and a result that this run would replace; choose another --name")
         changed = [path for path in paths if path not in own and os.path.lexists(path)]
         if changed:
-            LOGGER.warning(f"{len(changed)} result(s) of an earlier run were changed since and are kept: {changed[0]}")
+            kept = counted(len(changed), "changed result of an earlier run is", "changed results of earlier runs are")
+            LOGGER.warning(f"{kept} kept: {changed[0]}")
         for path in own:
             path.unlink()
         for folder in sorted({parent for path in own for parent in path.parents}, reverse=True):
@@ -195,7 +198,7 @@ def weights_or_newest(weights: str | tuple[str, ...]) -> str | tuple[str, ...]:
             return str(path)
     raise FileNotFoundError(
         "--weights not given, and no training run found in ./runs; "
-        "train one with: python train.py --cfg yolov5-mobilevit.yaml"
+        f"train one with: {command('train', '--cfg', 'yolov5-mobilevit.yaml')}"
     )
 
 

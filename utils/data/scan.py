@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.boxes import Boxes, Truth, xywhn2xyxy
 from utils.data import label_cache
@@ -21,6 +20,7 @@ from utils.data.objects import ImageLabels, LabelReader
 from utils.decode import ImageInfo, probe
 from utils.device import cpu_count
 from utils.files import write_atomic
+from utils.progress import Progress
 from utils.reading import read_bytes
 from utils.text import clean, counted
 
@@ -209,11 +209,11 @@ def _scan_files(images: Sequence[str | Path], reader: LabelReader, log_file: Pat
     """
     with ThreadPoolExecutor(THREADS) as pool:
         work = pool.map(lambda image: _check(image, reader), images)
-        found = list(tqdm(work, total=len(images), desc="scanning", leave=False, disable=None))
+        found = list(Progress(work, len(images), lambda: "scanning labels"))
     errors = Messages.of((e for item in found for e in item.labels.errors), _stood_for(found, 1))
     if errors.total:
         shown = "".join(f"\n  {line}" for line in _shortened(errors, "label errors", log_file))
-        raise ValueError(f"{errors.total} label error(s):{shown}")
+        raise ValueError(f"{counted(errors.total, 'label error')}:{shown}")
     good = [i for i, item in enumerate(found) if item.bad is None and item.labels.skip_reason is None]
     labels = [found[i].labels for i in good]
     result = Scan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -51,6 +52,8 @@ class Metrics(Scores):
 
     Attributes:
         speed_ms: milliseconds per image of each stage. loss: validation loss, where one was computed.
+        best_confidence: the confidence of the best mean F1, at which precision and recall are; None without detections.
+        best_f1: that F1.
         coco: COCO's figures: AP, AP50, AP75; APs, APm, APl of small, medium and large labels (see coco.AREAS); AR1,
             AR10 and AR of at most 1, 10 and max_det detections of a class in an image; ARs, ARm, ARl. -1: no such
             labels.
@@ -60,6 +63,8 @@ class Metrics(Scores):
     speed_ms: dict[str, float] = field(default_factory=dict)
     loss: LossParts | None = None
     coco: dict[str, float] = field(default_factory=dict)
+    best_confidence: float | None = None
+    best_f1: float = 0.0
 
     @property
     def fitness(self) -> float:
@@ -90,7 +95,14 @@ class Metrics(Scores):
             "per_class": {c.pop("name"): c for c in classes},
             "speed_ms": dict(self.speed_ms),
             "coco": dict(self.coco),
+            "best_confidence": self.best_confidence,
+            "best_f1": self.best_f1,
         }
+
+
+def f1_score(precision: float, recall: float) -> float:
+    """The harmonic mean of precision and recall; 0 if both are."""
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 class ClassMatches(NamedTuple):
@@ -160,7 +172,15 @@ class DetectionMetrics:
             map50_95=mean("map50_95"),
             per_class=per_class,
             coco=self.coco_figures(),
+            best_confidence=self.best_confidence if math.isfinite(self.best_confidence) else None,
+            best_f1=float(np.mean([f1_score(c.precision, c.recall) for c in labeled])) if labeled else 0.0,
         )
+
+    @cached_property
+    def best_confidence(self) -> float:
+        """The confidence of the best mean F1 at IoU 0.5; inf without detections."""
+        classes = list(self.class_matches.values())
+        return best_confidence([m.scores for m in classes], [m.hits for m in classes], [m.labels for m in classes])
 
     @cached_property
     def coco_result(self) -> CocoResult | None:
@@ -215,11 +235,7 @@ class DetectionMetrics:
 
     def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
         """Precision and recall at IoU 0.5 and the confidence of the best mean F1, each (nc,), in the order of names."""
-        matches = self.class_matches
-        classes = list(matches.values())
-        confidence = best_confidence(
-            [m.scores for m in classes], [m.hits for m in classes], [m.labels for m in classes]
-        )
+        matches, confidence = self.class_matches, self.best_confidence
         precision, recall = np.zeros(len(self.names)), np.zeros(len(self.names))
         for k, m in matches.items():
             kept = m.hits[m.scores >= confidence]

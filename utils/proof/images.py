@@ -26,8 +26,8 @@ ROUNDS = 11  # timed calls of each model
 T = TypeVar("T")
 
 
-def comparison_images(data: str, images: Sequence[str]) -> list[Path]:
-    """About COMPARED image files: from the val split of the data YAML, else equally many from each of `images`.
+def comparison_images(data: str, images: Sequence[str], count: int = COMPARED) -> list[Path]:
+    """About `count` image files: from the val split of the data YAML, else equally many from each of `images`.
 
     Args:
         data: data YAML; may be empty. images: files and folders.
@@ -42,7 +42,7 @@ def comparison_images(data: str, images: Sequence[str]) -> list[Path]:
     for name, found in places.items():
         if not found:
             raise ValueError(f"{name}: no images in it, expected some on which files are compared")
-    most = max(COMPARED // max(len(places), 1), 1)
+    most = max(count // max(len(places), 1), 1)
     return [path for found in places.values() for path in evenly(found, most)]
 
 

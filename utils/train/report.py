@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from utils.config import check_cli, flag, run_script
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write report.html into a run folder, from the files that it has.
+
+    Example: --run runs/train/exp
+    """
+
+    run: str = flag("", "run folder, such as runs/train/exp; required")
+
+
+if __name__ == "__main__":
+    check_cli(ReportConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
 import base64
 import json
 import logging
-import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +33,18 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from utils.config import flag, run_script
+from utils.commands import relative
+from utils.data.data_yaml import read_data_yaml
 from utils.files import read_yaml, write_atomic
+from utils.next_steps import IMAGES, Steps, after_training
 from utils.train.plots import read_results, topic_charts
 
 LOGGER = logging.getLogger(__name__)
 TEMPLATE = "report.html.j2"
+BYTES = 1_800_000  # of all images before base64, so that a report can be sent by mail
+SMALLER = ((1600, 85), (1600, 70), (1280, 70), (1024, 60), (800, 50))  # longest side and WebP quality, tried in turn
 SCORES = {"images", "instances", "precision", "recall", "map50", "map50_95"}  # of metrics.json
-IMAGES: dict[str, dict[str, str]] = {  # heading -> file pattern -> caption
+GALLERIES: dict[str, dict[str, str]] = {  # heading -> file pattern -> caption
     "Validation": {
         "val_batch*": "Validation images",
         "PR_curve.png": "Precision over recall",
@@ -38,13 +60,6 @@ IMAGES: dict[str, dict[str, str]] = {  # heading -> file pattern -> caption
 }
 
 
-@dataclass(frozen=True)
-class ReportConfig:
-    """Write report.html into a run folder, from the files that it has."""
-
-    run: str = flag("", "run folder, such as runs/train/exp; required")
-
-
 def write_report(run_dir: str | Path) -> Path:
     """Write `report.html` into a run folder and return its path; missing and broken files are left out.
 
@@ -56,8 +71,11 @@ def write_report(run_dir: str | Path) -> Path:
     folder = Path(run_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"run folder '{folder}' not found")
-    options, hyp = (_read(folder / name, read_yaml) for name in ("opt.yaml", "hyp.yaml"))
-    columns, metrics = _read(folder / "results.csv", read_results), _read(folder / "metrics.json", read_json)
+    options, hyp = (read_or_empty(folder / name, read_yaml) for name in ("opt.yaml", "hyp.yaml"))
+    columns, metrics = (
+        read_or_empty(folder / "results.csv", read_results),
+        read_or_empty(folder / "metrics.json", read_json),
+    )
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -68,9 +86,9 @@ def write_report(run_dir: str | Path) -> Path:
     page = environment.get_template(TEMPLATE).render(
         title=folder.resolve().name,
         folder=folder,
-        tiles=summary(columns, metrics, options),
-        best=best_epoch(columns),
-        uses=commands(folder, options),
+        tiles=[scores(metrics), facts(columns, metrics, options)],
+        best=[text for text in (best_epoch(columns), best_threshold(metrics)) if text],
+        uses=run_steps(folder, options, finished=bool(metrics)),
         charts=charts(columns),
         table=epoch_table(columns),
         classes=class_rows(metrics),
@@ -98,7 +116,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def read_or_empty(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """The content of a file; {} if it does not exist, {} and a warning if it is broken."""
     try:
         return reader(path)
@@ -109,25 +127,47 @@ def _read(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any
         return {}
 
 
-def summary(
+def scores(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of the scores."""
+    names = {"map50": "mAP50", "map50_95": "mAP50-95", "precision": "Precision", "recall": "Recall"}
+    return [(name, f"{metrics[key]:.3f}") for key, name in names.items() if key in metrics]
+
+
+def facts(
     columns: Mapping[str, np.ndarray], metrics: Mapping[str, Any], options: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """Names and values of the most important numbers."""
-    names = {"map50": "mAP50", "map50_95": "mAP50-95", "precision": "Precision", "recall": "Recall"}
-    tiles = [(name, f"{metrics[key]:.3f}") for key, name in names.items() if key in metrics]
-    if "per_class" in metrics:
-        tiles.append(("Classes", str(len(metrics["per_class"]))))
+    """Names and values of what the run was."""
+    found = [("Classes", str(len(metrics["per_class"])))] if "per_class" in metrics else []
     if len(columns.get("epoch", ())):
-        tiles.append(("Epochs", str(len(columns["epoch"]))))
+        found.append(("Epochs", str(len(columns["epoch"]))))
     if np.isfinite(columns.get("seconds", np.nan)).any():
         seconds = round(float(np.nansum(columns["seconds"])))
         short = f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
         long = f"{seconds // 3600} h {seconds % 3600 // 60} min"
-        tiles.append(("Training time", long if seconds >= 3600 else short))
+        found.append(("Training time", long if seconds >= 3600 else short))
     if "imgsz" in options:
-        tiles.append(("Image size", f"{options['imgsz']} px"))
-    model = options.get("cfg") or options.get("weights")
-    return [*tiles, ("Model", Path(str(model)).stem)] if model else tiles
+        found.append(("Image size", f"{options['imgsz']} px"))
+    return [*found, ("Model", name)] if (name := model_name(options)) else found
+
+
+def model_name(options: Mapping[str, Any]) -> str:
+    """The model YAML of a run's flags, or the weights that it was fine-tuned from; best.pt with the run's name."""
+    if cfg := options.get("cfg"):
+        return Path(str(cfg)).stem
+    weights = Path(str(options.get("weights") or ""))
+    own = weights.stem in ("best", "last") and weights.parent.name == "weights"
+    return f"{weights.parent.parent.name}/{weights.name}" if own else weights.stem
+
+
+def best_threshold(metrics: Mapping[str, Any]) -> str | None:
+    """A sentence about the confidence threshold of the best F1; None if it is not in metrics.json."""
+    confidence, f1 = metrics.get("best_confidence"), metrics.get("best_f1")
+    if not isinstance(confidence, int | float) or not isinstance(f1, int | float):
+        return None
+    return (
+        f"The best balance of precision and recall, a mean F1 of {f1:.2f}, is at a confidence threshold of "
+        f"{confidence:.2f}: --conf-thres {confidence:.2f}. A lower one finds more, a higher one is wrong less often."
+    )
 
 
 def best_epoch(columns: Mapping[str, np.ndarray]) -> str | None:
@@ -142,35 +182,13 @@ def best_epoch(columns: Mapping[str, np.ndarray]) -> str | None:
     )
 
 
-def from_here(path: Path) -> Path:
-    """`path` relative to the working folder if it is below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def commands(folder: Path, options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Purposes and command lines for the checkpoints of the run."""
-    best, last = folder / "weights" / "best.pt", folder / "weights" / "last.pt"
-    size = f" --imgsz {options['imgsz']}" if "imgsz" in options else ""
-    data = shlex.quote(from_here(Path(str(options.get("data", "my.yaml")))).as_posix())
-    lines = []
-    if best.is_file():
-        weights = shlex.quote(best.as_posix())
-        lines = [
-            (
-                "Detect objects in images or videos:",
-                f"python detect.py --weights {weights} --source images/{size}",
-            ),
-            ("Evaluate the weights on a data set:", f"python val.py --weights {weights} --data {data}{size}"),
-            (
-                "Fine-tune the weights on another data set:",
-                f"python train.py --weights {weights} --data my.yaml{size}",
-            ),
-        ]
-    if last.is_file():
-        lines.append(
-            ("Resume the run if it was interrupted:", f"python train.py --resume {shlex.quote(last.as_posix())}")
-        )
-    return lines
+def run_steps(folder: Path, options: Mapping[str, Any], finished: bool = True) -> Steps:
+    """Commands for the checkpoints of a run with these flags, with its data and images where they still are."""
+    data, images = str(options.get("data", "my.yaml")), IMAGES
+    with suppress(OSError, ValueError):  # the data of an old run may be gone
+        (source, *_) = read_data_yaml(data).split("val")
+        images = relative(source) + "/" * source.is_dir() if source.suffix != ".txt" else IMAGES
+    return after_training(folder, relative(data), images, finished)
 
 
 def charts(columns: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
@@ -210,30 +228,39 @@ class EmbeddedImage(NamedTuple):
 
 def galleries(folder: Path) -> list[tuple[str, list[EmbeddedImage]]]:
     """Headings and the images of the run below them; headings without images are left out."""
-    found = []
-    for heading, patterns in IMAGES.items():
-        images = []
-        for pattern, caption in patterns.items():
-            paths = sorted(p for p in folder.glob(pattern) if p.suffix in (".jpg", ".png"))
-            images += [image for path in paths if (image := embed(path, caption))]
-        if images:
-            found.append((heading, images))
-    return found
+    files = {
+        heading: [(p, caption) for pattern, caption in patterns.items() for p in image_files(folder, pattern)]
+        for heading, patterns in GALLERIES.items()
+    }
+    budget = BYTES // max(sum(map(len, files.values())), 1)
+    found = [(heading, [embed(path, about, budget) for path, about in paths]) for heading, paths in files.items()]
+    readable = [(heading, [image for image in images if image]) for heading, images in found]
+    return [(heading, images) for heading, images in readable if images]
 
 
-def embed(path: Path, caption: str) -> EmbeddedImage | None:
-    """The image in a file; None and a warning if it cannot be read."""
+def image_files(folder: Path, pattern: str) -> list[Path]:
+    """The images in a folder whose names match a pattern, sorted."""
+    return sorted(path for path in folder.glob(pattern) if path.suffix in (".jpg", ".png"))
+
+
+def embed(path: Path, caption: str, budget: int) -> EmbeddedImage | None:
+    """The image in a file, made smaller if it has more than `budget` bytes; None and a warning if it cannot be read."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            kind = Image.MIME[image.format or ""]
-        source = data_uri(kind, path.read_bytes())
+            size, kind, content = image.size, Image.MIME[image.format or ""], path.read_bytes()
+            for side, quality in SMALLER:
+                if len(content) <= budget:
+                    break
+                small, buffer = image.convert("RGB"), BytesIO()
+                small.thumbnail((side, side))
+                small.save(buffer, "WEBP", quality=quality)
+                size, kind, content = small.size, "image/webp", buffer.getvalue()
     except OSError as error:
         LOGGER.warning(f"{path}: left out of the report: {error}")
         return None
     for ending, more in (("_labels", ": labels"), ("_pred", ": detections")):
         caption += more if path.stem.endswith(ending) else ""
-    return EmbeddedImage(source, caption, path.name, width, height)
+    return EmbeddedImage(data_uri(kind, content), caption, path.name, *size)
 
 
 def data_uri(kind: str, content: bytes) -> str:

@@ -1,0 +1,80 @@
+"""What to do next: the commands that follow a training run, a validation and an export, with their paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from utils.commands import command, quoted, relative
+from utils.files import REPO
+
+Steps = list[tuple[str, str]]  # purpose, and a command or a file to look at
+IMAGES = "images/"  # where the images to detect in are not known
+PORT = 8000  # of python -m http.server
+
+
+def after_training(folder: Path, data: str, images: str = IMAGES, finished: bool = True) -> Steps:
+    """Commands for the checkpoints that a run folder has.
+
+    Args:
+        data: the data YAML of the run. images: to detect in. finished: False: the run can be resumed.
+    """
+    best, last = folder / "weights" / "best.pt", folder / "weights" / "last.pt"
+    steps: Steps = []
+    if best.is_file():
+        weights = ("--weights", relative(best))
+        steps = [
+            ("detect in images and videos", command("detect", *weights, "--source", images)),
+            ("measure it on a data set", command("val", *weights, "--data", data)),
+            ("export it for other runtimes", command("export", *weights, "--include", "onnx", "openvino")),
+            ("export it as a web page", command("export", *weights, "--include", "web")),
+            ("train it on other data", command("train", *weights, "--data", "my.yaml")),
+        ]
+    if last.is_file() and not finished:
+        steps.append(("resume this run", command("train", "--resume", relative(last))))
+    return steps
+
+
+def after_validation(folder: Path, weights: str, best_confidence: float | None) -> Steps:
+    """The files of a validation that are worth a look, and the confidence threshold to detect with."""
+    files = {
+        "val_batch0_pred.jpg": "what it finds, beside val_batch0_labels.jpg",
+        "confusion_matrix.png": "which classes it confuses",
+        "PR_curve.png": "precision over recall of each class",
+    }
+    steps = [(about, relative(folder / name)) for name, about in files.items() if (folder / name).is_file()]
+    if best_confidence is not None:
+        words = ("--weights", weights, "--source", IMAGES, "--conf-thres", f"{best_confidence:.2f}")
+        steps.append(("detect at the threshold of the best F1", command("detect", *words)))
+    return steps
+
+
+def after_export(paths: Mapping[str, Path], data: str = "") -> Steps:
+    """How to run the files that were written, by format."""
+    steps: Steps = []
+    runnable = [name for name in sorted(paths, key=lambda name: name != "onnx") if name not in ("web", "coreml")]
+    if runnable:  # the same command runs all of them
+        weights = ("--weights", relative(paths[runnable[0]]))
+        steps.append(("detect with it", command("detect", *weights, "--source", IMAGES)))
+        if data:
+            steps.append(("measure it", command("val", *weights, "--data", data)))
+    if "onnx" in paths:
+        example = quoted(REPO / "examples" / "onnx_detect.py")
+        steps.append(("run it without PyTorch", f"python {example} {quoted(paths['onnx'])} {IMAGES}"))
+    if "coreml" in paths:
+        steps.append(("open it in Xcode on a Mac", relative(paths["coreml"])))
+    return steps + (web_steps(paths["web"]) if "web" in paths else [])
+
+
+def web_steps(folder: Path) -> Steps:
+    """How to open an exported page on this computer, and with its camera on a phone in the same network."""
+    return [
+        ("serve the page", f"python -m http.server -d {quoted(folder)} {PORT}"),
+        ("open it here", f"http://localhost:{PORT}"),
+        ("with a phone's camera", command("tools.serve", relative(folder), "--https")),
+    ]
+
+
+def step_lines(steps: Sequence[tuple[str, str]]) -> str:
+    """The steps for the log: each purpose, and below it what to type or to open, which is never wrapped or cut."""
+    return "\n".join(["next:", *(f"  {purpose}:\n    {line}" for purpose, line in steps)])
