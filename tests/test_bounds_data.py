@@ -82,7 +82,7 @@ def test_pipes_in_a_set_are_not_waited_for(tmp_path: Path) -> None:
     for k in range(40):
         os.mkfifo(tmp_path / f"set/images/{k}.jpg")
         os.mkfifo(tmp_path / f"set/labels/{k}.txt")
-    assert "40 label error(s)" in output(tmp_path / "set")
+    assert "40 label errors" in output(tmp_path / "set")
 
 
 def test_pillow_does_not_print_its_warnings(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_bad_rows_are_counted_and_few_are_kept(tmp_path: Path, caplog: pytest.Lo
     cache = next((tmp_path / "set").glob("*.cache"))
     assert cache.stat().st_size < 50_000
     path.write_text("x\n" * 30_000)
-    assert "30000 label error(s):" in output(tmp_path / "set")
+    assert "30,000 label errors:" in output(tmp_path / "set")
     assert "... and 29990 more label errors" in output(tmp_path / "set")
 
 
@@ -217,7 +217,7 @@ def test_a_set_of_bad_rows_has_a_bounded_file_of_messages(tmp_path: Path, monkey
     monkeypatch.setattr(scanning, "MAX_KEPT", 40)
     (tmp_path / "set/labels/a.txt").write_text("x\n" * 300)
     text = output(tmp_path / "set")
-    assert "300 label error(s):" in text and "290 more label errors, the first 40 lines in " in text
+    assert "300 label errors:" in text and "290 more label errors, the first 40 lines in " in text
     lines = next((tmp_path / "set").glob("*.messages.txt")).read_text().splitlines()
     assert len(lines) == 41 and lines[-1] == "... and 260 more"
 
