@@ -26,7 +26,9 @@ from utils.predict.frames import Broken
 from utils.predict.outputs import Output, OutputSettings
 from utils.predict.predictor import Prediction, Predictor, class_indices
 from utils.predict.sources import open_source, source_files
+from utils.predict.threads import ending_at_once
 from utils.runs import OutputFiles, Run, weights_or_newest
+from utils.text import clean, counted, first
 
 LOGGER = logging.getLogger(__name__)
 STEPS = ("letterbox", "model", "NMS")
@@ -107,7 +109,7 @@ def main(cfg: DetectConfig) -> Path:
     with closing(frames), Output(settings, files, predictor.backend.names) as output:
         for frame in frames:
             if isinstance(frame, Broken):
-                LOGGER.warning(frame.reason)
+                LOGGER.warning(clean(frame.reason, 400))
                 broken.append(frame.path)
                 continue
             found = predictor([frame.image])[0]
@@ -121,7 +123,7 @@ def main(cfg: DetectConfig) -> Path:
     LOGGER.info(f"{boxes} boxes in {count} frames; per frame: {speeds}")
     LOGGER.info(f"results in {folder}")
     if broken:
-        raise ValueError(f"{len(broken)} input(s) could not be read: {', '.join(map(str, broken))}")
+        raise ValueError(f"{counted(len(broken), 'input')} could not be read: {first(broken)}")
     return folder
 
 
@@ -203,4 +205,5 @@ def open_window() -> Callable[[Path, np.ndarray], bool]:
 
 
 if __name__ == "__main__":
-    run_script(main, DetectConfig)
+    with ending_at_once():
+        run_script(main, DetectConfig)

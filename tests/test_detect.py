@@ -355,7 +355,7 @@ def test_broken_inputs_do_not_stop_the_run_but_fail_it(run, tmp_path, caplog):
     (tmp_path / "in" / "b.jpg").write_text("words")
     (tmp_path / "in" / "c.mp4").write_bytes(b"")
     video_file(tmp_path / "in" / "d.mp4", frames=3)
-    with pytest.raises(ValueError, match=r"2 input\(s\) could not be read: .*b\.jpg, .*c\.mp4"):
+    with pytest.raises(ValueError, match=r"2 inputs could not be read: .*b\.jpg, .*c\.mp4"):
         run(tmp_path / "in", save_json=True)
     out = tmp_path / "runs" / "exp"
     assert files(out) == ["a.jpg", "d.mp4", "predictions.json"]

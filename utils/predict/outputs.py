@@ -26,12 +26,14 @@ from utils.predict.writers import (
     Stems,
     coco_rows,
     count_classes,
+    csv_text,
     label_text,
     writable_suffix,
     write_labels,
     write_renamed,
 )
 from utils.runs import OutputFiles
+from utils.text import first
 
 LOGGER = logging.getLogger(__name__)
 CSV_HEADER = ("Image Name", "Prediction", "Confidence", "x1", "y1", "x2", "y2", "Path")
@@ -93,7 +95,7 @@ class Output:
         """
         settings = self.settings
         if frame.path.parent.resolve() == self.folder.resolve():
-            raise ValueError(f"{self.folder} holds the source {frame.path.name}: results would overwrite it")
+            raise ValueError(f"{self.folder} holds the source {first([frame.path.name])}: results would overwrite it")
         self.add_rows(frame, found.boxes)
         drawn = None
         if not settings.nosave or settings.view_img:
@@ -109,7 +111,7 @@ class Output:
             with self.files.writing(self.folder / f"{self.stem(frame)}{suffix}") as path:
                 imwrite(path, drawn)
         h, w = found.canvas
-        LOGGER.info(f"{frame.path}: {h}x{w} {text}, {sum(found.times):.1f} ms")
+        LOGGER.info(f"{first([frame.path])}: {h}x{w} {text}, {sum(found.times):.1f} ms")
         return drawn
 
     def add_rows(self, frame: Frame, boxes: Boxes) -> None:
@@ -129,7 +131,8 @@ class Output:
             name = stem if frame.video else frame.path.name
             rows = zip(classes, boxes.score.tolist(), boxes.xyxy.tolist(), strict=True)
             self.csv.add(
-                [name, label, f"{score:.4f}", *(f"{v:.1f}" for v in xyxy), frame.path] for label, score, xyxy in rows
+                [csv_text(name), csv_text(label), f"{score:.4f}", *(f"{v:.1f}" for v in xyxy), csv_text(frame.path)]
+                for label, score, xyxy in rows
             )
         if self.json:
             self.json.add(coco_rows(self.ids(stem), boxes, path=frame.path))

@@ -20,7 +20,7 @@ from torch import Tensor
 from utils.boxes import Boxes
 from utils.drawing import draw_boxes
 from utils.images import imwrite
-from utils.predict.writers import Crops, count_classes, crop, shorten, writable_suffix
+from utils.predict.writers import Crops, count_classes, crop, file_name, json_text, shorten, writable_suffix
 from utils.runs import Run
 
 LOGGER = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class Detections:
             {"file": file, "boxes": table.to_dict(orient="records")}
             for file, table in zip(self.files, tables, strict=True)
         ]
-        return json.dumps(images, ensure_ascii=False)
+        return json_text(images)
 
     def tolist(self) -> list[Detections]:
         """One Detections per image."""
@@ -199,7 +199,7 @@ class Detections:
         given: list[str] = []
         for file in self.files:
             path, copy = Path(file), 1
-            path = path.with_stem(shorten(path.stem))
+            path = path.with_stem(shorten(file_name(path.stem)))
             name = path.name
             while name.casefold() in (other.casefold() for other in given):
                 copy += 1

@@ -22,9 +22,11 @@ from utils.boxes import Boxes, pairwise_iou, xyxy2ltwh, xyxy2xywhn
 from utils.files import write_atomic
 from utils.images import imwrite
 from utils.runs import OutputFiles
+from utils.text import cell, clean, first, visible
 
 LOGGER = logging.getLogger(__name__)
 LONGEST_SIDE = {".jpeg": 65500, ".jpg": 65500, ".webp": 16383}  # pixels, of formats that have a limit
+LONGEST_PATH = 4096  # characters of a path in a table
 LONGEST_STEM = 200  # bytes; a number, an ending and the hidden name during writing are added
 SURROGATES = "".join(map(chr, range(0xDC80, 0xDD00)))  # bytes that are not UTF-8, as of a character cut in two
 
@@ -46,9 +48,9 @@ class Stems:
         return is_video and any(re.fullmatch(re.escape(stem) + r"_\d+", other) for other in self.images)
 
     def __call__(self, path: Path, is_video: bool) -> str:
-        """The stem of `path`, shortened if it is very long, followed by -2, -3, ... if an earlier input has it."""
+        """The stem of `path`, shortened if it is very long, without control characters, followed by -2, -3, ... if an earlier input has it."""
         if path not in self.given:
-            short = shorten(path.stem)
+            short = shorten(file_name(path.stem))
             stem, copy = short, 1
             while self.in_use(stem, is_video):
                 copy += 1
@@ -62,6 +64,26 @@ class Stems:
         return [(str(path), stem) for path, stem in self.given.items() if stem != path.stem]
 
 
+def file_name(text: str) -> str:
+    """`text` with _ in place of control characters; bytes that are not UTF-8 stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if visible(c) or c in SURROGATES else "_" for c in text)
+
+
+def csv_text(value: object) -> str:
+    """Text from a file for a CSV cell: one line, bytes that are not UTF-8 as escapes, and no formula."""
+    return cell(clean(str(value).encode("utf-8", "backslashreplace").decode("utf-8"), LONGEST_PATH))
+
+
+def json_text(value: object) -> str:
+    """JSON of one value, in which control characters are escaped, also those beyond ASCII."""
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(c if visible(c) else "\\u007f" if c == "\x7f" else json.dumps(c)[1:-1] for c in text)
+
+
 def shorten(name: str, limit: int = LONGEST_STEM) -> str:
     """`name`, or if it has more than `limit` bytes its start and a checksum of it: names on disk have up to 255."""
     data = os.fsencode(name)
@@ -72,7 +94,8 @@ def write_renamed(files: OutputFiles, stems: Stems) -> None:
     """renamed.csv: the inputs whose outputs have another name; not written if there is none."""
     if renamed := stems.renamed():
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("Path", "Stem"), *renamed])
+        rows = [(csv_text(path), csv_text(stem)) for path, stem in renamed]
+        csv.writer(text, lineterminator="\n").writerows([("Path", "Stem"), *rows])
         with files.writing(files.folder / "renamed.csv") as path:
             write_atomic(path, text.getvalue())
 
@@ -112,8 +135,9 @@ def writable_suffix(path: Path, image: np.ndarray) -> str:
     known = cv2.haveImageWriter(f"x{suffix}")
     if known and side <= LONGEST_SIDE.get(suffix.lower(), side):
         return suffix
-    reason = f"{side} pixels are too many for {suffix}" if known else f"no encoder for '{suffix}' files"
-    LOGGER.warning(f"{path}: written as .png, {reason}")
+    shown = clean(suffix, 20)
+    reason = f"{side} pixels are too many for {shown}" if known else f"no encoder for '{shown}' files"
+    LOGGER.warning(f"{first([path])}: written as .png, {reason}")
     return ".png"
 
 
@@ -212,7 +236,7 @@ class JsonFile(Appender):
     def add(self, rows: Iterable[Mapping[str, object]]) -> None:
         with self.whole():
             for row in rows:
-                self.file.write(("[\n" if not self.count else ",\n") + json.dumps(row, ensure_ascii=False))
+                self.file.write(("[\n" if not self.count else ",\n") + json_text(row))
                 self.count += 1
 
     def close(self) -> None:
@@ -267,10 +291,10 @@ def crop(image: np.ndarray, xyxy: np.ndarray) -> np.ndarray:
 
 def folder_name(text: str) -> str:
     """A class name as a folder name: without characters that file systems refuse, and never '..' or empty."""
-    return shorten(re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", text).strip(" .")) or "_"
+    return shorten(re.sub(r'[/\\:*?"<>|]', "_", file_name(text)).strip(" .")) or "_"
 
 
 def count_classes(boxes: Boxes, names: Mapping[int, str]) -> str:
     """'3 ball, 1 star', in the order of class indices; empty without boxes."""
     counts = sorted(Counter(boxes.label.tolist()).items())
-    return ", ".join(f"{n} {names.get(label, str(label))}" for label, n in counts)
+    return ", ".join(f"{n} {clean(names.get(label, label))}" for label, n in counts)
