@@ -1,6 +1,7 @@
 """Web servers that answer badly: faults with names, a fuzzer of random answers, and a table of what comes of them.
 
-python tests/fuzz_http.py     the table: fault, seconds, MB, the line that is printed
+python tests/fuzz_http.py           the table: fault, seconds, MB, the line that is printed
+python tests/fuzz_http.py 10000     descriptors and memory while a camera gives so many frames
 """
 
 from __future__ import annotations
@@ -305,7 +306,7 @@ def read(url: str, timeout: float, most: int = 3) -> tuple[list[Frame | Broken],
 
 
 def check(items: list[Frame | Broken], seconds: float, timeout: float) -> str:
-    """The line that is printed at the end of a source ('' if there is none); AssertionError if it is not as promised."""
+    """The line printed at the end of a source ('' if there is none); AssertionError if it is not as promised."""
     assert seconds < timeout + SLACK, f"{seconds:.1f} s"
     lines = [clean(item.reason, LONGEST_LINE) for item in items if isinstance(item, Broken)]
     assert len(lines) <= 1 and (items or lines)
@@ -346,7 +347,7 @@ def random_answer(chance: random.Random) -> tuple[bytes, float]:
 
 
 def fuzz_http(chance: random.Random, folder: Path) -> None:
-    """One random answer to one kind of source; AssertionError, with the answer in `folder`, if it is not as promised."""
+    """One random answer to one kind of source; AssertionError, and the answer in `folder`, if a promise is broken."""
     data, pause = random_answer(chance)
     kind, waits = chance.choice(KINDS), chance.random() < 0.3
 
@@ -375,6 +376,29 @@ def table_row(name: str, kind: str) -> str:
     return f"| {name} | {kind} | {seconds:.1f} | {megabytes:.0f} | {line} |"
 
 
+def long_run(count: int) -> None:
+    """Print the descriptors and the memory of this process while a camera gives `count` frames, 200 a connection."""
+
+    def camera(connection: socket.socket, address: str) -> None:
+        connection.sendall(MULTIPART)
+        for k in range(200):
+            connection.sendall(part(jpeg(k)))
+            time.sleep(0.002)
+
+    with Server(camera) as server:
+        following, step = 1, max(count // 10, 1)
+        for frame in open_source(f"http://{server.address}/camera", stream_timeout=20):
+            assert isinstance(frame, Frame), frame
+            if frame.number >= following:
+                descriptors = len(os.listdir("/proc/self/fd"))
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                megabytes = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+                print(f"frame {frame.number}: {descriptors} descriptors, {megabytes:.0f} MB", flush=True)
+                following += step
+            if frame.number >= count:
+                break
+
+
 def main() -> None:
     print("| fault | source | s | MB | line |\n|---|---|---:|---:|---|", flush=True)
     for name in FAULTS:
@@ -387,4 +411,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    long_run(int(sys.argv[1])) if sys.argv[1:] else main()

@@ -28,6 +28,7 @@ from utils.predict.writers import (
     count_classes,
     csv_text,
     label_text,
+    shown_names,
     writable_suffix,
     write_labels,
     write_renamed,
@@ -61,6 +62,7 @@ class Output:
 
     def __init__(self, settings: OutputSettings, files: OutputFiles, names: Mapping[int, str]):
         self.settings, self.files, self.folder, self.names = settings, files, files.folder, names
+        self.shown = shown_names(names)
         self.stems, self.ids, self.crops = Stems(), ImageIds(), Crops(self.folder / "crops", names, files)
         self.videos: dict[Path, VideoFile] = {}
         self.csv = CsvFile(files.check(self.folder / "predictions.csv"), CSV_HEADER) if settings.save_csv else None
@@ -100,7 +102,7 @@ class Output:
         drawn = None
         if not settings.nosave or settings.view_img:
             thickness, hidden = settings.line_thickness or None, (settings.hide_labels, settings.hide_conf)
-            drawn = draw_boxes(frame.image, found.boxes, self.names, thickness, *hidden)
+            drawn = draw_boxes(frame.image, found.boxes, self.shown, thickness, *hidden)
         text = count_classes(found.boxes, self.names) or "no detections"
         self.end_videos(frame)
         if frame.video:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -20,7 +19,16 @@ from torch import Tensor
 from utils.boxes import Boxes
 from utils.drawing import draw_boxes
 from utils.images import imwrite
-from utils.predict.writers import Crops, count_classes, crop, file_name, json_text, shorten, writable_suffix
+from utils.predict.writers import (
+    Crops,
+    count_classes,
+    crop,
+    file_name,
+    json_text,
+    shorten,
+    shown_names,
+    writable_suffix,
+)
 from utils.runs import Run
 
 LOGGER = logging.getLogger(__name__)
@@ -114,7 +122,7 @@ class Detections:
     def render(self, labels: bool = True) -> list[np.ndarray]:
         """Annotated copies of the images, (H, W, 3) uint8 RGB."""
         return [
-            draw_boxes(im, own, self.names, hide_labels=not labels)
+            draw_boxes(im, own, shown_names(self.names), hide_labels=not labels)
             for im, own in zip(self.ims, self.boxes, strict=True)
         ]
 

@@ -164,8 +164,8 @@ def list_files(source: str, quiet: bool = False) -> list[Path]:
         found, what = sorted(Path(p) for p in glob.glob(source, recursive=True)), "pattern"
     else:
         raise FileNotFoundError(
-            f"source '{clean(without_secrets(source))}' not found, expected an image, video, folder, glob pattern, list.txt, "
-            "webcam number, stream URL, list.streams, screen, or - for paths from standard input"
+            f"source '{clean(without_secrets(source))}' not found, expected an image, video, folder, glob pattern, "
+            "list.txt, webcam number, stream URL, list.streams, screen, or - for paths from standard input"
         )
     entries = [p for p in dict.fromkeys(found) if not p.is_dir() and p.name != LIST_OF_FILES]
     hidden = [p for p in entries if p.name.startswith("._" if what == "pattern" else ".")]

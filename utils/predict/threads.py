@@ -1,4 +1,4 @@
-"""Threads that decode, which cannot be interrupted inside the decoder, and the end of a process that has such threads."""
+"""Threads that decode, which cannot be interrupted inside the decoder, and the end of a process with such threads."""
 
 from __future__ import annotations
 

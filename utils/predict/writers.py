@@ -48,7 +48,9 @@ class Stems:
         return is_video and any(re.fullmatch(re.escape(stem) + r"_\d+", other) for other in self.images)
 
     def __call__(self, path: Path, is_video: bool) -> str:
-        """The stem of `path`, shortened if it is very long, without control characters, followed by -2, -3, ... if an earlier input has it."""
+        """The stem of `path` without control characters, shortened if it is very long, followed by -2, -3, ... if an
+        earlier input has it.
+        """
         if path not in self.given:
             short = shorten(file_name(path.stem))
             stem, copy = short, 1
@@ -69,6 +71,11 @@ def file_name(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if visible(c) or c in SURROGATES else "_" for c in text)
+
+
+def shown_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Class names as they are drawn and printed: short, without control characters."""
+    return {label: clean(name) for label, name in names.items()}
 
 
 def csv_text(value: object) -> str:
