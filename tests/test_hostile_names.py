@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fuzz_http import jpeg
 
+from tools import benchmark_table
 from utils.boxes import Boxes
 from utils.data.voc import VocLabels, voc_xml
 from utils.predict.frames import Broken, Frame
@@ -121,3 +122,10 @@ def test_results_print_clean(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     results.crop(save_dir=tmp_path / "crops")
     assert [path.name for path in folder.iterdir()] == ["a_.jpg"]
     assert all(is_clean(path.name) for path in tmp_path.rglob("*"))
+
+
+def test_the_table_of_a_benchmark_holds_no_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_table, "plot", lambda *_: None)
+    benchmark_table.write_tables([{"model": "=1+1", "imgsz": "64", "size MB": "-"}], 1, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "benchmark.csv").open(newline="")))
+    assert rows == [{"model": "'=1+1", "imgsz": "64", "size MB": "-"}]

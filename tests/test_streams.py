@@ -243,3 +243,22 @@ def test_a_video_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert (
         len(items) == 1 and isinstance(items[0], Broken) and "frames of 64x48 pixels are too large" in items[0].reason
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are files on POSIX")
+def test_a_playlist_called_a_video_opens_no_other_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.ts")
+    texts = {
+        "concat": "ffconcat version 1.0\nfile pipe.ts\n",
+        "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\npipe.ts\n",
+        "rtp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+        "dash": '<?xml version="1.0"?><MPD type="dynamic"></MPD>',
+        "controls": "ffconcat version 1.0\n#\x01\x02\nfile pipe.ts\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.mp4").write_text(text)
+    start = time.monotonic()
+    for name in texts:
+        items = list(open_source(str(tmp_path / f"{name}.mp4")))
+        assert len(items) == 1 and isinstance(items[0], Broken) and "it is text" in items[0].reason
+    assert time.monotonic() - start < 2

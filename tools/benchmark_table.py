@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from utils.drawing import save_figure
 from utils.files import write_atomic
+from utils.text import cell
 
 Cells = dict[str, str]  # column -> text
 

@@ -71,6 +71,19 @@ def special_file(path: Path) -> str:
         return ""
 
 
+def is_text(path: Path) -> bool:
+    """Whether a video file begins like text: FFmpeg would take it for a playlist and open the files that it names.
+
+    Every container has a control character in its first bytes, but AVI and GIF, whose sizes may have none.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    return bool(start) and not start.startswith((b"RIFF", b"GIF8")) and all(b >= 32 or b in b"\t\n\r" for b in start)
+
+
 def too_large(capture: cv2.VideoCapture) -> str:
     """'WxH' if the frames of an open capture would have more than MAX_PIXELS, else ''."""
     width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)

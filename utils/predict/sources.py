@@ -25,7 +25,7 @@ from utils.files import REPO
 from utils.images import IMAGE_SUFFIXES, imread
 from utils.predict.animations import count_frames, read_animation, warn_of_pages
 from utils.predict.download import download
-from utils.predict.frames import Broken, Frame, media_path, misses_bytes, special_file, too_large, video_info
+from utils.predict.frames import Broken, Frame, is_text, media_path, misses_bytes, special_file, too_large, video_info
 from utils.predict.streams import (
     is_camera,
     is_url,
@@ -219,6 +219,9 @@ def read_files(files: Iterable[Path], vid_stride: int) -> Frames:
         frames = count_frames(path)
         if frames > 1 or (frames and path.suffix.lower() in VIDEO_SUFFIXES):
             yield from read_animation(path, frames, vid_stride)
+            continue
+        if path.suffix.lower() in VIDEO_SUFFIXES and is_text(path):
+            yield Broken(path, f"{path}: not a readable video: it is text")
             continue
         if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
             yield from read_video(media_path(path), path, vid_stride)
