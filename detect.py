@@ -5,11 +5,88 @@ python detect.py --weights runs/train/exp/weights/best.pt --source data/images
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, check_cli, flag, run_script
+
+
+@dataclass(frozen=True)
+class DetectConfig(Config):
+    """Detect objects in images, videos, webcams, streams and on the screen.
+
+    Example: --weights runs/train/exp/weights/best.pt --source images/ --save-txt
+    """
+
+    weights: str | tuple[str, ...] = flag(
+        "", "model file; several: an ensemble; empty: best.pt of the newest training run", group="model"
+    )
+    source: str = flag(
+        "data/images",
+        "image, video, folder, 'glob', list.txt, webcam number, stream URL, list.streams, "
+        "'screen [monitor] [left top width height]', or - for paths from standard input",
+        group="source",
+    )
+    imgsz: int | tuple[int, ...] = flag(
+        (),
+        "size of the model's input, pixels: long side, or height and width; empty: that of the weights, else 640",
+        "--img",
+        "--img-size",
+        bounds=AT_LEAST_1,
+        group="model",
+    )
+    conf_thres: float = flag(0.25, "confidence threshold, 0..1", bounds=ZERO_TO_ONE, group="detections")
+    iou_thres: float = flag(
+        0.45, "NMS IoU threshold, 0..1: of boxes that overlap more the best is kept", bounds=ZERO_TO_ONE
+    )
+    max_det: int = flag(1000, "maximum detections per image", bounds=AT_LEAST_1)
+    device: str = flag("", "cpu, mps or a GPU number; empty: the first GPU, else the CPU", group="hardware")
+    view_img: bool = flag(False, "show results in a window; q ends", group="output")
+    save_txt: str = flag(
+        "",
+        "write labels/: yolo: .txt, class cx cy w h in 0..1; voc: Pascal VOC .xml",
+        choices=("yolo", "voc"),
+        bare="yolo",
+    )
+    save_csv: bool = flag(False, "write predictions.csv, one line per box")
+    save_json: bool = flag(False, "write predictions.json, COCO's result format")
+    save_conf: bool = flag(False, "with --save-txt yolo: the confidence as a sixth column")
+    save_crop: bool = flag(False, "write the image inside each box to crops/<class>/")
+    nosave: bool = flag(False, "do not write annotated images and videos")
+    classes: tuple[str, ...] = flag((), "detect only these classes, indices or names", group="detections")
+    agnostic_nms: bool = flag(False, "class-agnostic NMS: boxes suppress those of other classes too")
+    augment: bool = flag(False, "test-time augmentation: three views of each image", group="model")
+    visualize: bool = flag(
+        False, "write feature maps, and the attention of MobileViT blocks, to visualize/", group="output"
+    )
+    tile: int = flag(
+        0, "also cut larger images into overlapping tiles of this many pixels; 0: off", bounds=AT_LEAST_0, group="model"
+    )
+    vid_stride: int = flag(1, "process every Nth frame of a video or stream", bounds=AT_LEAST_1, group="source")
+    stream_timeout: float = flag(
+        60.0, "seconds without a frame after which a stream is closed; 0: never", bounds=AT_LEAST_0
+    )
+    line_thickness: int = flag(
+        0, "line width of boxes, pixels; 0: chosen by image size", bounds=AT_LEAST_0, group="output"
+    )
+    hide_labels: bool = flag(False, "hide labels")
+    hide_conf: bool = flag(False, "hide confidences")
+    half: bool = flag(False, "half precision (fp16), GPU only", group="hardware")
+    threads: int = flag(0, "CPU threads (0: runtime default)", bounds=AT_LEAST_0)
+    compile: bool = flag(False, "run .pt weights through torch.compile; the first image of each size takes a minute")
+    rect: bool | None = flag(None, "input in the image's shape, the default; --no-rect: square", group="model")
+    project: str = flag("runs/detect", "folder of the runs", group="output")
+    name: str = flag("exp", "name of this run's folder, numbered if it exists")
+    exist_ok: bool = flag(False, "write into an existing run folder")
+
+
+if __name__ == "__main__":
+    check_cli(DetectConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
 import logging
 import os
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -18,7 +95,6 @@ import numpy as np
 from models.runtimes.load import load_model
 from models.runtimes.torch_backend import TorchBackend
 from models.visualize import record_activations
-from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
 from utils.device import select_device
 from utils.nms import NmsSettings
 from utils.predict.activations import save_attention, save_features
@@ -32,64 +108,6 @@ from utils.text import clean, counted, first
 
 LOGGER = logging.getLogger(__name__)
 STEPS = ("letterbox", "model", "NMS")
-
-
-@dataclass(frozen=True)
-class DetectConfig(Config):
-    """Detect objects in images, videos, webcams, streams and on the screen."""
-
-    weights: str | tuple[str, ...] = flag(
-        "", "model file; several: an ensemble; empty: best.pt of the newest training run"
-    )
-    source: str = flag(
-        "data/images",
-        "image, video, folder, 'glob', list.txt, webcam number, stream URL, list.streams, "
-        "'screen [monitor] [left top width height]', or - for paths from standard input",
-    )
-    imgsz: int | tuple[int, ...] = flag(
-        (),
-        "size of the model's input, pixels: long side, or height and width; empty: that of the weights, else 640",
-        "--img",
-        "--img-size",
-        bounds=AT_LEAST_1,
-    )
-    conf_thres: float = flag(0.25, "confidence threshold, 0..1", bounds=ZERO_TO_ONE)
-    iou_thres: float = flag(
-        0.45, "NMS IoU threshold, 0..1: of boxes that overlap more the best is kept", bounds=ZERO_TO_ONE
-    )
-    max_det: int = flag(1000, "maximum detections per image", bounds=AT_LEAST_1)
-    device: str = flag("", "cpu, mps or a GPU number; empty: the first GPU, else the CPU")
-    view_img: bool = flag(False, "show results in a window; q ends")
-    save_txt: str = flag(
-        "",
-        "write labels/: yolo: .txt, class cx cy w h in 0..1; voc: Pascal VOC .xml",
-        choices=("yolo", "voc"),
-        bare="yolo",
-    )
-    save_csv: bool = flag(False, "write predictions.csv, one line per box")
-    save_json: bool = flag(False, "write predictions.json, COCO's result format")
-    save_conf: bool = flag(False, "with --save-txt yolo: the confidence as a sixth column")
-    save_crop: bool = flag(False, "write the image inside each box to crops/<class>/")
-    nosave: bool = flag(False, "do not write annotated images and videos")
-    classes: tuple[str, ...] = flag((), "detect only these classes, indices or names")
-    agnostic_nms: bool = flag(False, "class-agnostic NMS: boxes suppress those of other classes too")
-    augment: bool = flag(False, "test-time augmentation: three views of each image")
-    visualize: bool = flag(False, "write feature maps, and the attention of MobileViT blocks, to visualize/")
-    tile: int = flag(0, "also cut larger images into overlapping tiles of this many pixels; 0: off", bounds=AT_LEAST_0)
-    vid_stride: int = flag(1, "process every Nth frame of a video or stream", bounds=AT_LEAST_1)
-    stream_timeout: float = flag(
-        60.0, "seconds without a frame after which a stream is closed; 0: never", bounds=AT_LEAST_0
-    )
-    line_thickness: int = flag(0, "line width of boxes, pixels; 0: chosen by image size", bounds=AT_LEAST_0)
-    hide_labels: bool = flag(False, "hide labels")
-    hide_conf: bool = flag(False, "hide confidences")
-    half: bool = flag(False, "half precision (fp16), GPU only")
-    threads: int = flag(0, "CPU threads (0: runtime default)", bounds=AT_LEAST_0)
-    compile: bool = flag(False, "run .pt weights through torch.compile; the first image of each size takes a minute")
-    rect: bool | None = flag(None, "input in the image's shape, the default; --no-rect: square")
-    project: str = flag("runs/detect", "folder of the runs")
-    name: str = flag("exp", "name of this run's folder, numbered if it exists")
-    exist_ok: bool = flag(False, "write into an existing run folder")
 
 
 def main(cfg: DetectConfig) -> Path:

@@ -5,9 +5,66 @@ python export.py --weights runs/train/exp/weights/best.pt --include onnx openvin
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, check_cli, flag, run_script
+
+NAMES = ("torchscript", "onnx", "openvino", "torch_export", "coreml", "tflite", "ncnn", "executorch", "web")
+
+
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    """Export a detector to other runtimes, and compare each file with PyTorch.
+
+    Example: --weights runs/train/exp/weights/best.pt --include onnx openvino
+    """
+
+    weights: str = flag("", "checkpoint to export; empty: best.pt of the newest training run", group="model")
+    include: tuple[str, ...] = flag(
+        ("torchscript", "onnx"), f"formats: {', '.join(NAMES)}; all: every one but web", group="formats"
+    )
+    imgsz: int | tuple[int, ...] = flag(
+        (),
+        "input size in pixels: one number, or height and width; empty: that of the weights, else 640",
+        "--img",
+        "--img-size",
+        bounds=AT_LEAST_1,
+        group="input",
+    )
+    batch_size: int = flag(1, "images per batch", "--batch", bounds=AT_LEAST_1)
+    dynamic: str = flag("none", "dynamic axes; size includes batch", choices=("none", "batch", "size"))
+    opset: int = flag(18, "ONNX opset version", group="formats")
+    simplify: bool = flag(True, "simplify the ONNX graph with onnxslim")
+    half: bool = flag(False, "weights in float16")
+    int8: bool = flag(False, "weights in int8, calibrated on --data and checked by its mAP")
+    int8_ops: str = flag(
+        "conv",
+        "what is computed in int8: nothing, convolutions, or all but the decoding",
+        choices=("weights", "conv", "all"),
+    )
+    nms: bool = flag(False, "include NMS in the graph (onnx, coreml)", group="NMS in the file")
+    conf_thres: float = flag(0.25, "with --nms: confidence threshold, 0..1", bounds=ZERO_TO_ONE)
+    iou_thres: float = flag(0.45, "with --nms: NMS IoU threshold, 0..1", bounds=ZERO_TO_ONE)
+    max_det: int = flag(300, "with --nms: number of detections in the output", bounds=AT_LEAST_1)
+    data: str = flag(
+        "",
+        "data YAML: its train images calibrate int8, its val images are compared in every format",
+        group="images that are compared",
+    )
+    images: tuple[str, ...] = flag(
+        ("data/images",), "without --data: images and folders that are compared in every format"
+    )
+    threads: int = flag(0, "CPU threads while timing (0: runtime default)", bounds=AT_LEAST_0, group="hardware")
+    out: str = flag("", "output folder; empty: beside the weights", group="output")
+    ort_web: str = flag("", "for web: folder of the package onnxruntime-web; empty: download it from the npm registry")
+
+
+if __name__ == "__main__":
+    check_cli(ExportConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
 import logging
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,16 +72,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.export.int8 import INT8_OPS
 from models.export.metadata import Metadata
-from models.export.writers import FORMATS, OPSET, Format, Job
+from models.export.writers import FORMATS, Format, Job
 from models.runtimes.load import load_backend
 from models.runtimes.torch_backend import checkpoint_limits
 from models.weights.checkpoint import build_model, load_checkpoint
 from models.yolo import DetectionModel
 from utils.backend import input_size
 from utils.classes import class_order
-from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
 from utils.data.data_yaml import read_data_yaml
 from utils.data.listing import list_images
 from utils.files import move, remove, size_of
@@ -39,7 +94,6 @@ from val import ValConfig
 from val import main as validate
 
 LOGGER = logging.getLogger(__name__)
-NAMES = (*FORMATS, "web")
 # YOLOv5's other formats, which other tools make; none of these was tried here.
 OTHER_TOOLS = {
     "engine": "TensorRT builds it on the GPU that is to run it: export onnx, then trtexec --onnx=best.onnx",
@@ -53,41 +107,6 @@ CALIBRATION_IMAGES = 64  # for int8
 INT8_LOSS = 0.010  # mAP50-95 that an int8 file may lose
 SINGLE_IMAGE = ("ncnn", "coreml", "web")  # formats without batches
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class ExportConfig(Config):
-    """Export a detector to other runtimes, and compare each file with PyTorch."""
-
-    weights: str = flag("", "checkpoint to export; empty: best.pt of the newest training run")
-    include: tuple[str, ...] = flag(("torchscript", "onnx"), f"formats: {', '.join(NAMES)}; all: every one but web")
-    imgsz: int | tuple[int, ...] = flag(
-        (),
-        "input size in pixels: one number, or height and width; empty: that of the weights, else 640",
-        "--img",
-        "--img-size",
-        bounds=AT_LEAST_1,
-    )
-    batch_size: int = flag(1, "images per batch", "--batch", bounds=AT_LEAST_1)
-    dynamic: str = flag("none", "dynamic axes; size includes batch", choices=("none", "batch", "size"))
-    opset: int = flag(OPSET, "ONNX opset version")
-    simplify: bool = flag(True, "simplify the ONNX graph with onnxslim")
-    half: bool = flag(False, "weights in float16")
-    int8: bool = flag(False, "weights in int8, calibrated on --data and checked by its mAP")
-    int8_ops: str = flag(
-        "conv", "what is computed in int8: nothing, convolutions, or all but the decoding", choices=INT8_OPS
-    )
-    nms: bool = flag(False, "include NMS in the graph (onnx, coreml)")
-    conf_thres: float = flag(0.25, "with --nms: confidence threshold, 0..1", bounds=ZERO_TO_ONE)
-    iou_thres: float = flag(0.45, "with --nms: NMS IoU threshold, 0..1", bounds=ZERO_TO_ONE)
-    max_det: int = flag(300, "with --nms: number of detections in the output", bounds=AT_LEAST_1)
-    data: str = flag("", "data YAML: its train images calibrate int8, its val images are compared in every format")
-    images: tuple[str, ...] = flag(
-        ("data/images",), "without --data: images and folders that are compared in every format"
-    )
-    threads: int = flag(0, "CPU threads while timing (0: runtime default)", bounds=AT_LEAST_0)
-    out: str = flag("", "output folder; empty: beside the weights")
-    ort_web: str = flag("", "for web: folder of the package onnxruntime-web; empty: download it from the npm registry")
 
 
 @dataclass(frozen=True)

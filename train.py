@@ -5,105 +5,85 @@ Several processes: `torchrun --nproc_per_node 2 train.py ...`. After an interrup
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import time
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from utils.config import AT_LEAST_0, AT_LEAST_1, Bounds, Config, check_cli, flag, known_fields, run_script
 
-from models.common import Attention, MobileViTBlock, SeparableAttention
-from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
-from models.weights.start import resumed_model, start_model
-from models.weights.transfer import TransferReport, freeze
-from models.yolo import DetectionModel
-from utils.config import AT_LEAST_0, AT_LEAST_1, Bounds, Config, flag, known_fields, run_script
-from utils.data.image_cache import CACHES
-from utils.data.loader import EpochBatchSampler, LoaderSettings, image_weights, training_loaders
-from utils.data.scan import Scan
-from utils.device import AMP_MODES, amp_dtype, seed_everything
-from utils.distributed import Dist, setup_device
-from utils.drawing import plot_batch
-from utils.evaluate.metrics import Metrics
-from utils.files import find, write_atomic
-from utils.hyp import Hyp
-from utils.images import check_imgsz, rescale, to_input
-from utils.loss import Criterion, LossParts
-from utils.runs import Run, newest_checkpoint
-from utils.train.autoanchor import check_anchors, label_sizes
-from utils.train.errors import user_error
-from utils.train.memory import choose_batch_size
-from utils.train.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
-from utils.train.plots import plot_labels, plot_results
-from utils.train.progress import epoch_line, result_row, show_progress
-from utils.train.recipe import RunInfo, fit_recipe, warn_of_random_start
-from utils.train.report import write_report
-from utils.train.state import TrainState
-from utils.train.stopping import EarlyStopping
-from utils.train.tensorboard import TensorBoard
-from val import EvalSettings, evaluate, read_data, rect_or_square
-
-LOGGER = logging.getLogger(__name__)
 BATCH, CLIP = Bounds(low=1, also=(-1,)), Bounds(low=0, also=(-1,))
-BUILT_IN = "data/shapes.yaml"  # the data set without --data
-PLOTTED_BATCHES = 3  # of the first epoch, drawn as train_batch*.jpg
 
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """Train a detector on a data set in YOLO format."""
+    """Train a detector on a data set in YOLO format.
 
-    cfg: str = flag("", "model YAML; empty: that of --weights, else yolov5-mobilevit.yaml")
+    Example: --data my.yaml --weights yolov5n.pt --imgsz 320 --epochs 50
+    """
+
+    data: str = flag(
+        "",
+        "data YAML, or the folder it is in; empty: the built-in set, drawn on first use, or that of --resume",
+        group="data",
+    )
+    imgsz: int = flag(640, "image size for training and validation, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
+    single_cls: bool = flag(False, "treat all classes as one")
+    fraction: float = flag(1.0, "fraction of the training images to use, 0..1", bounds=Bounds(above=0, high=1))
+    image_weights: bool = flag(False, "sample images more often if their classes have a low mAP")
+    rect: bool = flag(False, "rectangular batches; off for models whose grid is coarser than their stride")
+    cache: str = flag(
+        "", "cache decoded images: ram, or disk (a file beside the labels)", bare="ram", choices=("", "ram", "disk")
+    )
+    cfg: str = flag("", "model YAML; empty: that of --weights, else yolov5-mobilevit.yaml", group="model")
     weights: str = flag("", "checkpoint to start from, this project's or YOLOv5's; empty: train from scratch")
     backbone_weights: str = flag("", "ImageNet weights of a MobileViT: a CVNets or timm file; timm:NAME downloads one")
     partial: bool = flag(False, "with --backbone-weights: load the tensors that fit, skip the others")
-    data: str = flag("", "data YAML; empty: the built-in set, drawn on first use, or that of the run to resume")
-    hyp: str = flag("", "hyperparameter YAML, such as hyp.scratch-low.yaml; empty: fitted to the data (docs/recipe.md)")
-    epochs: int | None = flag(None, "number of epochs; 100 if not given", bounds=AT_LEAST_1)
-    time: float = flag(0.0, "hours after which training ends; 0: no limit", bounds=AT_LEAST_0)
-    batch_size: int = flag(16, "images per batch over all processes; -1: as many as fit", "--batch", bounds=BATCH)
-    imgsz: int = flag(640, "image size for training and validation, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
-    rect: bool = flag(False, "rectangular batches; off for models whose grid is coarser than their stride")
-    resume: str = flag("", "resume an interrupted run: its last.pt; without a path the newest", bare="newest")
-    nosave: bool = flag(False, "save only the final checkpoint")
-    noval: bool = flag(False, "validate only the final epoch")
+    freeze: tuple[int, ...] = flag((0,), "layers to freeze: the number of first layers, or a list of layers", shown="")
     noautoanchor: bool = flag(False, "keep the model's anchors even if they do not fit the data")
-    noplots: bool = flag(False, "write no plots and no report")
-    cache: str = flag("", "cache decoded images: ram, or disk (a file beside the labels)", bare="ram", choices=CACHES)
-    evolve: int = flag(0, "search hyperparameters in this many trials; bare: 300", bare=300, bounds=AT_LEAST_0)
-    evolve_space: str = flag("space.yaml", "YAML of the ranges that --evolve searches")
-    evolve_storage: str = flag("", "database URL of the search, for several workers; empty: a file in the run folder")
-    image_weights: bool = flag(False, "sample images more often if their classes have a low mAP")
-    fraction: float = flag(1.0, "fraction of the training images to use, 0..1", bounds=Bounds(above=0, high=1))
+    epochs: int | None = flag(None, "number of epochs", bounds=AT_LEAST_1, group="training", shown="100")
+    batch_size: int = flag(16, "images per batch over all processes; -1: as many as fit", "--batch", bounds=BATCH)
+    time: float = flag(0.0, "hours after which training ends", bounds=AT_LEAST_0, shown="no limit")
+    patience: int = flag(100, "early stopping: epochs without improvement; 0: never", bounds=AT_LEAST_0)
+    resume: str = flag("", "resume an interrupted run: its last.pt; without a path the newest", bare="newest")
+    optimizer: str = flag(
+        "", "optimizer", choices=("", "SGD", "Adam", "AdamW"), shown="fitted to the data; with --hyp SGD"
+    )
+    hyp: str = flag("", "hyperparameter YAML, such as hyp.scratch-low.yaml; empty: fitted to the data (docs/recipe.md)")
+    cos_lr: bool = flag(False, "cosine learning rate schedule instead of linear")
+    label_smoothing: float = flag(0.0, "label smoothing, 0..1", bounds=Bounds(low=0, below=1))
+    clip_grad: float = flag(-1.0, "gradient norm limit; 0: none", bounds=CLIP, shown="fitted; with --hyp 10")
+    seed: int = flag(0, "random seed", bounds=AT_LEAST_0)
+    noval: bool = flag(False, "validate only the final epoch")
     close_mosaic: int = flag(
-        -1, "disable mosaic for the last N epochs; -1: fitted, with --hyp 0", bounds=Bounds(low=-1)
+        -1,
+        "disable mosaic for the last N epochs",
+        bounds=Bounds(low=-1),
+        group="augmentation (more: --hyp)",
+        shown="fitted; with --hyp 0",
     )
     multi_scale: bool = flag(False, "vary the image size of each batch by +/- 50 %%, in steps of the grid")
     quad: bool = flag(False, "combine every four images into one of twice the side")
-    single_cls: bool = flag(False, "treat all classes as one")
-    optimizer: str = flag("", "optimizer; empty: fitted to the data, with --hyp SGD", choices=("", *OPTIMIZERS))
-    cos_lr: bool = flag(False, "cosine learning rate schedule instead of linear")
-    label_smoothing: float = flag(0.0, "label smoothing, 0..1", bounds=Bounds(low=0, below=1))
-    clip_grad: float = flag(-1.0, "gradient norm limit; 0: none; -1: fitted, with --hyp 10", bounds=CLIP)
-    freeze: tuple[int, ...] = flag((0,), "layers to freeze: the number of first layers, or a list of layers")
-    patience: int = flag(100, "early stopping: epochs without improvement; 0: never", bounds=AT_LEAST_0)
-    save_period: int = flag(-1, "save a checkpoint every N epochs; below 1: never")
-    amp: str = flag("auto", "mixed precision; auto: fp16 on CUDA, else off", choices=AMP_MODES)
-    sync_bn: bool = flag(False, "batch norm over the batches of all processes (SyncBatchNorm)")
-    seed: int = flag(0, "random seed", bounds=AT_LEAST_0)
-    workers: int = flag(2, "data loader processes per training process, at most one per CPU", bounds=AT_LEAST_0)
-    device: str = flag("", "cpu, mps, a GPU number, or 0,1 under torchrun; empty: the first GPU, else the CPU")
-    project: str = flag("runs/train", "folder of the runs")
+    evolve: int = flag(
+        0,
+        "search hyperparameters in this many trials; without a number 300",
+        bare=300,
+        bounds=AT_LEAST_0,
+        group="search",
+        shown="no search",
+    )
+    evolve_space: str = flag("space.yaml", "YAML of the ranges that --evolve searches")
+    evolve_storage: str = flag("", "database URL of the search, for several workers; empty: a file in the run folder")
+    project: str = flag("runs/train", "folder of the runs", group="output")
     name: str = flag("exp", "name of this run's folder, numbered if it exists")
     exist_ok: bool = flag(False, "write into an existing run folder")
+    nosave: bool = flag(False, "save only the final checkpoint")
+    save_period: int = flag(-1, "save a checkpoint every N epochs", shown="never")
+    noplots: bool = flag(False, "write no plots and no report")
+    verbose: bool = flag(False, "print every tensor that was not transferred, and the whole recipe")
+    device: str = flag(
+        "", "cpu, mps, a GPU number, or 0,1 under torchrun; empty: the first GPU, else the CPU", group="hardware"
+    )
+    workers: int = flag(2, "data loader processes per training process, at most one per CPU", bounds=AT_LEAST_0)
+    amp: str = flag("auto", "mixed precision; auto: fp16 on CUDA, else off", choices=("auto", "fp16", "bf16", "off"))
+    sync_bn: bool = flag(False, "batch norm over the batches of all processes (SyncBatchNorm)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,6 +94,58 @@ class TrainConfig(Config):
     def total_epochs(self) -> int:
         """The number of epochs."""
         return 100 if self.epochs is None else self.epochs
+
+
+if __name__ == "__main__":
+    check_cli(TrainConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
+import json
+import logging
+import math
+import time
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
+
+from models.common import Attention, MobileViTBlock, SeparableAttention
+from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from models.weights.start import resumed_model, start_model
+from models.weights.transfer import TransferReport, freeze
+from models.yolo import DetectionModel
+from utils.data.loader import EpochBatchSampler, LoaderSettings, image_weights, training_loaders
+from utils.data.scan import Scan
+from utils.device import amp_dtype, seed_everything
+from utils.distributed import Dist, setup_device
+from utils.drawing import plot_batch
+from utils.evaluate.metrics import Metrics
+from utils.files import find, write_atomic
+from utils.hyp import Hyp
+from utils.images import check_imgsz, rescale, to_input
+from utils.loss import Criterion, LossParts
+from utils.progress import Progress, clock
+from utils.runs import Run, newest_checkpoint
+from utils.train.autoanchor import check_anchors, label_sizes
+from utils.train.errors import user_error
+from utils.train.memory import choose_batch_size
+from utils.train.optim import ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
+from utils.train.plots import plot_labels, plot_results
+from utils.train.progress import epoch_header, epoch_row, result_row
+from utils.train.recipe import RunInfo, fit_recipe, warn_of_random_start
+from utils.train.report import write_report
+from utils.train.state import TrainState
+from utils.train.stopping import EarlyStopping
+from utils.train.tensorboard import TensorBoard
+from val import EvalSettings, evaluate, read_data, rect_or_square
+
+LOGGER = logging.getLogger(__name__)
+BUILT_IN = "data/shapes.yaml"  # the data set without --data
+PLOTTED_BATCHES = 3  # of the first epoch, drawn as train_batch*.jpg
 
 
 def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint | None = None) -> Metrics | None:
@@ -165,7 +197,9 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
         data = data.numbered_as(checkpoint.names, cfg.resume)
     cfg = replace(cfg, data=str(Path(data.yaml).resolve()))
     if checkpoint is None:
-        model, transferred = start_model(data.names, cfg.cfg, cfg.weights, cfg.backbone_weights, cfg.partial)
+        model, transferred = start_model(
+            data.names, cfg.cfg, cfg.weights, cfg.backbone_weights, cfg.partial, cfg.verbose
+        )
     else:
         model, transferred = resumed_model(checkpoint), None
     model = model.to(dist.device)
@@ -229,7 +263,7 @@ def choose_hyp(
         attention=any(isinstance(module, Attention | SeparableAttention) for module in model.modules()),
         backbone=bool(cfg.backbone_weights),
     )
-    recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, cfg.hyp)
+    recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, cfg.hyp, cfg.verbose)
     fitted: dict[str, Any] = {
         "optimizer": recipe.optimizer,
         "close_mosaic": recipe.close_mosaic,
@@ -293,14 +327,20 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
     for layer in job.frozen:
         layer.eval()
     state.optimizer.zero_grad()  # of batches that completed no update, as in YOLOv5
-    total, images_seen = torch.zeros(len(job.criterion.names), device=device), 0
+    total = torch.zeros(len(job.criterion.names), device=device)
 
     def named(parts: Tensor) -> LossParts:
         return dict(zip(job.criterion.names, parts, strict=True))
 
-    hidden = True if dist.rank else None  # None: without a terminal
-    bar = tqdm(loader, f"epoch {epoch + 1}/{cfg.total_epochs}", leave=False, dynamic_ncols=True, disable=hidden)
-    for step, batch in enumerate(bar, start=epoch * len(loader)):
+    def row(losses: LossParts) -> str:
+        return epoch_row(epoch, cfg.total_epochs, losses, len(batch.targets), images)
+
+    left = state.seconds / epoch * (cfg.total_epochs - epoch) if epoch else None
+    LOGGER.info(epoch_header(job.criterion.names, left))
+    progress = Progress(
+        loader, len(loader), lambda: row(named(total * dist.world / progress.done)), hidden=dist.rank > 0
+    )
+    for step, batch in enumerate(progress, start=epoch * len(loader)):
         state.schedule.set(step)
         update = state.schedule.update_due(step)
         images = to_input(batch.images, device)
@@ -320,13 +360,12 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
         if update:
             apply_gradients(job)
         total += torch.stack([parts[name] for name in job.criterion.names])
-        images_seen += len(batch.paths)
+        progress.items += len(batch.paths) * dist.world
         if step < PLOTTED_BATCHES and dist.rank == 0 and not cfg.noplots:
             plot_batch(batch.images, batch.targets, job.names, job.run.dir / f"train_batch{step}.jpg")
-        if not bar.disable:
-            mean = total * dist.world / (step - epoch * len(loader) + 1)
-            show_progress(bar, named(mean), len(batch.targets), images, images_seen / (time.monotonic() - began))
-    return named(dist.all_reduce_sum(total) / len(loader))
+    losses = named(dist.all_reduce_sum(total) / len(loader))
+    LOGGER.info(f"{row(losses)}  {clock(time.monotonic() - began)}")
+    return losses
 
 
 def apply_gradients(job: Job) -> None:
@@ -362,7 +401,8 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
     job.run.log(row)
     if job.board is not None:
         job.board.scalars(row)
-    LOGGER.info(epoch_line(epoch, cfg.total_epochs, losses, metrics, seconds))
+    if metrics:
+        LOGGER.info("\n".join(metrics.table().splitlines()[:2]))
     fitness = metrics.fitness if metrics else math.nan
     best = state.stopper.improved(fitness, epoch) or state.stopper.best == -math.inf
     if state.stopper.should_stop(epoch):

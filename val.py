@@ -2,13 +2,77 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, check_cli, flag, run_script
+
+
+@dataclass(frozen=True)
+class ValConfig(Config):
+    """Measure a detector on a data set.
+
+    Example: --weights runs/train/exp/weights/best.pt --data my.yaml
+    """
+
+    data: str = flag(
+        "",
+        "data YAML, or the folder it is in; empty: the one that the weights were trained on, else the built-in set",
+        group="data",
+    )
+    weights: str | tuple[str, ...] = flag(
+        "",
+        "model file; several: an ensemble, or one line each in a study; empty: best.pt of the newest training run",
+        group="model",
+    )
+    batch_size: int = flag(32, "images per batch", "--batch", bounds=AT_LEAST_1, group="model")
+    imgsz: int | tuple[int, ...] = flag(
+        (),
+        "size of the images, pixels: long side, or height and width; empty: that of the weights, else 640",
+        "--img",
+        "--img-size",
+        bounds=AT_LEAST_1,
+        group="model",
+    )
+    conf_thres: float = flag(0.001, "confidence threshold, 0..1", bounds=ZERO_TO_ONE, group="detections")
+    iou_thres: float = flag(
+        0.6, "NMS IoU threshold, 0..1: of boxes that overlap more the best is kept", bounds=ZERO_TO_ONE
+    )
+    max_det: int = flag(300, "maximum detections per image", bounds=AT_LEAST_1)
+    task: str = flag(
+        "val",
+        "the split to measure; speed: with the thresholds of detect.py; study: over image sizes",
+        choices=("train", "val", "test", "speed", "study"),
+        group="data",
+    )
+    device: str = flag("", "cpu, mps or a GPU number; empty: the first GPU, else the CPU", group="hardware")
+    workers: int = flag(2, "processes that load images, at most one per CPU", bounds=AT_LEAST_0, group="hardware")
+    single_cls: bool = flag(False, "treat all classes as one", group="data")
+    rect: bool | None = flag(None, "rectangular batches; not given: where the model allows them", group="model")
+    half: bool = flag(False, "half precision (fp16), GPU only", group="hardware")
+    threads: int = flag(0, "CPU threads (0: runtime default)", bounds=AT_LEAST_0, group="hardware")
+    compile: bool = flag(False, "run .pt weights through torch.compile; the first batch of each size takes a minute")
+    augment: bool = flag(False, "test-time augmentation: three views of each image", group="model")
+    save_txt: bool = flag(False, "write detections to labels/*.txt: class cx cy w h in 0..1", group="output")
+    save_conf: bool = flag(False, "with --save-txt: the confidence as a sixth column")
+    save_hybrid: bool = flag(False, "like --save-txt, but labels come first and replace detections that overlap them")
+    save_json: bool = flag(False, "write predictions.json, COCO's result format")
+    plots: bool = flag(True, "write curves, the confusion matrix and images of the first batches")
+    verbose: bool = flag(False, "print every class even if there are many")
+    project: str = flag("runs/val", "folder of the runs")
+    name: str = flag("exp", "name of this run's folder, numbered if it exists")
+    exist_ok: bool = flag(False, "write into an existing run folder")
+
+
+if __name__ == "__main__":
+    check_cli(ValConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
 import csv
 import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +80,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from data.make_shapes import draw_if_built_in
 from models.runtimes.ensemble import in_order
@@ -24,9 +87,8 @@ from models.runtimes.load import load_model
 from utils.backend import Backend, input_size, refuse_nms
 from utils.boxes import Boxes
 from utils.classes import class_order
-from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, flag, run_script
 from utils.data.coco import CocoLabels
-from utils.data.data_yaml import Data, read_data_yaml
+from utils.data.data_yaml import Data, find_data_yaml, read_data_yaml
 from utils.data.dataset import DetectionDataset, Sample
 from utils.data.loader import Batch, build_loader
 from utils.data.scan import Scan
@@ -35,7 +97,7 @@ from utils.drawing import plot_batch, plot_boxes
 from utils.evaluate.curves import plot_confusion, plot_curves, plot_study
 from utils.evaluate.metrics import DetectionMetrics, Metrics
 from utils.evaluate.timing import Stopwatch
-from utils.files import find, write_atomic
+from utils.files import write_atomic
 from utils.images import size_text, to_input
 from utils.loss import Criterion, LossParts
 from utils.nms import NmsSettings, non_max_suppression
@@ -49,7 +111,9 @@ from utils.predict.writers import (
     write_labels,
     write_renamed,
 )
+from utils.progress import Progress
 from utils.runs import OutputFiles, Run, training_data, weights_or_newest
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 SPLIT_OF_TASK = {"speed": "val", "study": "val"}  # other tasks are the split they measure
@@ -58,51 +122,6 @@ PLOTTED_BATCHES = 3  # drawn as val_batch*.jpg
 PLOTTED_SCORE = 0.25  # lowest score of a box drawn there
 TABLE_CLASSES = 50  # with this many classes or more, only the row 'all' is printed, unless --verbose
 Network = Callable[[Tensor], Tensor | tuple[Tensor, list[Tensor]]]  # -> decoded, or (decoded, raw maps)
-
-
-@dataclass(frozen=True)
-class ValConfig(Config):
-    """Measure a detector on a data set."""
-
-    data: str = flag("", "data YAML; empty: the one that the weights were trained on, else the built-in set")
-    weights: str | tuple[str, ...] = flag(
-        "", "model file; several: an ensemble, or one line each in a study; empty: best.pt of the newest training run"
-    )
-    batch_size: int = flag(32, "images per batch", "--batch", bounds=AT_LEAST_1)
-    imgsz: int | tuple[int, ...] = flag(
-        (),
-        "size of the images, pixels: long side, or height and width; empty: that of the weights, else 640",
-        "--img",
-        "--img-size",
-        bounds=AT_LEAST_1,
-    )
-    conf_thres: float = flag(0.001, "confidence threshold, 0..1", bounds=ZERO_TO_ONE)
-    iou_thres: float = flag(
-        0.6, "NMS IoU threshold, 0..1: of boxes that overlap more the best is kept", bounds=ZERO_TO_ONE
-    )
-    max_det: int = flag(300, "maximum detections per image", bounds=AT_LEAST_1)
-    task: str = flag(
-        "val",
-        "the split to measure; speed: with the thresholds of detect.py; study: over image sizes",
-        choices=("train", "val", "test", "speed", "study"),
-    )
-    device: str = flag("", "cpu, mps or a GPU number; empty: the first GPU, else the CPU")
-    workers: int = flag(2, "processes that load images, at most one per CPU", bounds=AT_LEAST_0)
-    single_cls: bool = flag(False, "treat all classes as one")
-    rect: bool | None = flag(None, "rectangular batches; not given: where the model allows them")
-    half: bool = flag(False, "half precision (fp16), GPU only")
-    threads: int = flag(0, "CPU threads (0: runtime default)", bounds=AT_LEAST_0)
-    compile: bool = flag(False, "run .pt weights through torch.compile; the first batch of each size takes a minute")
-    augment: bool = flag(False, "test-time augmentation: three views of each image")
-    save_txt: bool = flag(False, "write detections to labels/*.txt: class cx cy w h in 0..1")
-    save_conf: bool = flag(False, "with --save-txt: the confidence as a sixth column")
-    save_hybrid: bool = flag(False, "like --save-txt, but labels come first and replace detections that overlap them")
-    save_json: bool = flag(False, "write predictions.json, COCO's result format")
-    plots: bool = flag(True, "write curves, the confusion matrix and images of the first batches")
-    verbose: bool = flag(False, "print every class even if there are many")
-    project: str = flag("runs/val", "folder of the runs")
-    name: str = flag("exp", "name of this run's folder, numbered if it exists")
-    exist_ok: bool = flag(False, "write into an existing run folder")
 
 
 def main(cfg: ValConfig) -> Metrics:
@@ -229,7 +248,9 @@ def detect_all(
     watch, losses, rows = Stopwatch(device), [], list[int]()
     autocast = settings.half and device.type == "cuda" and isinstance(model, nn.Module)
     with eval_mode(model):
-        for step, batch in enumerate(tqdm(loader, desc=desc, leave=False, disable=None)):
+        progress = Progress(loader, len(loader), lambda: f"{desc:>9}")
+        for step, batch in enumerate(progress):
+            progress.items += len(batch.rows)
             if not batch.rows:  # no image of the batch can be read any more
                 continue
             with watch.stage("pre"):
@@ -304,7 +325,7 @@ def read_data(name: str, single_cls: bool = False) -> Data:
     Raises:
         FileNotFoundError, ValueError: see read_data_yaml.
     """
-    return read_data_yaml(draw_if_built_in(find(name, "data")), single_cls)
+    return read_data_yaml(draw_if_built_in(find_data_yaml(name)), single_cls)
 
 
 def match_classes(model: Backend, data: Data, weights: str = "the model") -> Backend:
@@ -399,7 +420,7 @@ def warn_of_max_det(scan: Scan, max_det: int) -> None:
     labels = np.diff(scan.offsets)
     if over := int((labels > max_det).sum()):
         worst = f"{scan.paths[labels.argmax()]} has {labels.max()}"
-        LOGGER.warning(f"--max-det {max_det}: {over} image(s) have more labels, which cannot all be found; {worst}")
+        LOGGER.warning(f"--max-det {max_det}: {counted(over, 'image has', 'images have')} more labels; {worst}")
 
 
 def save_detections(

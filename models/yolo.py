@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from models import common
 from models.heads import HEADS, Head
 from utils.files import find, read_yaml
 from utils.images import POSITIONS
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 NORM_EPS, NORM_MOMENTUM = 1e-3, 0.03  # YOLOv5's constants for batch norms: steadier statistics at small batches
@@ -74,8 +75,28 @@ def make_divisible(width: float, divisor: int = 8) -> int:
     return math.ceil(width / divisor) * divisor
 
 
-def parse_row(row: Any, cfg: Mapping, widths: list[int]) -> tuple[nn.Module, tuple[int, ...], int]:
-    """One YAML row [from, repeats, block, args] -> (module, absolute sources, output width).
+class Row(NamedTuple):
+    """A YAML row as it is built.
+
+    Attributes:
+        sources: absolute indices of the rows that it reads; -1 is the image. width: channels of its output.
+        block: the class, built `repeats` times with `keywords`; scaled by the model's multiples.
+    """
+
+    sources: tuple[int, ...]
+    width: int
+    block: type[nn.Module]
+    repeats: int
+    keywords: dict[str, Any]
+
+    def text(self) -> tuple[str, str]:
+        """The number of repeats, inside the block or of it, and the arguments, for a table."""
+        n = self.keywords.get("n", self.repeats)
+        return str(n), ", ".join(str(value) for name, value in self.keywords.items() if name != "n")
+
+
+def read_row(row: Any, cfg: Mapping, widths: list[int]) -> Row:
+    """One YAML row [from, repeats, block, args], not built yet.
 
     Args:
         cfg: the whole model mapping (nc, anchors, multiples). widths: input channels, then the output of each row.
@@ -113,7 +134,9 @@ def parse_row(row: Any, cfg: Mapping, widths: list[int]) -> tuple[nn.Module, tup
     elif hasattr(cls, "out_channels"):
         out = cls.out_channels(inputs if len(inputs) > 1 else inputs[0], *args)
     if len(args) > len(accepted):
-        raise ValueError(f"{name} takes {', '.join(accepted)}: {len(args) - len(accepted)} argument(s) too many")
+        raise ValueError(
+            f"{name} takes {', '.join(accepted)}: {counted(len(args) - len(accepted), 'argument')} too many"
+        )
     keywords = dict(zip(accepted, args, strict=False)) | keywords
 
     if repeats > 1:
@@ -123,12 +146,22 @@ def parse_row(row: Any, cfg: Mapping, widths: list[int]) -> tuple[nn.Module, tup
         keywords["n"], repeats = repeats, 1
     if "ch" in parameters:
         keywords["ch"] = inputs
+    return Row(routes, out, cls, repeats, keywords)
+
+
+def parse_row(row: Any, cfg: Mapping, widths: list[int]) -> tuple[nn.Module, tuple[int, ...], int]:
+    """One YAML row [from, repeats, block, args] -> (module, absolute sources, output width).
+
+    Raises:
+        ValueError: see read_row; arguments that the block refuses.
+    """
+    routes, out, cls, repeats, keywords = read_row(row, cfg, widths)
     try:
         layers = [cls(**keywords)]
         for _ in range(repeats - 1):  # a stacked layer feeds the next one
-            layers.append(cls(**(keywords | {"c1": out} if "c1" in accepted else keywords)))
+            layers.append(cls(**(keywords | {"c1": out} if "c1" in keywords else keywords)))
     except TypeError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{row[2]}: {error}") from error
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers), routes, out
 
 
@@ -340,13 +373,14 @@ class DetectionModel(nn.Module):
         return self
 
     def summary(self, imgsz: int = 640) -> str:
-        """A table of the rows (from, parameters, block, arguments) and a line of totals."""
-        rows = [*self.yaml["backbone"], *self.yaml["head"]]
-        lines = [f"{'row':>4} {'from':>16} {'params':>10}  {'block':<16} arguments"]
+        """A table of the rows as they are built (from, repeats, parameters, block, arguments) and a line of totals."""
+        rows, widths = [*self.yaml["backbone"], *self.yaml["head"]], [3]
+        lines = [f"{'row':>4} {'from':>16} {'n':>3} {'params':>10}  {'block':<16} arguments"]
         for i, (layer, row) in enumerate(zip(self.model, rows, strict=True)):
-            parameters = sum(p.numel() for p in layer.parameters())
-            block = f"{row[1]} x {row[2]}" if row[1] > 1 else row[2]
-            lines.append(f"{i:>4} {row[0]!s:>16} {parameters:>10,}  {block:<16} {row[3]}")
+            parameters, built = sum(p.numel() for p in layer.parameters()), read_row(row, self.yaml, widths)
+            repeats, arguments = built.text()
+            lines.append(f"{i:>4} {row[0]!s:>16} {repeats:>3} {parameters:>10,}  {row[2]:<16} {arguments}")
+            widths.append(built.width)
         total = sum(p.numel() for p in self.parameters())
         lines.append(
             f"{self.where}: {len(rows)} rows, {total:,} parameters, {self.gflops(imgsz):.1f} GFLOPs at {imgsz}, "

@@ -229,7 +229,7 @@ def test_more_labels_than_max_det_is_said(tmp_path: Path, caplog) -> None:
     warn_of_max_det(found, 5)
     assert not caplog.records
     warn_of_max_det(found, 4)
-    assert "--max-det 4: 1 image(s) have more labels" in caplog.text and "000001.png has 5" in caplog.text
+    assert "--max-det 4: 1 image has more labels" in caplog.text and "000001.png has 5" in caplog.text
 
 
 # ---- recorded situations --------------------------------------------------------------------------------------------

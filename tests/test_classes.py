@@ -146,8 +146,8 @@ def test_of_as_many_classes_only_those_of_the_same_name_are_taken() -> None:
     before = [conv.weight.detach().clone().view(3, 7, -1) for conv in target.head.m]
     report = fine_tune(target, source)
     assert report.classes == ("red",) and report.new == ("navy",) and report.by_rows
-    text = report.text("m.pt")
-    assert "; classes by name: red; new: navy" in text and "model.24.m.0.weight (other classes)" in text
+    text = report.text("m.pt", verbose=True)
+    assert "1 new class: navy; 1 class known by name: red;" in text and "model.24.m.0.weight (other classes)" in text
     for own, old, other in zip(target.head.m, before, source.head.m, strict=True):
         rows, known = own.weight.view(3, 7, -1), other.weight.view(3, 7, -1)
         assert torch.equal(rows[:, 5], old[:, 5]) and torch.equal(rows[:, 6], known[:, 5])

@@ -209,7 +209,7 @@ def test_a_result_that_somebody_changed_is_not_touched(tmp_path: Path, caplog: p
     for found in (boxes(0), boxes()):  # an image without detections has no label file: this one would pass for it
         with pytest.raises(FileExistsError, match=r"labels/a\.txt exists and is not a result"):
             detect(str(tmp_path / "in"), run, found, save_txt="yolo", nosave=True)
-    assert "changed since and are kept" in caplog.text and "corrected" in label.read_text()
+    assert "1 changed result of an earlier run is kept" in caplog.text and "corrected" in label.read_text()
 
 
 def test_files_of_others_and_links_are_not_overwritten(tmp_path: Path) -> None:

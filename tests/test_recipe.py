@@ -29,15 +29,15 @@ def test_a_small_set_gets_an_update_from_every_batch() -> None:
     middle = choose_recipe(replace(SMALL, epochs=60))
     assert recipe.hyp.norm_momentum == 0.1 > middle.hyp.norm_momentum > choose_recipe(LARGE).hyp.norm_momentum == 0.03
     assert all(
-        word in recipe.summary
-        for word in ("205 images", "2500 boxes", "390 batches", "AdamW", "from scratch", "over 10 batches")
+        word in f"{recipe.summary}; {recipe.basis}; {recipe.details}"
+        for word in ("205 images", "2,500 boxes", "390 batches", "AdamW", "from scratch", "over 10 batches")
     )
 
 
 def test_fine_tuning_takes_smaller_steps_the_more_the_weights_know() -> None:
     rates = [choose_recipe(replace(SMALL, fine_tuning=True, known_classes=share)).hyp.lr0 for share in (0, 0.5, 1)]
     assert choose_recipe(SMALL).hyp.lr0 > rates[0] > rates[1] > rates[2] == pytest.approx(1e-4)
-    assert "50% of the classes known" in choose_recipe(replace(SMALL, fine_tuning=True, known_classes=0.5)).summary
+    assert "50% of the classes known" in choose_recipe(replace(SMALL, fine_tuning=True, known_classes=0.5)).basis
 
 
 def test_mosaics_are_for_images_with_few_boxes_and_for_runs_that_see_them_often() -> None:
@@ -86,14 +86,14 @@ def test_every_run_gets_a_sound_recipe(
     hyp = recipe.hyp
     assert 0 <= recipe.close_mosaic <= 0.5 * epochs
     assert 0 < hyp.ema_ramp <= 2000 and 0 < hyp.ema_decay <= 0.9999
-    assert "\n" not in recipe.summary
+    assert "\n" not in recipe.summary + recipe.basis + recipe.details
     if recipe.optimizer == "SGD":
         return
     assert hyp.warmup_epochs <= min(0.1 * epochs, 3.0)
     update_batch = batch * accumulation(hyp, batch)  # images of an update, as train.py counts
-    assert f"an update every {update_batch} images," in recipe.summary
+    assert f"an update every {update_batch} images," in recipe.details
     assert hyp.weight_decay * update_batch / hyp.nominal_batch == pytest.approx(0.01)  # as train.py scales it
-    averaged = int(recipe.summary.split("averaged over about ")[1].split(" updates")[0])
+    averaged = int(recipe.details.split("averaged over about ")[1].split(" updates")[0])
     assert averaged == pytest.approx(1 / (1 - hyp.ema_decay), abs=0.51)
 
 
@@ -124,7 +124,7 @@ def test_adam_without_a_hyp_gets_a_warning_about_its_learning_rate(caplog: pytes
 
 
 def test_a_trained_backbone_is_named() -> None:
-    assert "from a trained backbone" in choose_recipe(replace(SMALL, backbone=True)).summary
+    assert "from a trained backbone" in choose_recipe(replace(SMALL, backbone=True)).basis
 
 
 def test_flags_override_the_fitted_values(caplog: pytest.LogCaptureFixture) -> None:
@@ -146,6 +146,21 @@ def test_a_weight_decay_for_adamw_without_an_optimizer_gets_a_warning(caplog: py
     caplog.clear()
     applied(Hyp(weight_decay=0.01), hyp="mine.yaml", optimizer="AdamW")
     assert not caplog.records
+
+
+def test_the_recipe_is_two_lines_and_the_rest_for_verbose(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    applied(close_mosaic=1)
+    first, second = caplog.messages
+    assert first == "recipe: AdamW, learning rate 0.004, batch 16, mosaic 33%, not in the last 1 epoch"
+    assert second.strip().startswith("fitted to 205 images, 2,500 boxes, 390 batches in 30 epochs, from scratch; ")
+    assert "hyp.yaml" in second and "weight decay" not in second
+    caplog.clear()
+    applied(verbose=True, hyp="mine.yaml", file=Hyp(lr0=0.5))
+    first, second = caplog.messages
+    assert (
+        "SGD, learning rate 0.5" in first and "from mine.yaml; weight decay 0.0005, gradient norm at most 10" in second
+    )
 
 
 def test_scratch_low_is_the_default_of_yolov5() -> None:

@@ -81,7 +81,7 @@ def test_a_run_of_another_version_of_the_recipe_is_refused(
     [
         (3, "x is 3, expected hyperparameters"),
         ({"flags": None}, "expected hyperparameters and under 'flags'"),
-        ({"lr": 1}, "unknown key.s. lr"),
+        ({"lr": 1}, "unknown key lr"),
         ({"lr0": -1}, "x: lr0 -1: expected at least 0"),
         ({"lr0": "fast"}, "x: lr0 fast: expected at least 0"),
         ({"flags": {"lr": 1}}, "unknown flag lr"),

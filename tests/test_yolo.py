@@ -469,10 +469,22 @@ def test_gflops_of_one_convolution() -> None:
 def test_summary_has_a_line_for_each_row_and_the_totals() -> None:
     model = built(MOBILE)
     lines = model.summary().splitlines()[1:]
-    counts = [int(re.match(r" *\d+ +(?:-?\d+|\[.*?\]) +([\d,]+)  ", line)[1].replace(",", "")) for line in lines[:-1]]
+    counts = [
+        int(re.match(r" *\d+ +(?:-?\d+|\[.*?\]) +\d+ +([\d,]+)  ", line)[1].replace(",", "")) for line in lines[:-1]
+    ]
     assert counts == [count(layer) for layer in model.model]
     assert "2,159,101 parameters" in lines[-1] and "grid 64" in lines[-1] and "[8, 16, 32]" in lines[-1]
     assert f"{model.gflops(640):.1f} GFLOPs" in lines[-1]
+
+
+def test_summary_has_the_rows_as_they_are_built() -> None:
+    """Widths and repeats after the multiples, as the modules have them."""
+    model = DetectionModel("yolov5n.yaml", nc=3)
+    lines = [line.split(maxsplit=5) for line in model.summary().splitlines()[1:-1]]
+    assert lines[0] == ["0", "-1", "1", "1,760", "Conv", "3, 16, 6, 2, 2"]
+    assert lines[6] == ["6", "-1", "3", "156,928", "C3", "128, 128"]
+    assert len(model.model[6].m) == 3 and model.model[0].conv.out_channels == 16
+    assert model.summary().splitlines()[-2].endswith("[64, 128, 256]") and "\n  24" in model.summary()
 
 
 # --- what a row may say ----------------------------------------------------------------------------------------------

@@ -10,19 +10,56 @@ before it is trained. Formats whose packages need another environment are measur
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.config import AT_LEAST_1, Config, check_cli, flag, run_script
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(Config):
+    """Compare export formats: size, speed, agreement with PyTorch, mAP.
+
+    Example: --weights best.pt --data my.yaml --include onnx openvino
+    """
+
+    weights: tuple[str, ...] = flag(
+        ("yolov5-mobilevit.yaml",), "checkpoints; model YAMLs: speed of random weights", group="what is measured"
+    )
+    include: tuple[str, ...] = flag(("torchscript", "onnx"), "formats of export.py, or all")
+    imgsz: tuple[int, ...] = flag(
+        (320, 640), "sizes of square inputs, pixels", "--img", "--img-size", bounds=AT_LEAST_1
+    )
+    data: str = flag(
+        "", "data YAML: its val images are compared and give the mAP; empty: no mAP", group="images that are compared"
+    )
+    images: tuple[str, ...] = flag(("data/images",), "without --data: images and folders that are compared")
+    int8: bool = flag(False, "also int8 with each --int8-ops of export.py; needs --data", group="what is measured")
+    half: bool = flag(False, "also float16")
+    threads: tuple[int, ...] = flag(
+        (1, 2), "numbers of CPU threads, measured one after another", bounds=AT_LEAST_1, group="how it is measured"
+    )
+    rounds: int = flag(30, "timed calls of each format", bounds=AT_LEAST_1)
+    also: tuple[str, ...] = flag((), "Python interpreters of other environments, for formats whose packages they have")
+    project: str = flag("runs/benchmark", "folder of the runs", group="output")
+    name: str = flag("exp", "name of this run's folder, numbered if it exists")
+
+
+if __name__ == "__main__":
+    check_cli(BenchmarkConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
 import csv
 import logging
 import statistics
 import subprocess
-import sys
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import field, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from export import CPU, ExportConfig, export_format, mean_ap, prepare
 from models.export.int8 import INT8_OPS
@@ -32,33 +69,12 @@ from models.weights.checkpoint import Checkpoint, save_checkpoint
 from models.yolo import DetectionModel
 from tools.benchmark_table import Cells, merge, write_tables
 from utils.backend import Backend
-from utils.config import AT_LEAST_1, Config, flag, run_script
 from utils.files import REPO
 from utils.proof.images import comparison_images, interleaved, quiet, read_images
 from utils.proof.table import Row
 from utils.runs import Run
 
 LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig(Config):
-    """Compare export formats: size, speed, agreement with PyTorch, mAP."""
-
-    weights: tuple[str, ...] = flag(("yolov5-mobilevit.yaml",), "checkpoints; model YAMLs: speed of random weights")
-    include: tuple[str, ...] = flag(("torchscript", "onnx"), f"formats: {', '.join(FORMATS)}; or all")
-    imgsz: tuple[int, ...] = flag(
-        (320, 640), "sizes of square inputs, pixels", "--img", "--img-size", bounds=AT_LEAST_1
-    )
-    data: str = flag("", "data YAML: its val images are compared and give the mAP; empty: no mAP")
-    images: tuple[str, ...] = flag(("data/images",), "without --data: images and folders that are compared")
-    int8: bool = flag(False, "also int8 with each --int8-ops of export.py; needs --data")
-    half: bool = flag(False, "also float16")
-    threads: tuple[int, ...] = flag((1, 2), "numbers of CPU threads, measured one after another", bounds=AT_LEAST_1)
-    rounds: int = flag(30, "timed calls of each format", bounds=AT_LEAST_1)
-    also: tuple[str, ...] = flag((), "Python interpreters of other environments, for formats whose packages they have")
-    project: str = flag("runs/benchmark", "folder of the runs")
-    name: str = flag("exp", "name of this run's folder, numbered if it exists")
 
 
 @dataclass

@@ -6,10 +6,30 @@ The image is prepared as the weights were tested: for CVNets' the short side 288
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.config import Config, argument, check_cli, flag, run_script
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(Config):
+    """Print the five most probable ImageNet classes of an image, by a published MobileViT.
+
+    Example: image.jpg --weights mobilevit_xxs.pt
+    """
+
+    image: str = argument("image file")
+    weights: str = flag("", "MobileViT weights of CVNets or timm: .pt, .pth, .safetensors, or timm:NAME (a download)")
+
+
+if __name__ == "__main__":
+    check_cli(ClassifyConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
+import logging
 
 import numpy as np
 import torch
@@ -17,11 +37,8 @@ from torch import Tensor
 from torchvision.models import MobileNet_V3_Small_Weights
 from torchvision.transforms import functional as transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from models.mobilevit import SIZES, MobileViT, from_checkpoint, from_published
 from models.weights.imagenet import read_published
-from utils.config import Config, argument, flag, run_script
 from utils.images import imread
 
 LOGGER = logging.getLogger(__name__)
@@ -29,14 +46,6 @@ TOP = 5
 CROP = 256
 SHORT_SIDE = {"BGR": 288, "RGB": 284}  # by color order, which CVNets and timm differ in
 RESIZE = {"BGR": transforms.InterpolationMode.BILINEAR, "RGB": transforms.InterpolationMode.BICUBIC}
-
-
-@dataclass(frozen=True)
-class ClassifyConfig(Config):
-    """Print the five most probable ImageNet classes of an image, by a published MobileViT."""
-
-    image: str = argument("image file")
-    weights: str = flag("", "MobileViT weights of CVNets or timm: .pt, .pth, .safetensors, or timm:NAME (a download)")
 
 
 def load_classifier(source: str) -> MobileViT:

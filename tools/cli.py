@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+import runpy
 import sys
 from typing import NamedTuple
 
-from utils.config import run_script
+from utils.commands import PROGRAM
 from utils.files import REPO, VERSION
-
-PROGRAM = "yolov5-mobilevit"
 
 
 class Command(NamedTuple):
-    """Where a command's main function is.
+    """Which module a command runs.
 
     Attributes:
         module: as it is imported in a clone.
@@ -62,14 +61,14 @@ def main() -> None:
 
 
 def run(name: str, words: list[str]) -> None:
-    """Import the module of a command and run its main function with these words."""
+    """Run the module of a command as a script with these words; one without a config class, its main function."""
     command = COMMANDS[name]
     sys.argv = [f"{PROGRAM} {name}", *words]  # its usage line begins like this
     above = (__package__ or "").removesuffix("tools")  # "" in a clone, "yolov5_mobilevit." in the installed package
-    module = importlib.import_module(above + command.module)
-    if not command.config:
-        sys.exit(module.main())
-    run_script(module.main, getattr(module, command.config))
+    if command.config:  # as a script, it answers --help before the imports that take seconds
+        runpy.run_module(above + command.module, run_name="__main__", alter_sys=True)
+    else:
+        sys.exit(importlib.import_module(above + command.module).main())
 
 
 def overview() -> str:

@@ -6,29 +6,39 @@ run. YOLOv5's checkpoints are converted, too.
 
 from __future__ import annotations
 
-import logging
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint, save_safetensors
-from utils.config import Config, argument, flag, run_script
-
-LOGGER = logging.getLogger(__name__)
+from utils.config import Config, argument, check_cli, flag, run_script
 
 
 @dataclass(frozen=True)
 class ConvertConfig(Config):
-    """Convert a checkpoint for release: only what detection needs, as .pt or .safetensors."""
+    """Convert a checkpoint for release: only what detection needs, as .pt or .safetensors.
+
+    Example: runs/train/exp/weights/best.pt --format safetensors
+    """
 
     weights: str = argument("checkpoint of this project or of YOLOv5")
     format: str = flag("pt", "format of the new file", choices=("pt", "safetensors"))
     half: bool = flag(False, "store weights in half precision: half the size, nearly the same detections")
     out: str = flag("", "new file; empty: beside the checkpoint, NAME-stripped.pt or NAME.safetensors")
+
+
+if __name__ == "__main__":
+    check_cli(ConvertConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
+import logging
+from dataclasses import replace
+
+import torch
+
+from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint, save_safetensors
+
+LOGGER = logging.getLogger(__name__)
 
 
 def main(cfg: ConvertConfig) -> Path:

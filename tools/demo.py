@@ -8,26 +8,35 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import detect
-import train
-import val
-from data.make_shapes import ensure_shapes, shapes_folder
-from utils.config import flag, run_script
+from utils.config import check_cli, flag, run_script
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Train yolov5-mobilevit on the built-in data set and look at the result."""
+    """Train yolov5-mobilevit on the built-in data set and look at the result.
+
+    Example: --epochs 2
+    """
 
     epochs: int = flag(24, "passes over the 480 training images")
     batch_size: int = flag(8, "images per batch; small, for many steps in little time", "--batch")
     imgsz: int = flag(192, "side of the model's input, pixels", "--img")
     device: str = flag("", "cpu, mps or a GPU number; empty: the first GPU, else the CPU")
     project: str = flag("runs/demo", "folder of the run folders")
+
+
+if __name__ == "__main__":
+    check_cli(DemoConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
+from typing import Any
+
+import detect
+import train
+import val
+from data.make_shapes import ensure_shapes, shapes_folder
 
 
 def main(cfg: DemoConfig) -> None:

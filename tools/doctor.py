@@ -6,18 +6,50 @@ would make training wrong; 0: at most warnings; 2: the command cannot be carried
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.config import AT_LEAST_1, Config, check_cli, flag, run_script
+
+
+@dataclass(frozen=True)
+class DoctorConfig(Config):
+    """Examine a data set: what would make training wrong, what is odd, and what it consists of.
+
+    Example: --data my.yaml --html doctor.html
+    """
+
+    data: str = flag("", "data YAML; required", group="data")
+    imgsz: int = flag(
+        640,
+        "image size of the training, pixels",
+        "--img",
+        "--img-size",
+        bounds=AT_LEAST_1,
+        group="the training that is planned",
+    )
+    epochs: int = flag(100, "epochs of the training, for its recipe", bounds=AT_LEAST_1)
+    batch_size: int = flag(16, "images per batch of the training, for its recipe", "--batch", bounds=AT_LEAST_1)
+    weights: str = flag(
+        "", "model file whose predictions are compared with the labels; empty: none", group="check with a model"
+    )
+    device: str = flag("", "for --weights: cpu, mps or a GPU number; empty: the first GPU, else the CPU")
+    html: str = flag("", "file to write the page to, with images; empty: none", group="output")
+    fix: str = flag("", "new folder for a repaired copy of the data in YOLO form; empty: none")
+
+
+if __name__ == "__main__":
+    check_cli(DoctorConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
+import logging
+
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from models.runtimes.load import load_model
-from utils.config import AT_LEAST_1, Config, flag, run_script
 from utils.data.data_yaml import Data
 from utils.device import select_device
 from utils.doctor.examine import Diagnosis, examine
@@ -33,20 +65,6 @@ from utils.train.recipe import RunInfo, choose_recipe
 from val import read_data
 
 LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DoctorConfig(Config):
-    """Examine a data set: what would make training wrong, what is odd, and what it consists of."""
-
-    data: str = flag("", "data YAML; required")
-    imgsz: int = flag(640, "image size of the training, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
-    epochs: int = flag(100, "epochs of the training, for its recipe", bounds=AT_LEAST_1)
-    batch_size: int = flag(16, "images per batch of the training, for its recipe", "--batch", bounds=AT_LEAST_1)
-    weights: str = flag("", "model file whose predictions are compared with the labels; empty: none")
-    device: str = flag("", "for --weights: cpu, mps or a GPU number; empty: the first GPU, else the CPU")
-    html: str = flag("", "file to write the page to, with images; empty: none")
-    fix: str = flag("", "new folder for a repaired copy of the data in YOLO form; empty: none")
 
 
 def main(cfg: DoctorConfig) -> None:

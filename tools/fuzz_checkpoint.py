@@ -6,37 +6,21 @@ another exception or more than 2 GB of memory is a failure, and that copy is kep
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import resource
-import struct
 import sys
-import time
-import zipfile
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
-from multiprocessing.connection import Connection
 from pathlib import Path
-
-import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.weights.checkpoint import build_model, load_checkpoint
-from utils.config import AT_LEAST_1, Config, argument, flag, run_script
-
-LOGGER = logging.getLogger(__name__)
-HANG = 10.0  # seconds
-MEMORY = 2.0  # GB
-Rng = np.random.Generator
+from utils.config import AT_LEAST_1, Config, argument, check_cli, flag, run_script
 
 
 @dataclass(frozen=True)
 class FuzzConfig(Config):
-    """Load randomly damaged copies of a checkpoint and count the outcomes."""
+    """Load randomly damaged copies of a checkpoint and count the outcomes.
+
+    Example: yolov5n.pt --count 2000
+    """
 
     weights: str = argument("checkpoint to damage")
     count: int = flag(2000, "number of copies", bounds=AT_LEAST_1)
@@ -45,6 +29,31 @@ class FuzzConfig(Config):
 
 
 # --- kinds of damage: (bytes, rng) -> bytes ---------------------------------------------------------------------------
+
+
+if __name__ == "__main__":
+    check_cli(FuzzConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
+import logging
+import multiprocessing
+import resource
+import struct
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from io import BytesIO
+from multiprocessing.connection import Connection
+
+import numpy as np
+import torch
+
+from models.weights.checkpoint import build_model, load_checkpoint
+
+LOGGER = logging.getLogger(__name__)
+HANG = 10.0  # seconds
+MEMORY = 2.0  # GB
+Rng = np.random.Generator
 
 
 def flip_bytes(data: bytes, rng: Rng) -> bytes:

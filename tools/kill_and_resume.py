@@ -8,31 +8,21 @@ trial must end with the same weights, averages, optimizer state and results.csv,
 
 from __future__ import annotations
 
-import csv
-import random
-import signal
-import subprocess
 import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
-from models.weights.checkpoint import load_checkpoint
-from utils.config import flag, run_script
-from utils.files import REPO
-
-WALL_CLOCK = {"seconds"}  # columns and keys of measured time, which are not compared
+from utils.config import check_cli, flag, run_script
 
 
 @dataclass(frozen=True)
 class KillConfig:
-    """Kill and resume training runs, and compare each with an uninterrupted one."""
+    """Kill and resume training runs, and compare each with an uninterrupted one.
+
+    Example: --trials 20
+    """
 
     trials: int = flag(20, "number of runs to kill")
     cfg: str = flag("yolov5-mobilevit.yaml", "model YAML")
@@ -40,6 +30,25 @@ class KillConfig:
     images: int = flag(32, "training images")
     workers: int = flag(2, "data loader processes of the uninterrupted run; the trials have 0 to this many in turn")
     seed: int = flag(0, "random seed of the moments")
+
+
+if __name__ == "__main__":
+    check_cli(KillConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
+import csv
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from typing import Any
+
+import torch
+
+from models.weights.checkpoint import load_checkpoint
+from utils.files import REPO
+
+WALL_CLOCK = {"seconds"}  # columns and keys of measured time, which are not compared
 
 
 def train_command(data: Path, folder: Path, cfg: KillConfig, workers: int) -> list[str]:

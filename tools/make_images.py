@@ -8,26 +8,46 @@ phone.png: the demo page of `export.py --include web` on a phone. The last two a
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.config import check_cli, flag, run_script
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Make the images of the README and the docs from a trained run on the built-in data set.
+
+    Example: --out docs/images
+    """
+
+    weights: str = flag("runs/demo/train/weights/best.pt", "checkpoint in the folder of its run")
+    out: str = flag("docs/images", "folder for the images")
+    imgsz: int = flag(192, "side of the model's input, pixels", "--img")
+    conf_thres: float = flag(0.4, "confidence threshold of detections.jpg")
+    ort_web: str = flag("", "folder of the npm package onnxruntime-web; empty: npm fetches it")
+
+
+if __name__ == "__main__":
+    check_cli(ImagesConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
 import logging
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import export
 import hubconf
 from data.make_shapes import ensure_shapes, shapes_folder
-from utils.config import flag, run_script
 
 LOGGER = logging.getLogger(__name__)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -48,17 +68,6 @@ FRAME = """<!doctype html><style>body { margin: 0 }</style>
     setTimeout(() => fetch("ready"), 300);
   }, 50);
 </script>"""
-
-
-@dataclass(frozen=True)
-class ImagesConfig:
-    """Make the images of the README and the docs from a trained run on the built-in data set."""
-
-    weights: str = flag("runs/demo/train/weights/best.pt", "checkpoint in the folder of its run")
-    out: str = flag("docs/images", "folder for the images")
-    imgsz: int = flag(192, "side of the model's input, pixels", "--img")
-    conf_thres: float = flag(0.4, "confidence threshold of detections.jpg")
-    ort_web: str = flag("", "folder of the npm package onnxruntime-web; empty: npm fetches it")
 
 
 def main(cfg: ImagesConfig) -> None:

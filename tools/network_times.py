@@ -8,16 +8,41 @@ of time in pixels between the smallest and the largest size: 1 is linear.
 
 from __future__ import annotations
 
-import logging
-import math
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.config import Bounds, Config, check_cli, flag, run_script
+
+TORCH = "torch"
+
+
+@dataclass(frozen=True)
+class TimesConfig(Config):
+    """Time networks against the first of them.
+
+    Example: --cfg yolov5n.yaml yolov5-mobilevit.yaml
+    """
+
+    cfg: tuple[str, ...] = flag(("yolov5n.yaml", "yolov5-mobilevit.yaml"), "model YAMLs; the first is the yardstick")
+    imgsz: tuple[int, ...] = flag((320, 640), "input sizes, pixels", "--img", bounds=Bounds(low=32))
+    runtimes: tuple[str, ...] = flag((TORCH, "onnx"), f"{TORCH}, or formats of export.py")
+    threads: int = flag(1, "CPU threads", bounds=Bounds(low=1))
+    rounds: int = flag(15, "calls of each network at each size", bounds=Bounds(low=1))
+    nc: int = flag(80, "classes", bounds=Bounds(low=1))
+    out: str = flag("", "file for the table, Markdown; empty: only printed")
+
+
+if __name__ == "__main__":
+    check_cli(TimesConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,27 +51,13 @@ from models.export.metadata import Metadata
 from models.export.writers import FORMATS, Job
 from models.runtimes.load import load_backend
 from models.yolo import DetectionModel
-from utils.config import Bounds, Config, flag, run_script
 from utils.files import write_atomic
 from utils.proof.images import quiet
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 CPU = torch.device("cpu")
-TORCH = "torch"
 Call = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class TimesConfig(Config):
-    """Time networks against the first of them."""
-
-    cfg: tuple[str, ...] = flag(("yolov5n.yaml", "yolov5-mobilevit.yaml"), "model YAMLs; the first is the yardstick")
-    imgsz: tuple[int, ...] = flag((320, 640), "input sizes, pixels", "--img", bounds=Bounds(low=32))
-    runtimes: tuple[str, ...] = flag((TORCH, "onnx"), f"{TORCH}, or formats of export.py: {', '.join(FORMATS)}")
-    threads: int = flag(1, "CPU threads", bounds=Bounds(low=1))
-    rounds: int = flag(15, "calls of each network at each size", bounds=Bounds(low=1))
-    nc: int = flag(80, "classes", bounds=Bounds(low=1))
-    out: str = flag("", "file for the table, Markdown; empty: only printed")
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ def main(cfg: TimesConfig) -> list[Network]:
             raise ValueError(f"--imgsz {off[0]}: {n.name} takes multiples of {n.model.grid}")
     measure(networks, cfg)
     text = table(networks, cfg)
-    LOGGER.info(f"batch 1, {cfg.threads} thread(s), least of {cfg.rounds} calls in turns\n{text}")
+    LOGGER.info(f"batch 1, {counted(cfg.threads, 'thread')}, least of {cfg.rounds} calls in turns\n{text}")
     if cfg.out:
         write_atomic(Path(cfg.out), text + "\n")
     return networks

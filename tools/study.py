@@ -9,47 +9,57 @@ error. The table is written to table.md in --project. Runs are trained one after
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.config import check_cli, flag, run_script
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Compare training recipes.
+
+    Example: --data my.yaml --cfg yolov5n.yaml --seeds 0 1 2
+    """
+
+    data: tuple[str, ...] = flag((), "data YAMLs, required", group="data and models")
+    cfg: tuple[str, ...] = flag(("yolov5n.yaml",), "model YAMLs")
+    weights: str = flag("", "checkpoint to fine-tune, instead of --cfg")
+    arms: str = flag("tools/recipes.yaml", "YAML of recipes", group="recipes")
+    only: tuple[str, ...] = flag((), "names of the recipes to run; not given: all")
+    base: str = flag("hyp.scratch-low.yaml", "hyperparameter YAML that the recipes change")
+    seeds: tuple[int, ...] = flag((0,), "random seeds, a run for each", group="training")
+    imgsz: int = flag(192, "image size, pixels")
+    batch_size: int = flag(16, "images per batch")
+    epochs: int = flag(30, "epochs of each run")
+    fraction: float = flag(1.0, "fraction of the training images to use, 0..1")
+    threads: int = flag(1, "CPU threads; more may be slower if cores are shared", group="hardware")
+    project: str = flag("runs/study", "folder of the runs and the table", group="output")
+
+
+if __name__ == "__main__":
+    check_cli(StudyConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
 import csv
 import json
 import logging
 import statistics
-import sys
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import yaml
 
 import train
-from utils.config import flag, run_script
 from utils.files import find, read_yaml, write_atomic
 from utils.hyp import Hyp
 from utils.train import recipe
 
 LOGGER = logging.getLogger(__name__)
 COLUMNS = ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """Compare training recipes."""
-
-    data: tuple[str, ...] = flag((), "data YAMLs, required")
-    cfg: tuple[str, ...] = flag(("yolov5n.yaml",), "model YAMLs")
-    weights: str = flag("", "checkpoint to fine-tune, instead of --cfg")
-    arms: str = flag("tools/recipes.yaml", "YAML of recipes")
-    only: tuple[str, ...] = flag((), "names of the recipes to run; not given: all")
-    base: str = flag("hyp.scratch-low.yaml", "hyperparameter YAML that the recipes change")
-    seeds: tuple[int, ...] = flag((0,), "random seeds, a run for each")
-    imgsz: int = flag(192, "image size, pixels")
-    batch_size: int = flag(16, "images per batch")
-    epochs: int = flag(30, "epochs of each run")
-    fraction: float = flag(1.0, "fraction of the training images to use, 0..1")
-    threads: int = flag(1, "CPU threads; more may be slower if cores are shared")
-    project: str = flag("runs/study", "folder of the runs and the table")
 
 
 def run_one(cfg: StudyConfig, data: str, model: str, name: str, arm: Any, seed: int) -> Path:
@@ -116,7 +126,7 @@ def read_arm(cfg: StudyConfig, name: str, arm: Any) -> tuple[dict[str, Any], Hyp
         return flags, None
     unknown = set(changes) - {f.name for f in fields(Hyp)}
     if unknown:
-        raise ValueError(f"{where}: unknown key(s) {', '.join(sorted(unknown))}")
+        raise ValueError(f"{where}: unknown key{'s' * (len(unknown) > 1)} {', '.join(sorted(unknown))}")
     try:
         return flags, replace(Hyp.from_yaml(find(cfg.base, "data/hyps")), **changes)
     except (ValueError, TypeError) as error:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import io
 import logging
 import math
+import shutil
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from utils.commands import program
+
 T = TypeVar("T")
+WIDEST = 110  # columns of the help
+EXAMPLE = "\n\nExample: "  # in the docstring of a Config, before the words of a command line
 
 
 @dataclass(frozen=True)
@@ -53,15 +60,19 @@ def flag(
     choices: Sequence[str] | None = None,
     bare: Any = None,
     bounds: Bounds | None = None,
+    group: str = "",
+    shown: str | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line flag; `aliases` are further spellings such as '--img'.
 
     Args:
         bare: value of the flag when it is given without one; None: a value is required.
         bounds: allowed numbers, also of each item of a tuple.
+        group: heading in the help, for this flag and the following ones up to the next group.
+        shown: the default in words, for the help; None: the value, if it says something.
     """
     about = {"help": help, "aliases": aliases, "choices": choices, "bare": bare, "bounds": bounds}
-    return field(default=default, metadata=about)
+    return field(default=default, metadata=about | {"group": group, "shown": shown})
 
 
 def known_fields(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,31 +116,100 @@ def parse_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
     Raises:
         ValueError: a value out of range, see Config.
     """
-    parser = argparse.ArgumentParser(description=cls.__doc__)
-    hints = typing.get_type_hints(cls)
-    for f in fields(cls):  # type: ignore[arg-type]
-        if f.metadata.get("positional"):
-            parser.add_argument(f.name, type=hints[f.name], help=f.metadata["help"])
-            continue
-        names = dict.fromkeys([spelling(f.name), *f.metadata["aliases"]])
-        shown = "" if f.default is False or f.default in ("", (), None) else f" (default: {f.default})"
-        options: dict[str, Any] = {"dest": f.name, "default": f.default, "help": f.metadata["help"] + shown}
-        kinds = [k for k in typing.get_args(hints[f.name]) if k is not type(None)]
-        kind = hints[f.name]
-        if isinstance(kind, types.UnionType):  # "int | None" is parsed as an int, "str | tuple[str, ...]" as a tuple
-            kind = kinds[-1]
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction if f.default in (True, None) else "store_true"
-        elif typing.get_origin(kind) is tuple:
-            options |= {"type": typing.get_args(kind)[0], "nargs": "+"}
-        else:
-            options |= {"type": kind, "choices": f.metadata["choices"]}
-            if f.metadata["bare"] is not None:
-                options |= {"nargs": "?", "const": f.metadata["bare"]}
-        parser.add_argument(*names, **options)
+    parser = build_parser(cls)
     words = sys.argv[1:] if argv is None else argv
     values = vars(parser.parse_args([dashed(word) for word in words]))
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def build_parser(cls: type) -> argparse.ArgumentParser:
+    """The parser of the flags of the dataclass `cls`; its help has them in groups, and the docstring's example last."""
+    about, _, example = inspect.cleandoc(cls.__doc__ or "").partition(EXAMPLE)
+    name = program(cls.__module__)
+    positional = "".join(f" {f.name.upper()}" for f in fields(cls) if f.metadata.get("positional"))
+    parser = argparse.ArgumentParser(
+        name,
+        usage=f"{name}{positional} [flags]",
+        description=about,
+        epilog=f"example:\n  {name} {example}" if example else None,
+        formatter_class=HelpText,
+    )
+    hints, groups = typing.get_type_hints(cls), dict[str, Any]()
+    group: Any = parser
+    for f in fields(cls):
+        if f.metadata.get("positional"):
+            parser.add_argument(f.name, type=hints[f.name], help=f.metadata["help"], metavar=f.name.upper())
+            continue
+        if title := f.metadata["group"]:
+            group = groups[title] = groups.get(title) or parser.add_argument_group(title)
+        text = default_text(f.default) if f.metadata["shown"] is None else f.metadata["shown"]
+        help = f.metadata["help"] + (f" (default: {text})" if text else "")
+        names = dict.fromkeys([spelling(f.name), *f.metadata["aliases"]])
+        group.add_argument(*names, dest=f.name, help=help, **flag_options(f.name, hints[f.name], f))
+    parser.set_defaults(**{f.name: f.default for f in fields(cls) if not f.metadata.get("positional")})
+    return parser
+
+
+def flag_options(name: str, kind: Any, f: Any) -> dict[str, Any]:
+    """How argparse reads the flag of a field: its type, the number of its words, the words that are allowed."""
+    if isinstance(kind, types.UnionType):  # "int | None" is parsed as an int, "str | tuple[str, ...]" as a tuple
+        kind = [k for k in typing.get_args(kind) if k is not type(None)][-1]
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction if f.default in (True, None) else "store_true"}
+    several = typing.get_origin(kind) is tuple
+    kind = typing.get_args(kind)[0] if several else kind
+    choices, bare = f.metadata["choices"], f.metadata["bare"]
+    word = {int: "N", float: "X"}.get(kind, name.rpartition("_")[2].upper())
+    options = {
+        "type": kind,
+        "choices": choices,
+        "metavar": f"{{{','.join(filter(None, choices))}}}" if choices else word,
+    }
+    if several:
+        options["nargs"] = "+"
+    elif bare is not None:
+        options |= {"nargs": "?", "const": bare}
+    return options
+
+
+def default_text(value: Any) -> str:
+    """A default as a person writes it; empty if it is nothing: False, '', () or None."""
+    if isinstance(value, tuple):
+        return " ".join(map(default_text, value))
+    if isinstance(value, bool) or value is None:
+        return "on" if value else ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class HelpText(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal, in which a flag with several spellings has its value once."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=min(shutil.get_terminal_size().columns - 2, WIDEST))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        word = "" if action.nargs == 0 else str(action.metavar)
+        word = {"+": f"{word} ...", "?": f"[{word}]"}.get(str(action.nargs), word)
+        return f"{', '.join(action.option_strings)} {word}".rstrip()
+
+
+def check_cli(cls: type) -> None:
+    """Answer --help and mistakes on the command line of `cls`; else return. Ctrl-C later is one line, too.
+
+    Scripts call it before the imports that take seconds; `run_script` follows when they are done.
+    """
+    with one_line_errors():
+        parse_cli(cls)
+
+    def hook(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def dashed(word: str) -> str:
@@ -138,17 +218,24 @@ def dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
-def run_script(main: Callable[[T], object], cls: type[T]) -> None:
-    """Parse the command line into `cls` and call `main`; an error that a user can cause is one line, exit code 2."""
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Exit with 2 and one line for an error that a user can cause, with 130 for an interruption."""
     for stream in (sys.stdout, sys.stderr):  # names that the terminal's encoding lacks are printed with escapes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        main(parse_cli(cls))
+        yield
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def run_script(main: Callable[[T], object], cls: type[T]) -> None:
+    """Parse the command line into `cls` and call `main`; an error that a user can cause is one line, exit code 2."""
+    with one_line_errors():
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+        main(parse_cli(cls))

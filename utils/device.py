@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-AMP_MODES = ("auto", "fp16", "bf16", "off")
+from utils.text import counted
 
 
 def select_device(text: str = "") -> torch.device:
@@ -27,8 +27,14 @@ def select_device(text: str = "") -> torch.device:
         if not torch.backends.mps.is_available():
             raise ValueError("--device mps: not available on this machine, expected cpu or a GPU number")
         return torch.device("mps")
-    if not text.isdigit() or int(text) >= gpus:
-        raise ValueError(f"--device {text}: expected cpu, mps or a GPU number below {gpus} (GPUs found)")
+    if not text.isdigit():
+        raise ValueError(f"--device {text}: expected cpu, mps or a GPU number")
+    if not gpus:
+        reason = "" if torch.version.cuda else f"; this PyTorch ({torch.__version__}) is built for CPUs only"
+        raise ValueError(f"--device {text}: no GPU was found on this machine, expected cpu or no --device{reason}")
+    if int(text) >= gpus:
+        numbers = "0" if gpus == 1 else f"0 to {gpus - 1}"
+        raise ValueError(f"--device {text}: {counted(gpus, 'GPU was', 'GPUs were')} found, expected {numbers}, or cpu")
     return torch.device(f"cuda:{text}")
 
 

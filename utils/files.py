@@ -29,6 +29,13 @@ def find(name: str, folder: str = "") -> Path:
     raise FileNotFoundError(f"'{name}' not found, tried: {', '.join(str(p) for p in dict.fromkeys(tries))}")
 
 
+def missing_weights(path: Path) -> str:
+    """The message for weights that are not there; for a published file's name, where such a file comes from."""
+    published = path.stem.startswith(("yolov5", "yolox", "mobilevit", "mobilenet"))
+    origin = "a published file, which is never downloaded by itself: docs/weights.md says where it comes from"
+    return f"weights '{path}' not found" + (f"; {origin}" if published else "")
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; see load_yaml for what is read as a number.
 

@@ -78,7 +78,8 @@ class Hyp:
         values, keys = read_yaml(path), {f.name for f in fields(cls)}
         unknown = sorted(set(values) - keys)
         if unknown:
-            raise ValueError(f"{path}: unknown key(s) {', '.join(unknown)}, expected: {', '.join(sorted(keys))}")
+            which = f"unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}"
+            raise ValueError(f"{path}: {which}, expected: {', '.join(sorted(keys))}")
         try:
             return cls(**values)
         except ValueError as error:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from utils.files import REPO, read_yaml, write_atomic
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 
@@ -126,7 +127,8 @@ class OutputFiles:
                 raise ValueError(f"{path} is a source, and a result that this run would replace; choose another --name")
         changed = [path for path in paths if path not in own and os.path.lexists(path)]
         if changed:
-            LOGGER.warning(f"{len(changed)} result(s) of an earlier run were changed since and are kept: {changed[0]}")
+            kept = counted(len(changed), "changed result of an earlier run is", "changed results of earlier runs are")
+            LOGGER.warning(f"{kept} kept: {changed[0]}")
         for path in own:
             path.unlink()
         for folder in sorted({parent for path in own for parent in path.parents}, reverse=True):

@@ -12,6 +12,7 @@ from models.runtimes.ensemble import Augmented, Ensemble
 from models.runtimes.torch_backend import TorchBackend
 from models.weights.checkpoint import SUFFIXES
 from utils.backend import Backend
+from utils.files import missing_weights
 
 LOADERS: dict[str, Callable[..., Backend]] = {
     **{suffix: TorchBackend for suffix in SUFFIXES},
@@ -50,7 +51,7 @@ def load_backend(
         known = ", ".join([*LOADERS, *FOLDERS])
         raise ValueError(f"{path}: weights with suffix '{path.suffix}', expected one of: {known}")
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such weights file")
+        raise FileNotFoundError(missing_weights(path))
     if path.suffix.lower() in SUFFIXES:
         return TorchBackend(path, device, half, threads, compiled)
     if compiled:

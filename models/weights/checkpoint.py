@@ -23,7 +23,7 @@ from models.weights.yolov5 import holds_yolov5, import_yolov5
 from models.weights.yolox import holds_yolox, import_yolox
 from models.yolo import DetectionModel
 from utils.classes import class_names
-from utils.files import write_atomic
+from utils.files import missing_weights, write_atomic
 
 LOGGER = logging.getLogger(__name__)
 VERSION = 1
@@ -124,7 +124,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"weights '{path}' not found")
+        raise FileNotFoundError(missing_weights(path))
     content = load_safetensors(path) if path.suffix == ".safetensors" else load_archive(path)
     return Checkpoint.from_dict(content, path)
 

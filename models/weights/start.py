@@ -14,7 +14,12 @@ LOGGER = logging.getLogger(__name__)
 
 
 def start_model(
-    names: dict[int, str], cfg: str = "", weights: str = "", backbone_weights: str = "", partial: bool = False
+    names: dict[int, str],
+    cfg: str = "",
+    weights: str = "",
+    backbone_weights: str = "",
+    partial: bool = False,
+    verbose: bool = False,
 ) -> tuple[DetectionModel, TransferReport | None]:
     """A model for the classes `names`, and what was transferred into it, which is logged; None from random weights.
 
@@ -23,6 +28,7 @@ def start_model(
     Args:
         cfg: model YAML; empty: the rows of `weights`, else yolov5-mobilevit.yaml.
         weights: a detector's checkpoint. backbone_weights, partial: see load_backbone.
+        verbose: log the name of every tensor that was not transferred.
 
     Raises:
         FileNotFoundError, ValueError: no such file; both kinds of weights are given; they do not fit.
@@ -42,7 +48,7 @@ def start_model(
     elif backbone_weights:
         report = load_backbone(model, backbone_weights, partial)
     if report is not None:
-        LOGGER.info(report.text(weights or backbone_weights))
+        LOGGER.info(report.text(weights or backbone_weights, verbose))
     return model, report
 
 

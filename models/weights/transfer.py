@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from models.heads import Head
 from models.yolo import DetectionModel, parse_model, read_model_yaml
 from utils.classes import ClassMatch, short
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 MAX_LAYERS = 20_000  # yolov5x has 567 modules
 BUILD_ERRORS = (RuntimeError, OverflowError, TypeError, ZeroDivisionError, AssertionError)  # of torch, for bad rows
-SHOWN = 8  # tensors named one by one in a report
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,30 @@ class TransferReport:
         copied, count = self.parts[part]
         return copied / max(count, 1)
 
-    def text(self, source: str) -> str:
-        """A line of counts, and lines on what was not transferred, for the log."""
+    def text(self, source: str, verbose: bool = False) -> str:
+        """A line of counts and lines on the classes, for the log; with `verbose` every tensor that was not copied."""
         total = sum(count for _, count in self.parts.values())
         parts = ", ".join(f"{part} {copied}/{count}" for part, (copied, count) in self.parts.items())
         lines = [f"transferred {self.copied}/{total} tensors ({parts}) from {source}"]
-        if self.skipped:
-            named = [f"{name} ({why})" for name, why in list(self.skipped.items())[:SHOWN]]
-            more = [f"and {len(self.skipped) - SHOWN} more"] if len(self.skipped) > SHOWN else []
-            lines.append(f"not transferred: {', '.join([*named, *more])}")
         if self.reordered:
-            count = len(self.classes)
-            lines.append(f"the data has the classes in another order: the head's rows of {count} classes follow it")
+            count = counted(len(self.classes), "class", "classes")
+            lines.append(f"the data has the classes in another order: the head's rows of {count} follow it")
         if self.by_rows:
-            known = ", all classes are new"
-            if self.classes:
-                known = f"; classes by name: {short(self.classes)}; new: {short(self.new)}"
-            lines.append(f"of the head's rows, those of boxes and objectness were transferred{known}")
+            lines.append(f"{self.class_text()}; boxes and objectness of the head are transferred")
+        elif self.skipped and not verbose:
+            count = counted(len(self.skipped), "tensor starts", "tensors start")
+            lines.append(f"{count} from new values (--verbose names them)")
+        if verbose:
+            lines += [f"  not transferred: {name} ({why})" for name, why in self.skipped.items()]
         return "\n".join(lines)
+
+    def class_text(self) -> str:
+        """Which classes are new and which are known, by name."""
+        new = f"{counted(len(self.new), 'new class', 'new classes')}: {short(self.new)}"
+        if not self.classes:
+            return f"all classes are new to the weights ({short(self.new)})"
+        known = f"{counted(len(self.classes), 'class', 'classes')} known by name: {short(self.classes)}"
+        return f"{new}; {known}" if self.new else known
 
 
 def transfer(model: DetectionModel, state: Mapping[str, Tensor], skip: Iterable[str] = ()) -> TransferReport:

@@ -120,7 +120,7 @@ def read_data_yaml(path: str | Path, single_cls: bool = False) -> Data:
     Raises:
         FileNotFoundError, ValueError: one line with the file, the mistake, and what was expected or tried.
     """
-    file = find(str(path), "data")
+    file = find_data_yaml(str(path))
     values, lines = read_yaml_lines(file, TEXT_KEYS)
     names = class_names(values.get("names"), str(file), lines)
     nc = values.get("nc")
@@ -142,6 +142,25 @@ def read_data_yaml(path: str | Path, single_cls: bool = False) -> Data:
     if not splits:
         raise ValueError(f"{file}: no images, expected at least one of the keys {', '.join(SPLITS)}")
     return Data(str(file), names, splits, _read_annotations(values, roots, file), single_cls)
+
+
+def find_data_yaml(name: str) -> Path:
+    """The data YAML of that name, see find; of a folder the data.yaml in it, or its only YAML, which is logged.
+
+    Raises:
+        FileNotFoundError: no such file, or a folder without such a YAML.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return find(name, "data")
+    yamls = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
+    usual = [path for path in yamls if path.stem in ("data", "dataset")]
+    if not usual and len(yamls) != 1:
+        found = f"one of its {len(yamls)} YAMLs" if yamls else "a data.yaml, which has the images and class names"
+        raise FileNotFoundError(f"--data {folder}: a folder without a data.yaml, expected {found}")
+    path = (usual or yamls)[0]
+    LOGGER.info(f"--data {folder}: using {path}")
+    return path
 
 
 def _read_annotations(values: dict[str, Any], roots: Sequence[Path], file: Path) -> dict[str, Path]:

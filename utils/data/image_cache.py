@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.device import cpu_count
+from utils.progress import Progress
 
 LOGGER = logging.getLogger(__name__)
-CACHES = ("", "ram", "disk")
 LAYOUT = 2  # to be raised when the bytes of a cache file mean something else
 MAX_SHARE = 0.8  # of the free memory or disk space, for one cache
 THREADS = min(16, cpu_count())
@@ -105,7 +104,7 @@ def _fill(cache: ImageCache, read: Callable[[int], np.ndarray | None]) -> None:
 
     with ThreadPoolExecutor(THREADS) as pool:
         count = len(cache.sizes)
-        list(tqdm(pool.map(fill_one, range(count)), total=count, desc="caching images", leave=False, disable=None))
+        list(Progress(pool.map(fill_one, range(count)), count, lambda: "caching images"))
 
 
 def _key(sizes: np.ndarray, files: Iterable[str]) -> str:

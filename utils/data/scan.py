@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.boxes import Boxes, Truth, xywhn2xyxy
 from utils.data.labels import TextLabels, label_path
@@ -24,6 +23,8 @@ from utils.data.objects import ImageLabels, LabelReader
 from utils.decode import ImageInfo, probe
 from utils.device import cpu_count
 from utils.files import write_atomic
+from utils.progress import Progress
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 CACHE_VERSION = 4  # to be raised when the meaning of the cached arrays changes
@@ -185,11 +186,11 @@ def _scan_files(images: Sequence[str | Path], reader: LabelReader, log_file: Pat
     """
     with ThreadPoolExecutor(THREADS) as pool:
         work = pool.map(lambda image: _check(image, reader), images)
-        found = list(tqdm(work, total=len(images), desc="scanning", leave=False, disable=None))
+        found = list(Progress(work, len(images), lambda: "scanning labels"))
     errors = [error for item in found for error in item.labels.errors]
     if errors:
         shown = "".join(f"\n  {line}" for line in _shortened(errors, "label errors", log_file))
-        raise ValueError(f"{len(errors)} label error(s):{shown}")
+        raise ValueError(f"{counted(len(errors), 'label error')}:{shown}")
     good = [i for i, item in enumerate(found) if item.bad is None and item.labels.skip_reason is None]
     labels = [found[i].labels for i in good]
     return {

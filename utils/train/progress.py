@@ -1,27 +1,36 @@
-"""Progress of training: the progress bar, and the log line and the row of results.csv of each epoch."""
+"""Progress of training: the columns of an epoch, and its row of results.csv."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.evaluate.metrics import Metrics
 from utils.loss import LossParts
+from utils.progress import clock
 from utils.train.memory import peak_memory
 
 
-def show_progress(bar: tqdm, losses: LossParts, boxes: int, images: Tensor, rate: float) -> None:
-    """Show on the bar: mean loss parts so far, boxes and size of the batch, images per second, peak memory."""
-    size, memory = "x".join(str(side) for side in images.shape[-2:]), f"{peak_memory():.1f}G"
-    bar.set_postfix(loss_text(losses), boxes=boxes, size=size, img_s=f"{rate:.1f}", mem=memory, refresh=False)
+def epoch_header(names: Iterable[str], left: float | None = None) -> str:
+    """The columns of epoch_row, as YOLOv5 has them, and the time left of the run in seconds if it is known.
+
+    Args:
+        names: of the loss parts.
+    """
+    memory = "GPU_mem" if torch.cuda.is_available() else "RAM"
+    losses = "".join(f"{name:>8}" for name in names)
+    return f"{'Epoch':>9}{memory:>9}{losses}{'Instances':>11}{'Size':>8}" + (f"  {clock(left)} left" if left else "")
 
 
-def loss_text(parts: LossParts) -> dict[str, str]:
-    """The loss parts by name, as text."""
-    return {name: f"{float(value):.4f}" for name, value in parts.items()}
+def epoch_row(epoch: int, epochs: int, losses: LossParts, boxes: int, images: Tensor) -> str:
+    """Under epoch_header: peak memory, mean loss parts so far, boxes and size of the last batch."""
+    height, width = images.shape[-2:]
+    size = str(height) if height == width else f"{height}x{width}"
+    parts = "".join(f"{float(value):>8.4f}" for value in losses.values())
+    return f"{f'{epoch + 1}/{epochs}':>9}{f'{peak_memory():.2f}G':>9}{parts}{boxes:>11}{size:>8}"
 
 
 def result_row(
@@ -45,13 +54,3 @@ def result_row(
         | {f"x/lr{i}": rate for i, rate in enumerate(rates)}
         | {"seconds": seconds}
     )
-
-
-def epoch_line(epoch: int, epochs: int, losses: LossParts, metrics: Metrics | None, seconds: float) -> str:
-    """The log line of an epoch: losses, metrics, duration and peak memory."""
-    text = " ".join(f"{k} {v}" for k, v in loss_text(losses).items())
-    scores = "not validated"
-    if metrics:
-        scores = f"P {metrics.precision:.3f} R {metrics.recall:.3f} mAP50 {metrics.map50:.3f}"
-        scores += f" mAP50-95 {metrics.map50_95:.3f}"
-    return f"{epoch + 1:>4}/{epochs}  {text}  {scores}  {seconds:.1f} s, {peak_memory():.2f} GB"

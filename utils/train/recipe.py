@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from utils.hyp import Hyp
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 LONG_RUN = 20_000  # updates at a nominal batch of 64; from here on YOLOv5's own recipe has enough of them
@@ -59,13 +60,33 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters, and flags of train.py under their names; `summary` is a line for the log."""
+    """Hyperparameters, and flags of train.py under their names; `basis` says what they were fitted to."""
 
     hyp: Hyp
     optimizer: str
     close_mosaic: int
     clip_grad: float
-    summary: str
+    batch_size: int
+    basis: str = ""
+
+    @property
+    def summary(self) -> str:
+        """A line with what a person needs: optimizer, learning rate, batch and mosaic."""
+        close = f", not in the last {counted(self.close_mosaic, 'epoch')}" if self.close_mosaic else ""
+        mosaic = f"mosaic {self.hyp.mosaic:.0%}{close}" if self.hyp.mosaic else "no mosaic"
+        return f"{self.optimizer}, learning rate {self.hyp.lr0:g}, batch {self.batch_size}, {mosaic}"
+
+    @property
+    def details(self) -> str:
+        """A line with the other values that differ from run to run."""
+        hyp = self.hyp
+        images = self.batch_size * max(round(hyp.nominal_batch / self.batch_size), 1)
+        clip = f"at most {self.clip_grad:g}" if self.clip_grad else "without limit"
+        return (
+            f"weight decay {hyp.weight_decay:g}, gradient norm {clip}, an update every {images} images, "
+            f"warm-up {hyp.warmup_epochs:g} epochs, weights averaged over about {1 / (1 - hyp.ema_decay):.0f} updates, "
+            f"batch norm statistics over {1 / hyp.norm_momentum:.0f} batches"
+        )
 
 
 def choose_recipe(info: RunInfo) -> Recipe:
@@ -76,9 +97,10 @@ def choose_recipe(info: RunInfo) -> Recipe:
     without mosaic are shares of the run instead of fixed lengths.
     """
     long_run, close = info.default_updates >= LONG_RUN, min(round(CLOSE_SHARE * info.epochs), MAX_CLOSE)
-    size = f"{info.images} images, {info.boxes} boxes, {info.batches} batches in {info.epochs} epochs"
+    epochs = f"{counted(info.batches, 'batch', 'batches')} in {counted(info.epochs, 'epoch')}"
+    size = f"{counted(info.images, 'image')}, {counted(info.boxes, 'box', 'boxes')}, {epochs}"
     if long_run and not info.attention:
-        return Recipe(Hyp(), "SGD", close, SGD_CLIP, f"{size}: enough for YOLOv5's own recipe (SGD, nominal batch 64)")
+        return Recipe(Hyp(), "SGD", close, SGD_CLIP, info.batch_size, f"{size}: enough for YOLOv5's own recipe")
     update_batch = 64 if long_run else MIN_UPDATE_BATCH
     nominal = info.batch_size * max(round(update_batch / info.batch_size), 1)  # whole batches
     updates = info.batches * info.batch_size / nominal
@@ -102,16 +124,10 @@ def choose_recipe(info: RunInfo) -> Recipe:
         mosaic=1.0 if long_run else mosaic_probability(info),
     )
     close = close if hyp.mosaic else 0
-    mosaic = f"mosaic {hyp.mosaic:.0%}, not in the last {close} epochs" if hyp.mosaic else "no mosaic"
     start = "from a trained backbone" if info.backbone else "from scratch"
     kind = f"fine-tuning, {info.known_classes:.0%} of the classes known" if info.fine_tuning else start
-    summary = (
-        f"{size}, {kind}{', attention' if info.attention else ''}: AdamW, learning rate {lr:g}, weight decay 0.01, "
-        f"gradient norm at most {ADAMW_CLIP:g}, an update every {nominal} images, "
-        f"warm-up {hyp.warmup_epochs:g} epochs, weights averaged over about {window:.0f} updates, "
-        f"batch norm statistics over {1 / hyp.norm_momentum:.0f} batches, {mosaic}"
-    )
-    return Recipe(hyp, "AdamW", close, ADAMW_CLIP, summary)
+    basis = f"{size}, {kind}{', attention' if info.attention else ''}"
+    return Recipe(hyp, "AdamW", close, ADAMW_CLIP, info.batch_size, basis)
 
 
 def mosaic_probability(info: RunInfo) -> float:
@@ -127,28 +143,39 @@ def mosaic_probability(info: RunInfo) -> float:
 
 
 def fit_recipe(
-    info: RunInfo, hyp: Hyp | None, optimizer: str, close_mosaic: int, clip_grad: float, hyp_file: str = ""
+    info: RunInfo,
+    hyp: Hyp | None,
+    optimizer: str,
+    close_mosaic: int,
+    clip_grad: float,
+    hyp_file: str = "",
+    verbose: bool = False,
 ) -> Recipe:
     """The recipe of a run: the values of the flags, and for the rest fitted or YOLOv5's values, which are logged.
 
     Args:
         hyp: None: fitted to the run, or YOLOv5's if `optimizer` is not the fitted one.
         optimizer, close_mosaic, clip_grad: values of the flags; '' and negative numbers mean not given.
-        hyp_file: name of the file of `hyp` for a warning.
+        hyp_file: name of the file of `hyp` for messages. verbose: log `details`, too.
     """
-    if hyp is None:
-        fitted = choose_recipe(info)
-        if optimizer in ("", fitted.optimizer):
-            LOGGER.info(f"recipe: {fitted.summary}")
-            close = fitted.close_mosaic if close_mosaic < 0 else close_mosaic
-            return replace(fitted, close_mosaic=close, clip_grad=fitted.clip_grad if clip_grad < 0 else clip_grad)
-        LOGGER.info(f"recipe: YOLOv5's own, for --optimizer {optimizer} (the fitted one uses {fitted.optimizer})")
-        if optimizer != "SGD":
-            LOGGER.warning(f"the learning rate {Hyp.lr0} is for SGD, {optimizer} needs about a tenth: give a --hyp")
-    elif hyp_file and hyp.weight_decay > MAX_SGD_DECAY and not optimizer:
+    fitted = choose_recipe(info)
+    if hyp is None and optimizer in ("", fitted.optimizer):
+        close = fitted.close_mosaic if close_mosaic < 0 else close_mosaic
+        recipe = replace(fitted, close_mosaic=close, clip_grad=fitted.clip_grad if clip_grad < 0 else clip_grad)
+        source = f"fitted to {recipe.basis}"
+    else:
+        clip = SGD_CLIP if clip_grad < 0 else clip_grad
+        recipe = Recipe(hyp or Hyp(), optimizer or "SGD", max(close_mosaic, 0), clip, info.batch_size)
+        source = f"from {hyp_file or '--hyp'}"
+        if hyp is None:
+            source = f"YOLOv5's own, for --optimizer {optimizer} (the fitted one uses {fitted.optimizer})"
+    LOGGER.info(f"recipe: {recipe.summary}")
+    LOGGER.info(f"        {source}; " + (recipe.details if verbose else "the rest is in hyp.yaml (--verbose: here)"))
+    if hyp is None and recipe.optimizer not in ("SGD", fitted.optimizer):
+        LOGGER.warning(f"the learning rate {Hyp.lr0} is for SGD, {optimizer} needs about a tenth: give a --hyp")
+    if hyp is not None and hyp_file and hyp.weight_decay > MAX_SGD_DECAY and not optimizer:
         LOGGER.warning(f"{hyp_file}: weight_decay {hyp.weight_decay} is for AdamW, but without --optimizer SGD is used")
-    clip = SGD_CLIP if clip_grad < 0 else clip_grad
-    return Recipe(hyp or Hyp(), optimizer or "SGD", max(close_mosaic, 0), clip, "")
+    return recipe
 
 
 def warn_of_random_start(model: str, images: int, data: str) -> None:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from utils.config import check_cli, flag, run_script
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write report.html into a run folder, from the files that it has.
+
+    Example: --run runs/train/exp
+    """
+
+    run: str = flag("", "run folder, such as runs/train/exp; required")
+
+
+if __name__ == "__main__":
+    check_cli(ReportConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
 import base64
 import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +32,6 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from utils.config import flag, run_script
 from utils.files import read_yaml, write_atomic
 from utils.train.plots import read_results, topic_charts
 
@@ -36,13 +52,6 @@ IMAGES: dict[str, dict[str, str]] = {  # heading -> file pattern -> caption
         "train_batch*.jpg": "A training batch after augmentation, with its labels",
     },
 }
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """Write report.html into a run folder, from the files that it has."""
-
-    run: str = flag("", "run folder, such as runs/train/exp; required")
 
 
 def write_report(run_dir: str | Path) -> Path:
