@@ -16,6 +16,7 @@ from utils.drawing import draw_boxes
 from utils.images import imwrite
 from utils.predict.frames import Frame
 from utils.predict.predictor import Prediction
+from utils.predict.progress import InputProgress
 from utils.predict.videos import VideoFile
 from utils.predict.writers import (
     Appender,
@@ -30,6 +31,7 @@ from utils.predict.writers import (
     label_text,
     shown_names,
     writable_suffix,
+    write_classes,
     write_labels,
     write_renamed,
 )
@@ -60,11 +62,18 @@ class OutputSettings:
 class Output:
     """Writes what the settings ask for into the run folder; a context manager that closes the files."""
 
-    def __init__(self, settings: OutputSettings, files: OutputFiles, names: Mapping[int, str]):
+    def __init__(
+        self,
+        settings: OutputSettings,
+        files: OutputFiles,
+        names: Mapping[int, str],
+        progress: InputProgress | None = None,
+    ):
         self.settings, self.files, self.folder, self.names = settings, files, files.folder, names
         self.shown = shown_names(names)
         self.stems, self.ids, self.crops = Stems(), ImageIds(), Crops(self.folder / "crops", names, files)
         self.videos: dict[Path, VideoFile] = {}
+        self.progress = progress or InputProgress()
         self.csv = CsvFile(files.check(self.folder / "predictions.csv"), CSV_HEADER) if settings.save_csv else None
         self.json = JsonFile(files.check(self.folder / "predictions.json")) if settings.save_json else None
 
@@ -74,6 +83,8 @@ class Output:
     def __exit__(self, *error: object) -> None:
         with ExitStack() as stack:  # all of them are closed, even if one cannot be
             stack.callback(write_renamed, self.files, self.stems)
+            if self.settings.save_txt == "yolo":
+                stack.callback(write_classes, self.files, self.names)
             for file in (*self.videos.values(), self.csv, self.json):
                 if file:
                     stack.callback(self.close, file)
@@ -113,7 +124,7 @@ class Output:
             with self.files.writing(self.folder / f"{self.stem(frame)}{suffix}") as path:
                 imwrite(path, drawn)
         h, w = found.canvas
-        LOGGER.info(f"{first([frame.path])}: {h}x{w} {text}, {sum(found.times):.1f} ms")
+        LOGGER.info(f"{self.progress.name(frame)}: {h}x{w} {text}, {sum(found.times):.1f} ms")
         return drawn
 
     def add_rows(self, frame: Frame, boxes: Boxes) -> None:

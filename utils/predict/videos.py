@@ -52,7 +52,7 @@ class VideoFile:
                 self.partial.unlink(missing_ok=True)
                 raise OSError(f"{path}: could not start an mp4 video of {size[0]}x{size[1]} at {self.fps} fps")
         total = -(-info.frames // vid_stride) or None  # None: unknown
-        self.bar = tqdm(total=total, desc=first([frame.path]), unit="frame")
+        self.bar = tqdm(total=total, desc=first([frame.path]), unit="frame", disable=None)
 
     def add(self, frame: Frame, image: np.ndarray, text: str) -> None:
         """Append `image` (H, W, 3) RGB at the time of `frame`, resized if a stream changed its size.

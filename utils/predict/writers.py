@@ -26,6 +26,7 @@ from utils.text import cell, clean, first, visible
 
 LOGGER = logging.getLogger(__name__)
 LONGEST_SIDE = {".jpeg": 65500, ".jpg": 65500, ".webp": 16383}  # pixels, of formats that have a limit
+ONE_OBJECT = 0.45  # IoU above which boxes of different classes count as of one object, as in NMS
 LONGEST_PATH = 4096  # characters of a path in a table
 LONGEST_STEM = 200  # bytes; a number, an ending and the hidden name during writing are added
 SURROGATES = "".join(map(chr, range(0xDC80, 0xDD00)))  # bytes that are not UTF-8, as of a character cut in two
@@ -129,11 +130,26 @@ def write_labels(files: OutputFiles, path: Path, text: str) -> None:
             write_atomic(path, text)
 
 
+def write_classes(files: OutputFiles, names: Mapping[int, str]) -> None:
+    """labels/classes.txt: the names of all classes, a line each, for programs that edit label files.
+
+    It is not written without label files, nor where an image called classes has the file.
+    """
+    path = files.folder / "labels" / "classes.txt"
+    if any(name.startswith("labels/") for name in files.known) and files.key(path) not in files.known:
+        with files.writing(path):
+            write_atomic(path, "".join(f"{clean(names.get(k, k))}\n" for k in range(max(names, default=-1) + 1)))
+
+
 def hybrid(found: Boxes, truth: Boxes, iou_thres: float) -> Boxes:
-    """The ground truth, then the detections that overlap no label of their class by more than `iou_thres`."""
-    same = found.label[:, None] == truth.label[None]
-    overlap = np.where(same, pairwise_iou(found.xyxy, truth.xyxy), 0).max(axis=1, initial=0)
-    return Boxes.join([truth, found[overlap <= iou_thres]])
+    """The ground truth, then the detections of objects without a label.
+
+    Left out are those that overlap a label of their class by more than `iou_thres`, and those that overlap one of
+    another class by more than that or ONE_OBJECT: a second class on a labeled object would spoil its label.
+    """
+    limit = np.where(found.label[:, None] == truth.label[None], iou_thres, min(iou_thres, ONE_OBJECT))
+    covered = (pairwise_iou(found.xyxy, truth.xyxy) > limit).any(axis=1)
+    return Boxes.join([truth, found[~covered]])
 
 
 def writable_suffix(path: Path, image: np.ndarray) -> str:
@@ -302,6 +318,13 @@ def folder_name(text: str) -> str:
 
 
 def count_classes(boxes: Boxes, names: Mapping[int, str]) -> str:
-    """'3 ball, 1 star', in the order of class indices; empty without boxes."""
+    """'3 balls, 1 star', in the order of class indices; empty without boxes."""
     counts = sorted(Counter(boxes.label.tolist()).items())
-    return ", ".join(f"{n} {clean(names.get(label, label))}" for label, n in counts)
+    return ", ".join(counted_class(n, names.get(label, str(label))) for label, n in counts)
+
+
+def counted_class(count: int, name: str) -> str:
+    """'1 cat', '2 cats'; only English words that end in a common letter get an s."""
+    text = clean(name)
+    plural = count != 1 and re.fullmatch(r"[a-z]+( [a-z]+)*[abcdegiklmnoprtuw]", text)
+    return f"{count:,} {text}{'s' if plural else ''}"
