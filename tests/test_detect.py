@@ -83,9 +83,9 @@ def video_file(path, frames=6, fps=12.5, size=(120, 160)):
 
 
 def files(folder):
-    """All but the list of a run's own files."""
+    """All but the list of a run's own files, and of the names of the classes."""
     found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return sorted(name for name in found if name != ".outputs")
+    return sorted(name for name in found if name not in (".outputs", "labels/classes.txt"))
 
 
 def labels(path):
@@ -203,7 +203,7 @@ def test_classes_and_summary(run, tmp_path, caplog):
     with caplog.at_level("INFO"):
         run(tmp_path / "a.jpg", FakeBackend(boxes=boxes))
         run(tmp_path / "a.jpg", FakeBackend(boxes=boxes), classes=("star",))
-    assert "3 ball, 1 star, " in caplog.text
+    assert "3 balls, 1 star, " in caplog.text
     assert "160 1 star, " in caplog.text
     with pytest.raises(ValueError, match="--classes 7"):
         run(tmp_path / "a.jpg", classes=("7",))

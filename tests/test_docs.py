@@ -163,7 +163,7 @@ def check_val(cfg: Any, result: Any, run: Path) -> None:
     numbers = json.loads((run / "metrics.json").read_text())
     assert numbers["map50_95"] == result.map50_95 and numbers["images"] == result.images == 2
     assert bool(list(run.glob("val_batch*.jpg"))) == (cfg.plots and cfg.task != "speed")
-    assert len(list(run.glob("labels/*.txt"))) == (2 if cfg.save_txt or cfg.save_hybrid else 0)
+    assert len(list(run.glob("labels/*.txt"))) == (3 if cfg.save_txt or cfg.save_hybrid else 0)
     if cfg.save_json:
         assert {"image_id", "category_id", "bbox", "score", "path"} == set(
             json.loads((run / "predictions.json").read_text())[0]

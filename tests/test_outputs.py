@@ -66,7 +66,7 @@ def detect(source: str, folder: Path, found: Boxes, sources: list[Path] | None =
 
 def listing(folder: Path) -> list[str]:
     found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return sorted(name for name in found if name != ".outputs")
+    return sorted(name for name in found if name not in (".outputs", "labels/classes.txt"))
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

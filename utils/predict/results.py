@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageShow
 from torch import Tensor
 
 from utils.boxes import Boxes
 from utils.drawing import draw_boxes
 from utils.images import imwrite
+from utils.predict.notebook import PREVIEWED, has_viewer, html, png, smaller
 from utils.predict.writers import (
     Crops,
     count_classes,
@@ -30,6 +31,7 @@ from utils.predict.writers import (
     writable_suffix,
 )
 from utils.runs import Run
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 COORDINATES = {
@@ -108,7 +110,7 @@ class Detections:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"Detections of {self.n} image(s):\n{self}"
+        return f"Detections of {counted(self.n, 'image')}:\n{self}"
 
     def name(self, index: float) -> str:
         """The name of a class; its index if it has none."""
@@ -127,9 +129,27 @@ class Detections:
         ]
 
     def show(self, labels: bool = True) -> None:
-        """Open each annotated image in the system's viewer, in a notebook below the cell."""
-        for image in self.render(labels):
-            Image.fromarray(image).show()
+        """Open each annotated image in the system's viewer, in a notebook below the cell; without one save them.
+
+        Where they are saved is printed.
+        """
+        images = self.render(labels)
+        if not (has_viewer() and all(ImageShow.show(Image.fromarray(image)) for image in images)):
+            print(f"no viewer for images here: {counted(self.n, 'image')} saved in {self.save(labels)}")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the first annotated images, and their counts."""
+        return html(self.preview(), self.n, str(self))
+
+    def _repr_png_(self) -> bytes | None:
+        """The first annotated images beside each other, for notebooks that show no HTML; None without images."""
+        return png(self.preview())
+
+    def preview(self) -> list[np.ndarray]:
+        """The first images, annotated and small enough for a notebook."""
+        first_ones = zip(self.ims[:PREVIEWED], self.boxes, strict=False)
+        names = shown_names(self.names)
+        return [smaller(draw_boxes(im, own, names)) for im, own in first_ones]
 
     def save(self, labels: bool = True, save_dir: str | Path = "runs/detect/exp", exist_ok: bool = False) -> Path:
         """Write the annotated images into `save_dir`, which is numbered if it exists; returns the folder.
@@ -145,7 +165,7 @@ class Detections:
                 copy += 1
                 path = folder / f"{stem}-{copy}{suffix}"
             imwrite(path, image)
-        LOGGER.info(f"{self.n} image(s) in {folder}")
+        LOGGER.info(f"{counted(self.n, 'image')} in {folder}")
         return folder
 
     def crop(
