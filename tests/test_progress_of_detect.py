@@ -61,14 +61,14 @@ def test_a_log_has_a_line_every_30_seconds(caplog: pytest.LogCaptureFixture, mon
     progress = InputProgress(3)
     assert progress.in_log  # under pytest there is no terminal
     video = VideoInfo(25, 2400, (48, 64))
-    for number in range(1, 1201):
-        now += 0.1
+    for number in range(1, 961):
+        now += 0.125
         progress.step(Frame(IMAGE, Path("a.mp4"), number, video))
     assert len(caplog.messages) == 4  # 120 s
-    assert caplog.messages[-1] == "video 1/3 a.mp4: frame 1200/2400, 17%, 10.0 frames/s, 10:00 left"
+    assert caplog.messages[-1] == "video 1/3 a.mp4: frame 960/2400, 13%, 8.0 frames/s, 13:00 left"
     now += 40
     progress.step(Frame(IMAGE, Path("b.jpg")))
-    assert caplog.messages[-1] == "image 2/3 b.jpg: 67%, 7.5 images/s, 1:20 left"
+    assert caplog.messages[-1] == "image 2/3 b.jpg: 67%, 6.0 images/s, 1:20 left"
     live = InputProgress()
     now += 40
     live.step(Frame(IMAGE, Path("cam"), 7, VideoInfo(25, 0, (48, 64), live=True)))
