@@ -175,7 +175,7 @@ def check_detect(cfg: Any, result: Any, run: Path) -> None:
     inputs = {"images": 2, "images/": 2, "images/*.jpg": 2, "list.txt": 2, "data/images": 2}.get(cfg.source, 1)
     shown = [path for path in run.iterdir() if path.suffix in {*IMAGES, ".mp4"}]
     assert len(shown) == (0 if cfg.nosave else inputs)
-    labels = list(run.glob("labels/*"))
+    labels = [path for path in run.glob("labels/*") if path.name != "classes.txt"]
     assert len(labels) == (inputs if cfg.save_txt else 0)
     if cfg.save_txt == "yolo":
         assert {len(row.split()) for row in labels[0].read_text().splitlines()} == {5 + cfg.save_conf}
