@@ -294,15 +294,17 @@ def frames_in_drips(connection: socket.socket, address: str) -> None:
 
 
 def read(url: str, timeout: float, most: int = 3) -> tuple[list[Frame | Broken], float]:
-    """What a source gives, at most so many frames, and the seconds that it took."""
-    start, items = time.monotonic(), list[Frame | Broken]()
+    """What a source gives, at most so many frames, and the longest time in seconds that an item or the end took."""
+    items, times = list[Frame | Broken](), [time.monotonic()]
     frames = open_source(url, stream_timeout=timeout)
     for item in frames:
         items.append(item)
+        times.append(time.monotonic())
         if len(items) >= most:
             break
     frames.close()
-    return items, time.monotonic() - start
+    times.append(time.monotonic())
+    return items, float(np.diff(times).max())
 
 
 def check(items: list[Frame | Broken], seconds: float, timeout: float) -> str:

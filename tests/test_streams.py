@@ -78,6 +78,14 @@ def test_a_stream_obeys_its_timeout(name: str, kind: str) -> None:
     assert check(items, seconds, 0.8) and 0.5 < seconds < 2.5
 
 
+def test_a_video_at_a_url_that_stalls_is_named() -> None:
+    for name, frames in (("frames that stall", 3), ("no answer", 0)):
+        with Server(FAULTS[name]) as server:
+            items, _ = read(f"http://{server.address}/clip.mp4", 0.8, most=9)
+        assert len(items) == frames + 1 and isinstance(items[-1], Broken)
+        assert "no frame for 0." in items[-1].reason and f"s, closed after {frames} frames" in items[-1].reason
+
+
 def test_a_thread_inside_the_decoder_does_not_hold_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "time_limits", lambda *_: [])  # OpenCV waits for 30 s
     with Server(FAULTS["no answer"]) as server:
