@@ -87,7 +87,8 @@ def test_a_video_at_a_url_that_stalls_is_named() -> None:
 
 
 def test_a_thread_inside_the_decoder_does_not_hold_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "time_limits", lambda *_: [])  # OpenCV waits for 30 s
+    limits = streams.time_limits(3, 3)  # longer than asked for
+    monkeypatch.setattr(streams, "time_limits", lambda *_: limits)
     with Server(FAULTS["no answer"]) as server:
         items, seconds = read(f"http://{server.address}/camera", 0.5)
     assert "no frame for 1 s, stream closed" in check(items, seconds, 0.5) and seconds < 2.8
