@@ -86,7 +86,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import cv2
@@ -95,52 +95,77 @@ import numpy as np
 from models.runtimes.load import load_model
 from models.runtimes.torch_backend import TorchBackend
 from models.visualize import record_activations
+from utils.commands import command, listed, relative
 from utils.device import select_device
 from utils.nms import NmsSettings
 from utils.predict.activations import save_attention, save_features
 from utils.predict.frames import Broken
 from utils.predict.outputs import Output, OutputSettings
 from utils.predict.predictor import Prediction, Predictor, class_indices
+from utils.predict.progress import InputProgress
 from utils.predict.sources import open_source, source_files
+from utils.predict.streams import without_secrets
+from utils.predict.summary import RunSummary, written
+from utils.predict.threads import ending_at_once
 from utils.runs import OutputFiles, Run, weights_or_newest
+from utils.text import clean, counted, first
 
 LOGGER = logging.getLogger(__name__)
-STEPS = ("letterbox", "model", "NMS")
 
 
 def main(cfg: DetectConfig) -> Path:
     """Detect in every frame of the source; returns the run's folder.
 
     Raises:
-        ValueError, FileNotFoundError: see build_predictor and open_source; some inputs could not be read, after all
+        ValueError, FileNotFoundError: see build_predictor, open_source, weights_or_newest; some inputs could not be read, after all
             others are done.
     """
     frames = open_source(cfg.source, cfg.vid_stride, cfg.stream_timeout)
+    cfg = replace(cfg, weights=weights_or_newest(cfg.weights))
     show = open_window() if cfg.view_img else None
     predictor = build_predictor(cfg)
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
     files = replaced_files(cfg, folder)
     settings = OutputSettings(**{f.name: getattr(cfg, f.name) for f in fields(OutputSettings)})
-    total, count, boxes, broken = np.zeros(len(STEPS)), 0, 0, list[Path]()
-    with closing(frames), Output(settings, files, predictor.backend.names) as output:
+    summary, broken = RunSummary(), list[Path]()
+    progress = InputProgress(len(source_files(cfg.source)))
+    with closing(frames), Output(settings, files, predictor.backend.names, progress) as output:
         for frame in frames:
             if isinstance(frame, Broken):
-                LOGGER.warning(frame.reason)
+                LOGGER.warning(clean(frame.reason, 400))
                 broken.append(frame.path)
+                progress.number(frame.path)
                 continue
             found = predictor([frame.image])[0]
             drawn = output.add(frame, found)
             if cfg.visualize:
                 visualize(predictor, frame.image, found, files, output.stem(frame))
-            total, count, boxes = total + found.times, count + 1, boxes + len(found.boxes)
+            summary.add(frame, found)
+            progress.step(frame)
             if show and drawn is not None and show(frame.path, drawn):
                 break
-    speeds = ", ".join(f"{ms:.1f} ms {step}" for ms, step in zip(total / max(count, 1), STEPS, strict=True))
-    LOGGER.info(f"{boxes} boxes in {count} frames; per frame: {speeds}")
+    for line in summary.lines(predictor.backend.names, cfg.agnostic_nms):
+        LOGGER.info(line)
     LOGGER.info(f"results in {folder}")
+    for title, rows in (("", written(files)), ("next:", next_commands(cfg))):
+        if rows:
+            LOGGER.info((f"{title}\n" if title else "") + listed(rows))
     if broken:
-        raise ValueError(f"{len(broken)} input(s) could not be read: {', '.join(map(str, broken))}")
+        raise ValueError(f"{counted(len(broken), 'input')} could not be read: {first(broken)}")
     return folder
+
+
+def next_commands(cfg: DetectConfig) -> list[tuple[str, str]]:
+    """What to do next, and the command for it, with the weights and the source of this run."""
+    weights = [cfg.weights] if isinstance(cfg.weights, str) else list(cfg.weights)
+    words, rows = ["--weights", *map(relative, weights)], list[tuple[str, str]]()
+    if not (cfg.save_txt or cfg.save_csv or cfg.save_json or cfg.save_crop) and cfg.source != "-":
+        source = ["--source", without_secrets(cfg.source), "--save-txt", "--save-csv", "--save-crop"]
+        rows.append(("labels, table, crops", command("detect", *words, *source)))
+    rows.append(("metrics", command("val", *words)))
+    if len(weights) == 1 and weights[0].endswith(".pt"):
+        rows.append(("other formats", command("export", *words, "--include", "onnx")))
+    return rows
 
 
 def replaced_files(cfg: DetectConfig, folder: Path) -> OutputFiles:
@@ -161,11 +186,10 @@ def build_predictor(cfg: DetectConfig) -> Predictor:
     """The model, and how it is run.
 
     Raises:
-        ValueError, FileNotFoundError: see load_model and weights_or_newest; --visualize with an exported file.
+        ValueError, FileNotFoundError: see load_model; --visualize with an exported file.
     """
     device = select_device(cfg.device)
-    weights = weights_or_newest(cfg.weights)
-    backend = load_model(weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
+    backend = load_model(cfg.weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
     if cfg.visualize and not isinstance(backend, TorchBackend):
         raise ValueError("--visualize: expected one .pt checkpoint, without --augment")
     classes = class_indices(cfg.classes, backend.names) or None
@@ -221,4 +245,5 @@ def open_window() -> Callable[[Path, np.ndarray], bool]:
 
 
 if __name__ == "__main__":
-    run_script(main, DetectConfig)
+    with ending_at_once():
+        run_script(main, DetectConfig)

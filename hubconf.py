@@ -5,34 +5,36 @@
     results.print()
     results.pandas().xyxy[0]
 
-See docs/python-api.md. Nothing is downloaded.
+See docs/python-api.md. Nothing is downloaded but images whose URL is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from models.runtimes.ensemble import Augmented
 from models.runtimes.load import load_model
+from models.weights.checkpoint import Checkpoint, save_checkpoint
+from models.yolo import DetectionModel
 from utils.backend import Backend
 from utils.classes import class_names
-from utils.decode import from_pillow
 from utils.device import select_device
-from utils.images import as_size, imread
+from utils.files import REPO, missing_weights
+from utils.images import as_size
 from utils.nms import NmsSettings
+from utils.predict.inputs import ImageLike, Named, gather, one_by_one
 from utils.predict.predictor import ClassesLike, Predictor, class_indices
 from utils.predict.results import Detections
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "pandas", "yaml", "einops"]
-ROUNDING = 1e-3  # by which floats in 0..1 may lie outside, as computed ones do
-ImageLike: TypeAlias = "str | Path | np.ndarray | Image.Image | Tensor"
 
 
 class Model:
@@ -50,6 +52,7 @@ class Model:
         device: where it computes. fp16: whether in half precision.
     """
 
+    folder: TemporaryDirectory[str] | None = None  # of random weights
     conf, iou, max_det = 0.25, 0.45, 1000  # as in YOLOv5
     classes: ClassesLike | None = None
     agnostic = multi_label = False
@@ -111,16 +114,18 @@ class Model:
 
     def __call__(
         self,
-        ims: ImageLike | Sequence[ImageLike],
+        ims: ImageLike | Sequence[ImageLike] | Iterator[ImageLike],
         size: int | Sequence[int] | None = None,
         augment: bool = False,
         tile: int = 0,
-    ) -> Detections:
-        """Detections in one image or in a list of images, of any sizes.
+    ) -> Any:
+        """Detections in one image or in a list of images, of any sizes; of a video or an iterator, one by one.
 
         Args:
-            ims: a path; an array (H, W, 3), (H, W), (H, W, 4) or (3, H, W) of uint8, colors in the order RGB; a PIL
-                image; a tensor (3, H, W) or (B, 3, H, W) of uint8, or of floats in 0..1; or a list of these.
+            ims: a path or URL of an image; an array (H, W, 3), (H, W), (H, W, 4) or (3, H, W) of uint8, colors in the
+                order RGB; a PIL image; a tensor (3, H, W) or (B, 3, H, W) of uint8, or of floats in 0..1; a folder,
+                pattern or .txt list of images; or a list of these. A video, the URL of a stream, a .streams list, or an
+                iterator of images gives an iterator of Detections, which reads as it goes.
             size: of the network's input, pixels: long side, or height and width; None: that of the weights, else 640.
             augment: test-time augmentation.
             tile: larger images are also cut into overlapping tiles of this many pixels; 0: never.
@@ -128,7 +133,23 @@ class Model:
         Raises:
             ValueError, FileNotFoundError: an image that cannot be read or has another form.
         """
-        images, files = gather(ims)
+        if (frames := one_by_one(ims)) is not None:
+            return self.each(frames, size, augment, tile)
+        images, files = gather(cast("ImageLike | Sequence[ImageLike]", ims))
+        return self.detect(images, files, size, augment, tile)
+
+    def each(
+        self, frames: Generator[Named, None, None], size: int | Sequence[int] | None, augment: bool, tile: int
+    ) -> Iterator[Detections]:
+        """The Detections of one image after another."""
+        with closing(frames):
+            for image, file in frames:
+                yield self.detect([image], [file], size, augment, tile)
+
+    def detect(
+        self, images: list[np.ndarray], files: list[str], size: int | Sequence[int] | None, augment: bool, tile: int
+    ) -> Detections:
+        """Detections in (H, W, 3) uint8 RGB images; see __call__."""
         found = self.predictor(size, augment, tile)(images)
         times = tuple(np.mean([f.times for f in found], axis=0).tolist()) if found else (0.0, 0.0, 0.0)
         largest = tuple(np.max([f.canvas for f in found], axis=0).tolist()) if found else (0, 0)
@@ -155,47 +176,6 @@ def as_device(device: str | int | torch.device | None) -> torch.device:
     """
     text = "" if device is None else str(device)
     return select_device("0" if text == "cuda" else text.removeprefix("cuda:"))
-
-
-def gather(ims: ImageLike | Sequence[ImageLike]) -> tuple[list[np.ndarray], list[str]]:
-    """Images as (H, W, 3) uint8 RGB, and a file name for each; see Model.__call__."""
-    flat: list[ImageLike] = []
-    for item in cast(Sequence[ImageLike], ims if isinstance(ims, list | tuple) else [ims]):
-        flat += item if isinstance(item, Tensor | np.ndarray) and item.ndim == 4 else [item]
-    images, files = [], []
-    for i, item in enumerate(flat):
-        images.append(to_image(item, i))
-        name = item if isinstance(item, str | Path) else getattr(item, "filename", "") or f"image{i}.jpg"
-        files.append(Path(name).name)
-    return images, files
-
-
-def to_image(item: ImageLike, i: int) -> np.ndarray:
-    """(H, W, 3) uint8 RGB from a path, array, PIL image or tensor; errors call it image `i`."""
-    if isinstance(item, str | Path):
-        if "://" in str(item):
-            raise ValueError(f"image {i}: {item} is a URL, expected a file; nothing is downloaded")
-        return imread(item)
-    if isinstance(item, Image.Image):
-        return from_pillow(item)
-    if isinstance(item, Tensor):
-        item = (item.float() if item.is_floating_point() else item).detach().cpu().numpy()  # NumPy lacks bfloat16
-    if not isinstance(item, np.ndarray):
-        raise ValueError(f"image {i} is a {type(item).__name__}, expected a path, array, PIL image or tensor")
-    shape = item.shape
-    if item.ndim == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3, 4):
-        item = item.transpose(1, 2, 0)
-    if item.ndim == 2:
-        item = item[..., None]
-    if item.ndim != 3 or item.shape[2] not in (1, 3, 4) or not item.size:
-        raise ValueError(f"image {i} has the shape {shape}, expected (H, W, 3), (H, W), (H, W, 4) or (3, H, W)")
-    if np.issubdtype(item.dtype, np.floating):
-        if not (item.min() >= -ROUNDING and item.max() <= 1 + ROUNDING):
-            raise ValueError(f"image {i} has floats in {item.min():.3g}..{item.max():.3g}, expected 0..1 or uint8")
-        item = (item * 255).round().clip(0, 255).astype(np.uint8)
-    if item.dtype != np.uint8:
-        raise ValueError(f"image {i} is of {item.dtype}, expected uint8, or floats in 0..1")
-    return np.ascontiguousarray(item[..., :3] if item.shape[2] > 1 else item.repeat(3, axis=2))
 
 
 def custom(
@@ -233,3 +213,63 @@ def load(
 ) -> Model:
     """The same as `custom`, for `from hubconf import load`."""
     return custom(path, device, half, threads, compiled, names)
+
+
+def network(
+    name: str,
+    pretrained: bool | str | Path = True,
+    classes: int | None = None,
+    device: str | int | torch.device | None = "",
+    half: bool = False,
+    threads: int = 0,
+    compiled: bool = False,
+) -> Model:
+    """The network of a model YAML: torch.hub.load(folder, 'yolov5n', source='local') is network('yolov5n').
+
+    Args:
+        pretrained: True: the weights in <name>.pt, here or in the repository, which is not downloaded; a path: those;
+            False: random weights, to try a network or to time it.
+        classes: number of classes. None: that of the weights, or of the YAML.
+
+    Raises:
+        FileNotFoundError: no such weights. ValueError: they have another number of classes; see load_model.
+    """
+    if pretrained is False:
+        return untrained(name, classes, device, half, threads, compiled)
+    path = Path(f"{name}.pt") if pretrained is True else Path(pretrained)
+    found = next((p for p in (path, REPO / path) if p.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{missing_weights(path)}; pretrained=False: random weights")
+    model = custom(found, device, half, threads, compiled)
+    if classes not in (None, model.backend.nc):
+        raise ValueError(f"{found} has {model.backend.nc} classes, expected {classes}; leave classes out")
+    return model
+
+
+def untrained(
+    name: str, classes: int | None, device: str | int | torch.device | None, half: bool, threads: int, compiled: bool
+) -> Model:
+    """The network of a model YAML with random weights, see network. They are kept in a file as long as the model."""
+    folder = TemporaryDirectory(prefix="yolov5-mobilevit-")
+    path = Path(folder.name) / f"{name}.pt"
+    save_checkpoint(path, Checkpoint.of(DetectionModel(f"{name}.yaml", nc=classes)))
+    model = custom(path, device, half, threads, compiled)
+    model.folder = folder
+    return model
+
+
+def networks() -> list[str]:
+    """The names of the model YAMLs of this project."""
+    return sorted(path.stem for path in (REPO / "models").glob("*.yaml"))
+
+
+def __dir__() -> list[str]:
+    """The entries of this module; torch.hub.load takes its second argument from them."""
+    return [*globals(), *networks()]
+
+
+def __getattr__(name: str) -> Callable[..., Model]:
+    """The entry of a network: yolov5n(...) is network('yolov5n', ...)."""
+    if name not in networks():
+        raise AttributeError(f"hubconf has no '{name}', expected custom, load, or a network: {', '.join(networks())}")
+    return partial(network, name)

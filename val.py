@@ -109,6 +109,7 @@ from utils.predict.writers import (
     coco_rows,
     hybrid,
     label_text,
+    write_classes,
     write_labels,
     write_renamed,
 )
@@ -453,6 +454,8 @@ def save_detections(
     if output:
         output.close()
         files.add(output.path)
+    if cfg.save_txt or cfg.save_hybrid:
+        write_classes(files, data.names)
     if cfg.save_txt or cfg.save_hybrid or cfg.save_json:
         write_renamed(files, stems)
 

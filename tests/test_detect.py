@@ -82,9 +82,9 @@ def video_file(path, frames=6, fps=12.5, size=(120, 160)):
 
 
 def files(folder):
-    """All but the list of a run's own files."""
+    """All but the list of a run's own files, and of the names of the classes."""
     found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return sorted(name for name in found if name != ".outputs")
+    return sorted(name for name in found if name not in (".outputs", "labels/classes.txt"))
 
 
 def labels(path):
@@ -202,7 +202,7 @@ def test_classes_and_summary(run, tmp_path, caplog):
     with caplog.at_level("INFO"):
         run(tmp_path / "a.jpg", FakeBackend(boxes=boxes))
         run(tmp_path / "a.jpg", FakeBackend(boxes=boxes), classes=("star",))
-    assert "3 ball, 1 star, " in caplog.text
+    assert "3 balls, 1 star, " in caplog.text
     assert "160 1 star, " in caplog.text
     with pytest.raises(ValueError, match="--classes 7"):
         run(tmp_path / "a.jpg", classes=("7",))
@@ -304,7 +304,7 @@ def test_broken_inputs_do_not_stop_the_run_but_fail_it(run, tmp_path, caplog):
     (tmp_path / "in" / "b.jpg").write_text("words")
     (tmp_path / "in" / "c.mp4").write_bytes(b"")
     video_file(tmp_path / "in" / "d.mp4", frames=3)
-    with pytest.raises(ValueError, match=r"2 input\(s\) could not be read: .*b\.jpg, .*c\.mp4"):
+    with pytest.raises(ValueError, match=r"2 inputs could not be read: .*b\.jpg, .*c\.mp4"):
         run(tmp_path / "in", save_json=True)
     out = tmp_path / "runs" / "exp"
     assert files(out) == ["a.jpg", "d.mp4", "predictions.json"]

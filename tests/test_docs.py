@@ -170,7 +170,7 @@ def check_val(cfg: Any, result: Any, run: Path) -> None:
     numbers = json.loads((run / "metrics.json").read_text())
     assert numbers["map50_95"] == result.map50_95 and numbers["images"] == result.images == 2
     assert bool(list(run.glob("val_batch*.jpg"))) == (cfg.plots and cfg.task != "speed")
-    assert len(list(run.glob("labels/*.txt"))) == (2 if cfg.save_txt or cfg.save_hybrid else 0)
+    assert len(list(run.glob("labels/*.txt"))) == (3 if cfg.save_txt or cfg.save_hybrid else 0)
     if cfg.save_json:
         assert {"image_id", "category_id", "bbox", "score", "path"} == set(
             json.loads((run / "predictions.json").read_text())[0]
@@ -182,7 +182,7 @@ def check_detect(cfg: Any, result: Any, run: Path) -> None:
     inputs = {"images": 2, "images/": 2, "images/*.jpg": 2, "list.txt": 2, "data/images": 2}.get(cfg.source, 1)
     shown = [path for path in run.iterdir() if path.suffix in {*IMAGES, ".mp4"}]
     assert len(shown) == (0 if cfg.nosave else inputs)
-    labels = list(run.glob("labels/*"))
+    labels = [path for path in run.glob("labels/*") if path.name != "classes.txt"]
     assert len(labels) == (inputs if cfg.save_txt else 0)
     if cfg.save_txt == "yolo":
         assert {len(row.split()) for row in labels[0].read_text().splitlines()} == {5 + cfg.save_conf}

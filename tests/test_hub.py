@@ -219,7 +219,8 @@ def test_save_and_crop(model, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ("http://host/a.jpg", "nothing is downloaded"),
+        ("http://127.0.0.1:9/a.jpg", "image 1: 127_0_0_1_a.jpg: not downloaded"),
+        ("rtsp://host/live", "image 1: the URL does not end in"),
         (3, "is a int, expected a path"),
         (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),

@@ -66,7 +66,7 @@ def detect(source: str, folder: Path, found: Boxes, sources: list[Path] | None =
 
 def listing(folder: Path) -> list[str]:
     found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return sorted(name for name in found if name != ".outputs")
+    return sorted(name for name in found if name not in (".outputs", "labels/classes.txt"))
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
@@ -408,8 +408,8 @@ def test_hidden_files_and_unknown_suffixes_are_counted(tmp_path: Path, caplog: p
         (tmp_path / name).write_bytes(b"\0" * 4096)
     (tmp_path / "sub").mkdir()
     assert [p.name for p in list_files(str(tmp_path))] == ["photo.jpg"]
-    assert "2 hidden file(s) left out: ._photo.jpg, .hidden.png" in caplog.text
-    assert "2 .abc, 1 no suffix, 1 sub-folder(s)" in caplog.text and len(caplog.records) == 2
+    assert "2 hidden files left out: ._photo.jpg, .hidden.png" in caplog.text
+    assert "2 .abc, 1 no suffix, 1 sub-folder" in caplog.text and len(caplog.records) == 2
     caplog.clear()
     source_files(str(tmp_path))
     list_files(str(tmp_path / "*.jpg"))
@@ -489,7 +489,7 @@ def test_recorded_situations(tmp_path: Path, caplog: pytest.LogCaptureFixture, m
     root = shared("cases/detect")
     caplog.set_level(logging.WARNING)
     assert [p.name for p in list_files(str(root / "c01_appledouble"))] == ["photo.jpg"]
-    assert "1 hidden file(s)" in caplog.text
+    assert "1 hidden file" in caplog.text
     detect(str(root / "c04_ids"), tmp_path / "ids", boxes(0), save_json=True, nosave=True)
     assert [r["image_id"] for r in json.loads((tmp_path / "ids/predictions.json").read_text())] == [7, "7-2"]
     assert len(list_files(str(root / "c08_mixed"))) == len(list((root / "c08_mixed").iterdir()))  # all are images

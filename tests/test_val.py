@@ -109,7 +109,9 @@ def test_hybrid_labels_replace_what_overlaps_them(run, tmp_path) -> None:
     boxes = Boxes(xyxy, np.array([0, 1, 0]), np.array([0.5, 0.6, 0.7]))
     truth = Boxes.labeled(np.array([[0, 0, 10, 11]], float), np.array([0]))
     merged = hybrid(boxes, truth, 0.6)
-    assert merged.score.tolist() == [1, 0.6, 0.7] and merged.label.tolist() == [0, 1, 0]
+    assert merged.score.tolist() == [1, 0.7] and merged.label.tolist() == [0, 0]
+    half = Boxes.labeled(np.array([[0, 0, 10, 5]], float), np.array([0]))  # IoU 0.5: another object of its class,
+    assert hybrid(boxes, half, 0.6).score.tolist() == [1, 0.5, 0.7]  # but no other class on this one
     assert len(hybrid(boxes[:0], truth[:0], 0.6)) == 0
     assert len(hybrid(boxes, truth[:0], 0.6)) == 3 and hybrid(boxes[:0], truth, 0.6).score.tolist() == [1]
 

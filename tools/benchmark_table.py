@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from utils.drawing import save_figure
 from utils.files import write_atomic
+from utils.text import cell
 
 Cells = dict[str, str]  # column -> text
 
@@ -54,6 +55,6 @@ def write_tables(rows: list[Cells], threads: int, folder: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: text if text == "-" else cell(text) for key, text in row.items()} for row in rows)
     write_atomic(folder / "benchmark.csv", text.getvalue())
     plot(rows, threads, folder / "benchmark.png")

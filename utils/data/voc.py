@@ -214,16 +214,21 @@ def _number(item: ElementTree.Element, field: str, default: str = "") -> float:
         raise ValueError(f"<{key}> is '{clean(text, 40)}', expected a number") from error
 
 
+def xml_text(text: str) -> str:
+    """`text` without the characters that XML 1.0 cannot hold, and on one line, at most 4096 characters."""
+    return clean(re.sub("[\ufffe\uffff]", " ", text), 4096)
+
+
 def voc_xml(file_name: str, size: tuple[int, int], names: Sequence[str], xyxy: np.ndarray) -> str:
     """The text of a Pascal VOC file for an image of `size` (height, width) with boxes `xyxy` (n, 4) in its pixels."""
     root = ElementTree.Element("annotation")
-    ElementTree.SubElement(root, "filename").text = file_name
+    ElementTree.SubElement(root, "filename").text = xml_text(file_name)
     sides = ElementTree.SubElement(root, "size")
     for key, value in (("width", size[1]), ("height", size[0]), ("depth", 3)):
         ElementTree.SubElement(sides, key).text = str(value)
     for name, box in zip(names, xyxy.tolist(), strict=True):
         item = ElementTree.SubElement(root, "object")
-        ElementTree.SubElement(item, "name").text = name
+        ElementTree.SubElement(item, "name").text = xml_text(name)
         ElementTree.SubElement(item, "difficult").text = "0"
         corners = ElementTree.SubElement(item, "bndbox")
         for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils.predict.frames import Broken, Frame, VideoInfo
+from utils.text import first
 
 LOGGER = logging.getLogger(__name__)
 ANIMATED = ("GIF", "PNG", "WEBP")
@@ -107,4 +108,4 @@ def warn_of_pages(path: Path) -> None:
         except UNREADABLE:
             pass  # the pages before a damaged one are counted
     if others:
-        LOGGER.warning(f"{path}: only the first of {others + 1} pages is read, {others} left out")
+        LOGGER.warning(f"{first([path])}: only the first of {others + 1} pages is read, {others} left out")

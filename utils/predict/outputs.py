@@ -16,6 +16,7 @@ from utils.drawing import draw_boxes
 from utils.images import imwrite
 from utils.predict.frames import Frame
 from utils.predict.predictor import Prediction
+from utils.predict.progress import InputProgress
 from utils.predict.videos import VideoFile
 from utils.predict.writers import (
     Appender,
@@ -26,12 +27,16 @@ from utils.predict.writers import (
     Stems,
     coco_rows,
     count_classes,
+    csv_text,
     label_text,
+    shown_names,
     writable_suffix,
+    write_classes,
     write_labels,
     write_renamed,
 )
 from utils.runs import OutputFiles
+from utils.text import first
 
 LOGGER = logging.getLogger(__name__)
 CSV_HEADER = ("Image Name", "Prediction", "Confidence", "x1", "y1", "x2", "y2", "Path")
@@ -57,10 +62,18 @@ class OutputSettings:
 class Output:
     """Writes what the settings ask for into the run folder; a context manager that closes the files."""
 
-    def __init__(self, settings: OutputSettings, files: OutputFiles, names: Mapping[int, str]):
+    def __init__(
+        self,
+        settings: OutputSettings,
+        files: OutputFiles,
+        names: Mapping[int, str],
+        progress: InputProgress | None = None,
+    ):
         self.settings, self.files, self.folder, self.names = settings, files, files.folder, names
+        self.shown = shown_names(names)
         self.stems, self.ids, self.crops = Stems(), ImageIds(), Crops(self.folder / "crops", names, files)
         self.videos: dict[Path, VideoFile] = {}
+        self.progress = progress or InputProgress()
         self.csv = CsvFile(files.check(self.folder / "predictions.csv"), CSV_HEADER) if settings.save_csv else None
         self.json = JsonFile(files.check(self.folder / "predictions.json")) if settings.save_json else None
 
@@ -70,6 +83,8 @@ class Output:
     def __exit__(self, *error: object) -> None:
         with ExitStack() as stack:  # all of them are closed, even if one cannot be
             stack.callback(write_renamed, self.files, self.stems)
+            if self.settings.save_txt == "yolo":
+                stack.callback(write_classes, self.files, self.names)
             for file in (*self.videos.values(), self.csv, self.json):
                 if file:
                     stack.callback(self.close, file)
@@ -93,12 +108,12 @@ class Output:
         """
         settings = self.settings
         if frame.path.parent.resolve() == self.folder.resolve():
-            raise ValueError(f"{self.folder} holds the source {frame.path.name}: results would overwrite it")
+            raise ValueError(f"{self.folder} holds the source {first([frame.path.name])}: results would overwrite it")
         self.add_rows(frame, found.boxes)
         drawn = None
         if not settings.nosave or settings.view_img:
             thickness, hidden = settings.line_thickness or None, (settings.hide_labels, settings.hide_conf)
-            drawn = draw_boxes(frame.image, found.boxes, self.names, thickness, *hidden)
+            drawn = draw_boxes(frame.image, found.boxes, self.shown, thickness, *hidden)
         text = count_classes(found.boxes, self.names) or "no detections"
         self.end_videos(frame)
         if frame.video:
@@ -109,7 +124,7 @@ class Output:
             with self.files.writing(self.folder / f"{self.stem(frame)}{suffix}") as path:
                 imwrite(path, drawn)
         h, w = found.canvas
-        LOGGER.info(f"{frame.path}: {h}x{w} {text}, {sum(found.times):.1f} ms")
+        LOGGER.info(f"{self.progress.name(frame)}: {h}x{w} {text}, {sum(found.times):.1f} ms")
         return drawn
 
     def add_rows(self, frame: Frame, boxes: Boxes) -> None:
@@ -129,7 +144,8 @@ class Output:
             name = stem if frame.video else frame.path.name
             rows = zip(classes, boxes.score.tolist(), boxes.xyxy.tolist(), strict=True)
             self.csv.add(
-                [name, label, f"{score:.4f}", *(f"{v:.1f}" for v in xyxy), frame.path] for label, score, xyxy in rows
+                [csv_text(name), csv_text(label), f"{score:.4f}", *(f"{v:.1f}" for v in xyxy), csv_text(frame.path)]
+                for label, score, xyxy in rows
             )
         if self.json:
             self.json.add(coco_rows(self.ids(stem), boxes, path=frame.path))

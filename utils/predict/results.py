@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -14,14 +13,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageShow
 from torch import Tensor
 
 from utils.boxes import Boxes
 from utils.drawing import draw_boxes
 from utils.images import imwrite
-from utils.predict.writers import Crops, count_classes, crop, shorten, writable_suffix
+from utils.predict.notebook import PREVIEWED, has_viewer, html, png, smaller
+from utils.predict.writers import (
+    Crops,
+    count_classes,
+    crop,
+    file_name,
+    json_text,
+    shorten,
+    shown_names,
+    writable_suffix,
+)
 from utils.runs import Run
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 COORDINATES = {
@@ -100,7 +110,7 @@ class Detections:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"Detections of {self.n} image(s):\n{self}"
+        return f"Detections of {counted(self.n, 'image')}:\n{self}"
 
     def name(self, index: float) -> str:
         """The name of a class; its index if it has none."""
@@ -114,14 +124,32 @@ class Detections:
     def render(self, labels: bool = True) -> list[np.ndarray]:
         """Annotated copies of the images, (H, W, 3) uint8 RGB."""
         return [
-            draw_boxes(im, own, self.names, hide_labels=not labels)
+            draw_boxes(im, own, shown_names(self.names), hide_labels=not labels)
             for im, own in zip(self.ims, self.boxes, strict=True)
         ]
 
     def show(self, labels: bool = True) -> None:
-        """Open each annotated image in the system's viewer, in a notebook below the cell."""
-        for image in self.render(labels):
-            Image.fromarray(image).show()
+        """Open each annotated image in the system's viewer, in a notebook below the cell; without one save them.
+
+        Where they are saved is printed.
+        """
+        images = self.render(labels)
+        if not (has_viewer() and all(ImageShow.show(Image.fromarray(image)) for image in images)):
+            print(f"no viewer for images here: {counted(self.n, 'image')} saved in {self.save(labels)}")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the first annotated images, and their counts."""
+        return html(self.preview(), self.n, str(self))
+
+    def _repr_png_(self) -> bytes | None:
+        """The first annotated images beside each other, for notebooks that show no HTML; None without images."""
+        return png(self.preview())
+
+    def preview(self) -> list[np.ndarray]:
+        """The first images, annotated and small enough for a notebook."""
+        first_ones = zip(self.ims[:PREVIEWED], self.boxes, strict=False)
+        names = shown_names(self.names)
+        return [smaller(draw_boxes(im, own, names)) for im, own in first_ones]
 
     def save(self, labels: bool = True, save_dir: str | Path = "runs/detect/exp", exist_ok: bool = False) -> Path:
         """Write the annotated images into `save_dir`, which is numbered if it exists; returns the folder.
@@ -137,7 +165,7 @@ class Detections:
                 copy += 1
                 path = folder / f"{stem}-{copy}{suffix}"
             imwrite(path, image)
-        LOGGER.info(f"{self.n} image(s) in {folder}")
+        LOGGER.info(f"{counted(self.n, 'image')} in {folder}")
         return folder
 
     def crop(
@@ -179,7 +207,7 @@ class Detections:
             {"file": file, "boxes": table.to_dict(orient="records")}
             for file, table in zip(self.files, tables, strict=True)
         ]
-        return json.dumps(images, ensure_ascii=False)
+        return json_text(images)
 
     def tolist(self) -> list[Detections]:
         """One Detections per image."""
@@ -199,7 +227,7 @@ class Detections:
         given: list[str] = []
         for file in self.files:
             path, copy = Path(file), 1
-            path = path.with_stem(shorten(path.stem))
+            path = path.with_stem(shorten(file_name(path.stem)))
             name = path.name
             while name.casefold() in (other.casefold() for other in given):
                 copy += 1

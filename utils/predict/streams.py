@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -14,15 +15,19 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 
-from utils.predict.frames import DEFAULT_FPS, Broken, Frame, VideoInfo, video_info
+from utils.predict.frames import DEFAULT_FPS, Broken, Frame, VideoInfo, too_large, video_info
+from utils.predict.threads import END_WAIT, GRACE, DecoderThread
+from utils.text import clean
 
 if TYPE_CHECKING:
     from mss import MSS
 
 LOGGER = logging.getLogger(__name__)
-SCHEMES = {"http", "https", "rtmp", "rtsp", "tcp"}
+SCHEMES = {"http", "https", "rtmp", "rtsp", "rtsps"}
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the first attempt to reconnect; at most before later ones
-IO_TIMEOUT = 10_000  # milliseconds that opening a stream or waiting for its next frame may take
+LONGEST_IO = 10.0  # seconds that opening a stream or waiting for its next frame may take
+MAX_URL = 4096  # characters
+MAX_STREAMS = 256  # threads
 POLL = 0.5  # seconds after which a reader without a new frame checks whether it should stop
 LOGIN = re.compile(r"(^|[\s'/])[^\s'/]*:(?!//)[^\s']*@")  # user:password@, either may hold a slash or another @
 HOST = re.compile(r"(\[[^\]]*\]|[^/?:@]*)(:\d+)?([/?]|$)")  # of a URL without user and password
@@ -53,10 +58,16 @@ def stream_name(source: str) -> Path:
     """
     if is_camera(source):
         return Path(f"webcam{source}")
-    parts = urlsplit(source)
+    shown = clean(without_secrets(source), 100)
+    if len(source) > MAX_URL or not source.isprintable() or " " in source:
+        raise ValueError(f"source '{shown}': not a URL, it has spaces, control characters or over {MAX_URL} characters")
+    try:
+        parts = urlsplit(source)
+    except ValueError as error:  # whose text may have a password
+        raise ValueError(f"source '{shown}': not a URL") from error
     if not is_url(source) or parts.scheme.lower() not in SCHEMES:
         known = ", ".join(sorted(SCHEMES))
-        scheme = f"scheme '{parts.scheme}://'" if is_url(source) else f"'{without_secrets(source)}' is not a URL"
+        scheme = f"scheme '{parts.scheme[:20]}://'" if is_url(source) else f"'{shown}' is not a URL"
         raise ValueError(f"source {scheme}, expected one of: {known}, or the number of a webcam")
     place = source.partition("://")[2]
     if "@" in place.partition("?")[0] or not HOST.match(place):  # a password may hold / ? and @
@@ -77,7 +88,7 @@ def unique_names(sources: Sequence[str]) -> list[Path]:
     return names
 
 
-class Stream(threading.Thread):
+class Stream(DecoderThread):
     """Reads one stream until `stopped` is set, keeps its newest frame, and reconnects after ever longer waits.
 
     Args:
@@ -88,7 +99,7 @@ class Stream(threading.Thread):
     """
 
     def __init__(self, source: str, path: Path, changed: threading.Condition, vid_stride: int, timeout: float):
-        super().__init__(name=str(path), daemon=True)
+        super().__init__(str(path))
         self.source, self.path, self.changed, self.vid_stride, self.timeout = source, path, changed, vid_stride, timeout
         self.stopped = threading.Event()
         self.newest: Frame | None = None
@@ -100,8 +111,18 @@ class Stream(threading.Thread):
         """The capture of the camera or URL, which may be closed: then it has no frames."""
         if is_camera(self.source):
             return cv2.VideoCapture(int(self.source))
-        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, IO_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, IO_TIMEOUT]
-        return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, limits)
+        left = self.timeout - self.silent() if self.timeout else math.inf
+        return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, time_limits(left, self.timeout or math.inf))
+
+    def silent(self) -> float:
+        """Seconds since the last frame."""
+        return time.monotonic() - self.last_time
+
+    def fail(self, reason: str) -> None:
+        """Close the stream, for a reason that is reported."""
+        with self.changed:
+            self.failure = self.failure or f"{self.path}: {reason}, stream closed"
+            self.changed.notify_all()
 
     def run(self) -> None:
         """Read connection after connection; a camera that has never given a frame is tried once."""
@@ -109,13 +130,11 @@ class Stream(threading.Thread):
         while not self.stopped.is_set():
             if self.read_connection():
                 wait = FIRST_WAIT
-            silent = time.monotonic() - self.last_time
-            if self.stopped.is_set():
+            silent = self.silent()
+            if self.stopped.is_set() or self.failure:
                 break
             if (self.timeout and silent >= self.timeout) or (is_camera(self.source) and not self.number):
-                with self.changed:
-                    self.failure = f"{self.path}: no frame for {silent:.0f} s, stream closed"
-                    self.changed.notify_all()
+                self.fail(f"no frame for {silent:.0f} s")
                 break
             LOGGER.warning(f"{self.path}: no frame, reconnecting in {wait:g} s")
             self.stopped.wait(min(wait, self.timeout - silent) if self.timeout else wait)
@@ -125,7 +144,9 @@ class Stream(threading.Thread):
         """Keep the newest frame until the connection ends; returns whether there was a frame."""
         capture, video = self.open(), None
         try:
-            while not self.stopped.is_set() and capture.grab():
+            if size := too_large(capture):
+                self.fail(f"frames of {size} pixels are too large")
+            while not self.stopped.is_set() and not self.failure and capture.grab():
                 self.number += 1
                 self.last_time = time.monotonic()
                 if (self.number - 1) % self.vid_stride:
@@ -138,6 +159,8 @@ class Stream(threading.Thread):
                 with self.changed:
                     self.newest = frame
                     self.changed.notify_all()
+        except cv2.error:  # memory for a frame, most of all
+            LOGGER.warning(f"{self.path}: a frame that cannot be decoded")
         finally:
             capture.release()
         return video is not None
@@ -147,6 +170,12 @@ class Stream(threading.Thread):
         with self.changed:
             frame, self.newest = self.newest, None
         return frame
+
+
+def time_limits(opening: float, reading: float) -> list[int]:
+    """Options of cv2.VideoCapture: the seconds that opening a URL, and waiting for a frame, may take."""
+    first, later = (int(1000 * min(max(seconds, 0.1), LONGEST_IO)) for seconds in (opening, reading))
+    return [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, first, cv2.CAP_PROP_READ_TIMEOUT_MSEC, later]
 
 
 def read_streams(sources: Sequence[str], vid_stride: int, timeout: float) -> Generator[Frame | Broken, None, None]:
@@ -160,6 +189,8 @@ def read_streams(sources: Sequence[str], vid_stride: int, timeout: float) -> Gen
     """
     if not sources:
         raise ValueError("no streams, expected a URL or a camera number a line")
+    if len(sources) > MAX_STREAMS:
+        raise ValueError(f"{len(sources)} streams, expected at most {MAX_STREAMS}")
     changed = threading.Condition()
     named = zip(sources, unique_names(sources), strict=True)
     return _newest_frames([Stream(source, name, changed, vid_stride, timeout) for source, name in named], changed)
@@ -173,6 +204,9 @@ def _newest_frames(streams: list[Stream], changed: threading.Condition) -> Gener
     try:
         while running:
             yield from [frame for stream in running if (frame := stream.pop())]
+            for stream in running:
+                if stream.timeout and stream.silent() > stream.timeout + GRACE:  # its thread is inside the decoder
+                    stream.fail(f"no frame for {stream.silent():.0f} s")
             for stream in [s for s in running if s.failure and s.newest is None]:
                 running.remove(stream)
                 yield Broken(stream.path, stream.failure)
@@ -182,8 +216,9 @@ def _newest_frames(streams: list[Stream], changed: threading.Condition) -> Gener
     finally:
         for stream in streams:
             stream.stopped.set()
+        end = time.monotonic() + END_WAIT
         for stream in streams:
-            stream.join(timeout=IO_TIMEOUT / 1000)
+            stream.join(timeout=max(end - time.monotonic(), 0))
 
 
 def parse_screen(source: str) -> tuple[int, Region | None]:

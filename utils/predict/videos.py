@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.predict.frames import Frame, media_path
+from utils.text import first
 
 LATE = 1.5  # frames that an output may lag behind its source before a frame is repeated
 LONGEST_STEP = 600.0  # seconds between two frames; a longer step is one of the clock, not of the scene
@@ -51,7 +52,7 @@ class VideoFile:
                 self.partial.unlink(missing_ok=True)
                 raise OSError(f"{path}: could not start an mp4 video of {size[0]}x{size[1]} at {self.fps} fps")
         total = -(-info.frames // vid_stride) or None  # None: unknown
-        self.bar = tqdm(total=total, desc=str(frame.path), unit="frame")
+        self.bar = tqdm(total=total, desc=first([frame.path]), unit="frame", disable=None)
 
     def add(self, frame: Frame, image: np.ndarray, text: str) -> None:
         """Append `image` (H, W, 3) RGB at the time of `frame`, resized if a stream changed its size.

@@ -22,9 +22,12 @@ from utils.boxes import Boxes, pairwise_iou, xyxy2ltwh, xyxy2xywhn
 from utils.files import write_atomic
 from utils.images import imwrite
 from utils.runs import OutputFiles
+from utils.text import cell, clean, first, visible
 
 LOGGER = logging.getLogger(__name__)
 LONGEST_SIDE = {".jpeg": 65500, ".jpg": 65500, ".webp": 16383}  # pixels, of formats that have a limit
+ONE_OBJECT = 0.45  # IoU above which boxes of different classes count as of one object, as in NMS
+LONGEST_PATH = 4096  # characters of a path in a table
 LONGEST_STEM = 200  # bytes; a number, an ending and the hidden name during writing are added
 SURROGATES = "".join(map(chr, range(0xDC80, 0xDD00)))  # bytes that are not UTF-8, as of a character cut in two
 
@@ -46,9 +49,11 @@ class Stems:
         return is_video and any(re.fullmatch(re.escape(stem) + r"_\d+", other) for other in self.images)
 
     def __call__(self, path: Path, is_video: bool) -> str:
-        """The stem of `path`, shortened if it is very long, followed by -2, -3, ... if an earlier input has it."""
+        """The stem of `path` without control characters, shortened if it is very long, followed by -2, -3, ... if an
+        earlier input has it.
+        """
         if path not in self.given:
-            short = shorten(path.stem)
+            short = shorten(file_name(path.stem))
             stem, copy = short, 1
             while self.in_use(stem, is_video):
                 copy += 1
@@ -62,6 +67,31 @@ class Stems:
         return [(str(path), stem) for path, stem in self.given.items() if stem != path.stem]
 
 
+def file_name(text: str) -> str:
+    """`text` with _ in place of control characters; bytes that are not UTF-8 stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if visible(c) or c in SURROGATES else "_" for c in text)
+
+
+def shown_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Class names as they are drawn and printed: short, without control characters."""
+    return {label: clean(name) for label, name in names.items()}
+
+
+def csv_text(value: object) -> str:
+    """Text from a file for a CSV cell: one line, bytes that are not UTF-8 as escapes, and no formula."""
+    return cell(clean(str(value).encode("utf-8", "backslashreplace").decode("utf-8"), LONGEST_PATH))
+
+
+def json_text(value: object) -> str:
+    """JSON of one value, in which control characters are escaped, also those beyond ASCII."""
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(c if visible(c) else "\\u007f" if c == "\x7f" else json.dumps(c)[1:-1] for c in text)
+
+
 def shorten(name: str, limit: int = LONGEST_STEM) -> str:
     """`name`, or if it has more than `limit` bytes its start and a checksum of it: names on disk have up to 255."""
     data = os.fsencode(name)
@@ -72,7 +102,8 @@ def write_renamed(files: OutputFiles, stems: Stems) -> None:
     """renamed.csv: the inputs whose outputs have another name; not written if there is none."""
     if renamed := stems.renamed():
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("Path", "Stem"), *renamed])
+        rows = [(csv_text(path), csv_text(stem)) for path, stem in renamed]
+        csv.writer(text, lineterminator="\n").writerows([("Path", "Stem"), *rows])
         with files.writing(files.folder / "renamed.csv") as path:
             write_atomic(path, text.getvalue())
 
@@ -99,11 +130,26 @@ def write_labels(files: OutputFiles, path: Path, text: str) -> None:
             write_atomic(path, text)
 
 
+def write_classes(files: OutputFiles, names: Mapping[int, str]) -> None:
+    """labels/classes.txt: the names of all classes, a line each, for programs that edit label files.
+
+    It is not written without label files, nor where an image called classes has the file.
+    """
+    path = files.folder / "labels" / "classes.txt"
+    if any(name.startswith("labels/") for name in files.known) and files.key(path) not in files.known:
+        with files.writing(path):
+            write_atomic(path, "".join(f"{clean(names.get(k, k))}\n" for k in range(max(names, default=-1) + 1)))
+
+
 def hybrid(found: Boxes, truth: Boxes, iou_thres: float) -> Boxes:
-    """The ground truth, then the detections that overlap no label of their class by more than `iou_thres`."""
-    same = found.label[:, None] == truth.label[None]
-    overlap = np.where(same, pairwise_iou(found.xyxy, truth.xyxy), 0).max(axis=1, initial=0)
-    return Boxes.join([truth, found[overlap <= iou_thres]])
+    """The ground truth, then the detections of objects without a label.
+
+    Left out are those that overlap a label of their class by more than `iou_thres`, and those that overlap one of
+    another class by more than that or ONE_OBJECT: a second class on a labeled object would spoil its label.
+    """
+    limit = np.where(found.label[:, None] == truth.label[None], iou_thres, min(iou_thres, ONE_OBJECT))
+    covered: np.ndarray = (pairwise_iou(found.xyxy, truth.xyxy) > limit).any(axis=1)
+    return Boxes.join([truth, found[np.flatnonzero(~covered)]])
 
 
 def writable_suffix(path: Path, image: np.ndarray) -> str:
@@ -112,8 +158,9 @@ def writable_suffix(path: Path, image: np.ndarray) -> str:
     known = cv2.haveImageWriter(f"x{suffix}")
     if known and side <= LONGEST_SIDE.get(suffix.lower(), side):
         return suffix
-    reason = f"{side} pixels are too many for {suffix}" if known else f"no encoder for '{suffix}' files"
-    LOGGER.warning(f"{path}: written as .png, {reason}")
+    shown = clean(suffix, 20)
+    reason = f"{side} pixels are too many for {shown}" if known else f"no encoder for '{shown}' files"
+    LOGGER.warning(f"{first([path])}: written as .png, {reason}")
     return ".png"
 
 
@@ -212,7 +259,7 @@ class JsonFile(Appender):
     def add(self, rows: Iterable[Mapping[str, object]]) -> None:
         with self.whole():
             for row in rows:
-                self.file.write(("[\n" if not self.count else ",\n") + json.dumps(row, ensure_ascii=False))
+                self.file.write(("[\n" if not self.count else ",\n") + json_text(row))
                 self.count += 1
 
     def close(self) -> None:
@@ -267,10 +314,17 @@ def crop(image: np.ndarray, xyxy: np.ndarray) -> np.ndarray:
 
 def folder_name(text: str) -> str:
     """A class name as a folder name: without characters that file systems refuse, and never '..' or empty."""
-    return shorten(re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", text).strip(" .")) or "_"
+    return shorten(re.sub(r'[/\\:*?"<>|]', "_", file_name(text)).strip(" .")) or "_"
 
 
 def count_classes(boxes: Boxes, names: Mapping[int, str]) -> str:
-    """'3 ball, 1 star', in the order of class indices; empty without boxes."""
+    """'3 balls, 1 star', in the order of class indices; empty without boxes."""
     counts = sorted(Counter(boxes.label.tolist()).items())
-    return ", ".join(f"{n} {names.get(label, str(label))}" for label, n in counts)
+    return ", ".join(counted_class(n, names.get(label, str(label))) for label, n in counts)
+
+
+def counted_class(count: int, name: str) -> str:
+    """'1 cat', '2 cats'; only English words that end in a common letter get an s."""
+    text = clean(name)
+    plural = count != 1 and re.fullmatch(r"[a-z]+( [a-z]+)*[abcdegiklmnoprtuw]", text)
+    return f"{count:,} {text}{'s' if plural else ''}"
