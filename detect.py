@@ -95,8 +95,9 @@ import numpy as np
 from models.runtimes.load import load_model
 from models.runtimes.torch_backend import TorchBackend
 from models.visualize import record_activations
-from utils.commands import command, listed, relative
+from utils.commands import command, relative
 from utils.device import select_device
+from utils.next_steps import step_lines
 from utils.nms import NmsSettings
 from utils.predict.activations import save_attention, save_features
 from utils.predict.frames import Broken
@@ -117,8 +118,8 @@ def main(cfg: DetectConfig) -> Path:
     """Detect in every frame of the source; returns the run's folder.
 
     Raises:
-        ValueError, FileNotFoundError: see build_predictor, open_source, weights_or_newest; some inputs could not be read, after all
-            others are done.
+        ValueError, FileNotFoundError: see build_predictor, open_source, weights_or_newest; some inputs could not be
+            read, after all others are done.
     """
     frames = open_source(cfg.source, cfg.vid_stride, cfg.stream_timeout)
     cfg = replace(cfg, weights=weights_or_newest(cfg.weights))
@@ -147,9 +148,9 @@ def main(cfg: DetectConfig) -> Path:
     for line in summary.lines(predictor.backend.names, cfg.agnostic_nms):
         LOGGER.info(line)
     LOGGER.info(f"results in {folder}")
-    for title, rows in (("", written(files)), ("next:", next_commands(cfg))):
-        if rows:
-            LOGGER.info((f"{title}\n" if title else "") + listed(rows))
+    for what, path in written(files):
+        LOGGER.info(f"  {what}: {path}")
+    LOGGER.info(step_lines(next_commands(cfg)))
     if broken:
         raise ValueError(f"{counted(len(broken), 'input')} could not be read: {first(broken)}")
     return folder
@@ -161,10 +162,10 @@ def next_commands(cfg: DetectConfig) -> list[tuple[str, str]]:
     words, rows = ["--weights", *map(relative, weights)], list[tuple[str, str]]()
     if not (cfg.save_txt or cfg.save_csv or cfg.save_json or cfg.save_crop) and cfg.source != "-":
         source = ["--source", without_secrets(cfg.source), "--save-txt", "--save-csv", "--save-crop"]
-        rows.append(("labels, table, crops", command("detect", *words, *source)))
-    rows.append(("metrics", command("val", *words)))
+        rows.append(("write labels, a table and crops too", command("detect", *words, *source)))
+    rows.append(("measure it on a data set", command("val", *words)))
     if len(weights) == 1 and weights[0].endswith(".pt"):
-        rows.append(("other formats", command("export", *words, "--include", "onnx")))
+        rows.append(("export it for other runtimes", command("export", *words, "--include", "onnx")))
     return rows
 
 
