@@ -200,14 +200,14 @@ def read_coco(path: Path) -> ImageLabels:
 def judge_coco(data: bytes) -> list[Box] | None:
     try:
         content: Any = json.loads(data.decode("utf-8-sig"))
-        rows, categories = content["annotations"], {c["id"]: c["name"] for c in content["categories"]}
+        rows, categories = content["annotations"], {number(c["id"]): c["name"] for c in content["categories"]}
         image = content["images"][0]
         if (image.get("width", SIZE[1]), image.get("height", SIZE[0])) != (SIZE[1], SIZE[0]):
             return []  # another frame: its own law
         boxes = []
         for k, row in enumerate(rows, 1):
             x, y, w, h = (number(value) for value in row["bbox"])
-            name = categories.get(row["category_id"])
+            name = categories.get(number(row["category_id"]))
             label = NAMES.index(name) if name in NAMES else -1
             place = f"annotation {row['id']}" if "id" in row else f"annotation in row {k}"
             if number(row["image_id"]) != number(image["id"]):
