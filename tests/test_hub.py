@@ -146,7 +146,7 @@ def test_moving_as_with_a_module_of_torch(monkeypatch) -> None:
     assert model.float() is model and not model.fp16
     assert read == [(cpu, False), (gpu, False), (gpu, True), (gpu, False)]
     assert model.names == {0: "a", 1: "b"} and model.conf == 0.5
-    with pytest.raises(ValueError, match="--device 5: expected cpu, mps or a GPU number below 2"):
+    with pytest.raises(ValueError, match="--device 5: 2 GPUs were found, expected 0 to 1, or cpu"):
         model.to("cuda:5")
 
 
