@@ -5,6 +5,11 @@ python detect.py --weights runs/train/exp/weights/best.pt --source data/images
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from utils.interrupts import quit_on_interrupt
+
+    quit_on_interrupt()
+
 import logging
 import os
 from collections.abc import Callable

@@ -5,6 +5,11 @@ python export.py --weights runs/train/exp/weights/best.pt --include onnx openvin
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from utils.interrupts import quit_on_interrupt
+
+    quit_on_interrupt()
+
 import logging
 import tempfile
 from dataclasses import dataclass, field, replace

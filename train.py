@@ -5,6 +5,11 @@ Several processes: `torchrun --nproc_per_node 2 train.py ...`. After an interrup
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from utils.interrupts import quit_on_interrupt
+
+    quit_on_interrupt()
+
 import json
 import logging
 import math
@@ -22,6 +27,7 @@ from tqdm import tqdm
 
 from models.common import Attention, MobileViTBlock, SeparableAttention
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from models.weights.last import check_finite, forget_previous, how_to_resume, load_last, save_last
 from models.weights.start import resumed_model, start_model
 from models.weights.transfer import TransferReport, freeze
 from models.yolo import DetectionModel
@@ -133,8 +139,11 @@ def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint 
             )
         return finish(job) if dist.rank == 0 else None
     except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, FloatingPointError) as error:
-        log_how_to_resume(job)
+        if dist.rank == 0:
+            LOGGER.info(how_to_resume(job.run.dir / "weights") if state.epoch else "no epoch was saved yet")
         raise user_error(error, job.cfg.batch_size, job.cfg.imgsz) from error
+    finally:
+        job.run.release()
 
 
 @dataclass(frozen=True)
@@ -268,6 +277,7 @@ def start_run(
 ) -> Run:
     """The run folder with opt.yaml, hyp.yaml and labels.jpg; logs the model's summary."""
     run = Run(cfg.project, cfg.name, cfg.exist_ok, dist.rank)
+    run.lock()
     if new:
         run.clear()
     run.dump("opt.yaml", asdict(replace(cfg, evolve_storage="")))  # which may contain a password
@@ -388,14 +398,15 @@ def save(job: Job, metrics: Metrics | None, best: bool) -> None:
     if metrics is not None:
         numbers = {k: v for k, v in metrics.as_dict().items() if k != "speed_ms"}  # which differs from run to run
         run |= {"fitness": float(metrics.fitness), "metrics": numbers}
-    averaged = replace(Checkpoint.of(state.ema.module), **run)
+    averaged, first = replace(Checkpoint.of(state.ema.module), **run), not state.kept_best
+    check_finite(averaged.model, f"not saved after epoch {epoch + 1}")
     if best or not state.kept_best:  # before last.pt: a run that is killed between the two writes it once more
         save_checkpoint(folder / "best.pt", averaged)
         state.kept_best = True
     if cfg.save_period > 0 and (epoch + 1) % cfg.save_period == 0:
         save_checkpoint(folder / f"epoch{epoch}.pt", averaged)
     whole = replace(Checkpoint.of(job.model), ema=averaged.model, training=state.state_dict(), **run)
-    save_checkpoint(folder / "last.pt", whole)
+    save_last(folder, whole, first)
 
 
 def finish(job: Job) -> Metrics:
@@ -411,19 +422,9 @@ def finish(job: Job) -> Metrics:
             job.board.images(sorted(job.run.dir.glob("*batch*.jpg")))
             job.board.close()
         LOGGER.info(f"report: {write_report(job.run.dir)}")
+    forget_previous(job.run.weights)
     LOGGER.info(f"best weights: {best}")
     return metrics
-
-
-def log_how_to_resume(job: Job) -> None:
-    """After an interruption: what is saved and the command that resumes the run."""
-    last = job.run.dir / "weights" / "last.pt"
-    if job.dist.rank == 0:
-        epoch = load_checkpoint(last).epoch if job.state.epoch and last.exists() else None
-        if epoch is None:
-            LOGGER.info("no epoch was saved yet")
-        else:
-            LOGGER.info(f"epochs saved: {epoch + 1}; resume with: python train.py --resume {last}")
 
 
 def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
@@ -436,7 +437,7 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
     if path is None:
         raise FileNotFoundError(f"{cfg.project}: no run to resume, expected a folder with weights/last.pt below it")
     path = path / "weights" / "last.pt" if path.is_dir() else path
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_last(path)
     if checkpoint.training is None or checkpoint.epoch is None:
         raise ValueError(f"{path}: holds weights only, nothing to resume; expected the last.pt of a run")
     try:
@@ -509,6 +510,7 @@ def search(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> None:
                     break
         except (MemoryError, RuntimeError) as error:
             raise user_error(error, cfg.batch_size, cfg.imgsz) from error
+        job.run.release()
         return job.state.stopper.best
 
     settings = hyp_search.SearchSettings(

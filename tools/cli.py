@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from utils.config import run_script
 from utils.files import REPO, VERSION
+from utils.interrupts import quit_on_interrupt
 
 PROGRAM = "yolov5-mobilevit"
 
@@ -49,6 +50,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the first word of the command line names; exits with 2 if there is none of that name."""
+    quit_on_interrupt()
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(overview())

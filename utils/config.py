@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from utils.interrupts import Terminated, interruptible
+
 T = TypeVar("T")
 
 
@@ -144,11 +146,12 @@ def run_script(main: Callable[[T], object], cls: type[T]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        main(parse_cli(cls))
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    with interruptible():
+        try:
+            main(parse_cli(cls))
+        except (ValueError, OSError, ImportError, FloatingPointError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt as stop:
+            print("interrupted", file=sys.stderr)
+            sys.exit(143 if isinstance(stop, Terminated) else 130)

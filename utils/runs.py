@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from utils.files import REPO, read_yaml, write_atomic
+from utils.files import PARTIAL, REPO, read_yaml, write_atomic
+from utils.locks import FolderLock
 
 LOGGER = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Run:
 
     def __init__(self, project: str | Path, name: str, exist_ok: bool = False, rank: int = 0):
         self.dir, self.rank = Path(project) / name, rank
+        self._lock: FolderLock | None = None
         if self.dir.is_file():
             raise ValueError(f"{self.dir}: is a file, expected a folder or an unused name")
         number = 2
@@ -50,6 +52,21 @@ class Run:
             folder.mkdir(exist_ok=True)
         return folder
 
+    def lock(self) -> None:
+        """Keep other runs out of the folder until `release`; files that killed ones left half written are removed.
+
+        Raises:
+            ValueError: another run writes into it.
+        """
+        if self.rank == 0:
+            self._lock = FolderLock(self.dir)
+            for partial in (*self.dir.glob(PARTIAL), *self.dir.glob(f"weights/{PARTIAL}")):
+                partial.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
     def clear(self) -> None:
         """Remove metrics.json, which marks an earlier run as finished; its weights stay until they are replaced."""
         if self.rank == 0:
@@ -63,7 +80,7 @@ class Run:
     def log(self, row: Mapping[str, float | int]) -> None:
         """Append a row to results.csv, with a header before the first.
 
-        Rows of the same and of later epochs are removed: a resumed run repeats them.
+        Rows of the same and of later epochs are removed: a resumed run repeats them. So are those that are damaged.
         """
         if self.rank:
             return
@@ -72,8 +89,11 @@ class Run:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(row.keys())
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                writer.writerows(old for old in list(csv.reader(file))[1:] if int(old[0]) < row["epoch"])
+            lines = path.read_text(encoding="utf-8", errors="replace").replace("\0", "?").splitlines()
+            rows = [old for old in list(csv.reader(lines))[1:] if len(old) == len(row) and old[0].isdecimal()]
+            if len(rows) < len(lines) - 1:
+                LOGGER.warning(f"{path}: {len(lines) - 1 - len(rows)} line(s) are damaged and left out")
+            writer.writerows(old for old in rows if int(old[0]) < row["epoch"])
         writer.writerow(v if isinstance(v, int) else f"{v:.6g}" for v in row.values())
         write_atomic(path, text.getvalue())
 
