@@ -52,7 +52,7 @@ from utils.train.plots import plot_labels, plot_results
 from utils.train.progress import epoch_line, result_row, show_progress
 from utils.train.recipe import RunInfo, fit_recipe, warn_of_random_start
 from utils.train.report import write_report
-from utils.train.state import TrainState
+from utils.train.state import TrainState, data_digest
 from utils.train.stopping import EarlyStopping
 from utils.train.tensorboard import TensorBoard
 from val import EvalSettings, evaluate, read_data, rect_or_square
@@ -199,13 +199,13 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
         anchors.copy_(fitted)
         LOGGER.info(line)
 
-    run = start_run(cfg, hyp, scan, model, data.names, imgsz, dist, new=checkpoint is None)
+    run = start_run(cfg, hyp, scan, model, data.names, imgsz, dist)
     decay = hyp.weight_decay * cfg.batch_size * accumulation(hyp, cfg.batch_size) / hyp.nominal_batch
     optimizer = build_optimizer(model, cfg.optimizer, hyp, decay)
     schedule = Schedule(optimizer, hyp, cfg.total_epochs, len(loader), cfg.batch_size, cfg.cos_lr)
     frozen = freeze(model, cfg.freeze)
     ema = ModelEMA(model, hyp.ema_decay, hyp.ema_ramp)
-    state = TrainState(model, ema, optimizer, scaler, schedule, EarlyStopping(cfg.patience))
+    state = TrainState(model, ema, optimizer, scaler, schedule, EarlyStopping(cfg.patience), data=data_digest(scan))
     if checkpoint is not None and checkpoint.training is not None:
         state.load_state_dict(checkpoint.training, checkpoint.model, checkpoint.ema or {})
         schedule.last_update = min(schedule.last_update, state.epoch * len(loader) - 1)  # of data with more batches
@@ -266,20 +266,12 @@ def loader_settings(cfg: TrainConfig, model: DetectionModel, imgsz: int) -> Load
 
 
 def start_run(
-    cfg: TrainConfig,
-    hyp: Hyp,
-    scan: Scan,
-    model: DetectionModel,
-    names: dict[int, str],
-    imgsz: int,
-    dist: Dist,
-    new: bool,
+    cfg: TrainConfig, hyp: Hyp, scan: Scan, model: DetectionModel, names: dict[int, str], imgsz: int, dist: Dist
 ) -> Run:
     """The run folder with opt.yaml, hyp.yaml and labels.jpg; logs the model's summary."""
     run = Run(cfg.project, cfg.name, cfg.exist_ok, dist.rank)
     run.lock()
-    if new:
-        run.clear()
+    run.clear()
     run.dump("opt.yaml", asdict(replace(cfg, evolve_storage="")))  # which may contain a password
     run.dump("hyp.yaml", hyp.as_dict())
     LOGGER.info(model.summary(imgsz))
@@ -462,7 +454,8 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
     cfg = replace(old, **place, **kept)
     done, training = checkpoint.epoch + 1, checkpoint.training
     more = cfg.total_epochs > old.total_epochs
-    if training["finished"] and not more and (folder / "metrics.json").exists():
+    written_last = folder / ("metrics.json" if old.noplots else "report.html")
+    if training["finished"] and not more and written_last.exists():
         LOGGER.info(f"{folder}: this run is finished after {done} epochs; a larger --epochs continues it")
         return None
     LOGGER.info(f"{folder}: resuming after epoch {done}, with the settings of the run")

@@ -68,9 +68,9 @@ class Run:
             self._lock.release()
 
     def clear(self) -> None:
-        """Remove metrics.json, which marks an earlier run as finished; its weights stay until they are replaced."""
-        if self.rank == 0:
-            (self.dir / "metrics.json").unlink(missing_ok=True)
+        """Remove what marks an earlier run as finished; its weights stay until they are replaced."""
+        for name in ("metrics.json", "report.html") if self.rank == 0 else ():
+            (self.dir / name).unlink(missing_ok=True)
 
     def dump(self, name: str, values: Mapping[str, Any]) -> None:
         """Write `values` as the YAML file `name`."""
