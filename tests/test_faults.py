@@ -145,9 +145,7 @@ def test_both_damaged_is_an_error_about_the_last(
     assert (run / "weights/last.pt").read_bytes() == b"PK"
 
 
-def test_the_checkpoint_before_is_of_this_run(
-    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_checkpoint_before_is_of_this_run(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(small_set, tmp_path, monkeypatch)
     original = train.train_one_epoch
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -266,7 +264,11 @@ def test_a_loss_that_becomes_nan_ends_the_run_after_the_last_good_epoch(
         (MemoryError(), 8, "try --batch-size 4"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 3, "try --batch-size 1"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, "a smaller --imgsz"),
-        (RuntimeError("Caught _ArrayMemoryError in worker\nUnable to allocate 3. GiB for an array"), 2, "--batch-size 1"),
+        (
+            RuntimeError("Caught _ArrayMemoryError in worker\nUnable to allocate 3. GiB for an array"),
+            2,
+            "--batch-size 1",
+        ),
     ],
 )
 def test_only_real_lack_of_memory_is_called_that(error: Exception, batch: int, advice: str) -> None:
@@ -326,12 +328,12 @@ def test_images_that_are_deleted(
 ) -> None:
     """The run ends in one line, and is resumed when they are back."""
     images, away = own_set.parent / "images", own_set.parent / "away"
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="can be read any more|cannot be read") as got:
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"can be read any more|cannot be read") as got:
         at_step(patch, 5, lambda: images.rename(away))
         train.main(config(own_set, tmp_path, workers=workers))
     assert "\n" not in str(got.value) and len(str(got.value)) < 400
     assert load_checkpoint(tmp_path / "run/weights/last.pt").epoch == 0
-    with pytest.raises(FileNotFoundError, match="its data .* are gone"):
+    with pytest.raises(FileNotFoundError, match=r"its data .* are gone"):
         resume(tmp_path / "run")
     away.rename(images)
     resume(tmp_path / "run")

@@ -120,19 +120,20 @@ class BatchLoader(DataLoader):  # type: ignore[type-arg]
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        wake_up_children()  # torch waits for all of them before the first batch of an epoch
         batches, waited = super().__iter__(), False
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:  # the last two if it ends while it hands over a batch
                 if "timed out" in str(error) and not waited:  # also after Ctrl-Z and fg
                     waited = True
                     LOGGER.warning(f"no batch from the data loader processes for {self.timeout:g} s, waking them up")
                     wake_up_children()
                     continue
-                raise lost_worker(error) or error from None
+                raise lost_worker(error) or ended_worker(batches) or error from None
             waited = False
             yield batch
 
@@ -156,6 +157,16 @@ def lost_worker(error: BaseException) -> ChildProcessError | None:
     if "Bus error" in text:
         advice = "; its shared memory is probably full: use fewer --workers, or in Docker a larger --shm-size"
     return ChildProcessError(f"{reason.strip(' .')}{advice}")
+
+
+def ended_worker(batches: Any) -> ChildProcessError | None:
+    """One line for the user if a process of torch's iterator has ended with an error; else None."""
+    for worker in getattr(batches, "_workers", ()):
+        if worker.exitcode:
+            code = worker.exitcode
+            reason = f"is killed by signal: {signal.strsignal(-code)}" if code < 0 else f"ended with code {code}"
+            return lost_worker(RuntimeError(f"DataLoader worker (pid {worker.pid}) {reason}"))
+    return None
 
 
 def build_loader(
