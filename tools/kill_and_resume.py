@@ -211,10 +211,11 @@ def run(settings: dict[str, Any], processes: int, log: Path, kill: Kill | None =
             process.kill()
     for process in group:
         process.join()
-    codes = {process.exitcode for process in group}
-    if codes - {0, -signal.SIGKILL} or (after == TIMEOUT and kill is None and codes != {0}):
-        raise RuntimeError(f"{settings} ended with {codes}: {log.read_text()[-4000:]}")
-    return codes == {0}
+    first, others = group[0].exitcode, {process.exitcode for process in group[1:]}
+    may_be_killed = kill is not None or after != TIMEOUT
+    if (first == 0 and others - {0}) or (first != 0 and not (may_be_killed and first == -signal.SIGKILL)):
+        raise RuntimeError(f"{settings} ended with {first}, {others}: {log.read_text()[-4000:]}")
+    return first == 0
 
 
 def killed_and_resumed(settings: dict[str, Any], processes: int, kill: Kill, length: float) -> bool:
