@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 from models.common import Attention, MobileViTBlock, SeparableAttention
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
-from models.weights.last import check_finite, forget_previous, how_to_resume, load_last, save_last
+from models.weights.last import check_finite, forget_previous, load_last, save_last
 from models.weights.start import resumed_model, start_model
 from models.weights.transfer import TransferReport, freeze
 from models.yolo import DetectionModel
 from utils.config import AT_LEAST_0, AT_LEAST_1, Bounds, Config, flag, known_fields, run_script
 from utils.data.image_cache import CACHES
-from utils.data.loader import EpochBatchSampler, LoaderSettings, image_weights, training_loaders
+from utils.data.loader import EpochBatchSampler, LoaderSettings, image_weights, training_loaders, undisturbed_by_workers
 from utils.data.scan import Scan
 from utils.device import AMP_MODES, amp_dtype, seed_everything
 from utils.distributed import Dist, setup_device
@@ -49,7 +49,7 @@ from utils.train.errors import user_error
 from utils.train.memory import choose_batch_size
 from utils.train.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
 from utils.train.plots import plot_labels, plot_results
-from utils.train.progress import epoch_line, result_row, show_progress
+from utils.train.progress import epoch_line, result_row, resume_line, show_progress
 from utils.train.recipe import RunInfo, fit_recipe, warn_of_random_start
 from utils.train.report import write_report
 from utils.train.state import TrainState, data_digest
@@ -139,9 +139,10 @@ def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint 
             )
         return finish(job) if dist.rank == 0 else None
     except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, FloatingPointError) as error:
-        if dist.rank == 0:
-            LOGGER.info(how_to_resume(job.run.dir / "weights") if state.epoch else "no epoch was saved yet")
-        raise user_error(error, job.cfg.batch_size, job.cfg.imgsz) from error
+        with undisturbed_by_workers():
+            if dist.rank == 0:
+                LOGGER.info(resume_line(job.run.dir / "weights" / "last.pt", state.saved))
+            raise user_error(error, job.cfg.batch_size, job.cfg.imgsz) from error
     finally:
         job.run.release()
 
@@ -399,6 +400,7 @@ def save(job: Job, metrics: Metrics | None, best: bool) -> None:
         save_checkpoint(folder / f"epoch{epoch}.pt", averaged)
     whole = replace(Checkpoint.of(job.model), ema=averaged.model, training=state.state_dict(), **run)
     save_last(folder, whole, first)
+    state.saved = state.epoch
 
 
 def finish(job: Job) -> Metrics:

@@ -69,12 +69,20 @@ def send(number: int) -> None:
     ("number", "words"), [(signal.SIGKILL, "signal: Killed; if memory ran out, fewer --workers"), (signal.SIGSEGV, "")]
 )
 def test_a_loader_process_that_is_killed(
-    number: int, words: str, small_set: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    words: str,
+    small_set: Path,
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     with monkeypatch.context() as patch, pytest.raises(ChildProcessError, match=r"^data loader process \(pid") as got:
         at_step(patch, 5, lambda: send(number))
         train.main(config(small_set, tmp_path, workers=1))
     assert words in str(got.value) and "out of memory" not in str(got.value) and "\n" not in str(got.value)
+    assert "epochs saved: 1; resume with" in caplog.text
     resume(tmp_path / "run")
     assert differences(tmp_path / "run", whole) == []
 
@@ -162,7 +170,7 @@ def test_two_signals(
     """SIGTERM as Ctrl-C: what is saved is said, though a second signal comes while the first is handled."""
     caplog.set_level("INFO")
     name = {"step": "to_input", "save": "save_last", "validation": "evaluate"}[place]
-    original, calls, said = getattr(train, name), [0], train.how_to_resume
+    original, calls, said = getattr(train, name), [0], train.resume_line
 
     def struck(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
@@ -170,14 +178,14 @@ def test_two_signals(
             os.kill(os.getpid(), number)
         return original(*args, **kwargs)
 
-    def again(folder: Path) -> str:
+    def again(*args: Any) -> str:
         os.kill(os.getpid(), number)
-        return said(folder)
+        return said(*args)
 
     before = [signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(train, name, struck)
-        patch.setattr(train, "how_to_resume", again)
+        patch.setattr(train, "resume_line", again)
         patch.setattr(sys, "argv", ["train.py"])
         run_script(lambda _: train.main(config(small_set, tmp_path)), train.TrainConfig)
     after = [signal.signal(signal.SIGINT, before[0]), signal.getsignal(signal.SIGTERM)]

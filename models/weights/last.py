@@ -74,17 +74,6 @@ def check_finite(tensors: Mapping[str, Any], where: str | Path) -> None:
             raise ValueError(f"{where}: NaN or infinity in {name}, expected finite weights")
 
 
-def how_to_resume(folder: Path) -> str:
-    """What is saved of an interrupted run, and the command that resumes it."""
-    try:
-        epoch = load_checkpoint(folder / LAST).epoch
-    except (OSError, ValueError):
-        epoch = None
-    if epoch is None:
-        return "no epoch was saved yet"
-    return f"epochs saved: {epoch + 1}; resume with: python train.py --resume {folder / LAST}"
-
-
 def forget_previous(folder: Path) -> None:
     """Remove last.prev.pt of a finished run, once last.pt was read back."""
     if (folder / PREVIOUS).exists():

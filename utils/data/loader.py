@@ -6,7 +6,9 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -143,6 +145,18 @@ def wake_up_children() -> None:
     for child in multiprocessing.active_children():
         if child.pid and hasattr(signal, "SIGCONT"):
             os.kill(child.pid, signal.SIGCONT)
+
+
+@contextmanager
+def undisturbed_by_workers() -> Iterator[None]:
+    """A block in which the end of loader processes raises nothing: torch's handler of SIGCHLD raises at any line."""
+    applies = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if applies else None
+    try:
+        yield
+    finally:
+        if applies:
+            signal.signal(signal.SIGCHLD, before)
 
 
 def lost_worker(error: BaseException) -> ChildProcessError | None:

@@ -1,9 +1,10 @@
-"""Progress of training: the progress bar, and the log line and the row of results.csv of each epoch."""
+"""Progress of training: its bar, the log line and the row of results.csv of each epoch, how to resume it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
@@ -55,3 +56,10 @@ def epoch_line(epoch: int, epochs: int, losses: LossParts, metrics: Metrics | No
         scores = f"P {metrics.precision:.3f} R {metrics.recall:.3f} mAP50 {metrics.map50:.3f}"
         scores += f" mAP50-95 {metrics.map50_95:.3f}"
     return f"{epoch + 1:>4}/{epochs}  {text}  {scores}  {seconds:.1f} s, {peak_memory():.2f} GB"
+
+
+def resume_line(last: Path, saved: int) -> str:
+    """What is left of an interrupted run, of which `saved` epochs were saved in `last`, and how to resume it."""
+    if not saved or not last.exists():
+        return "no epoch was saved yet" if last.parent.parent.exists() else f"{last.parent.parent}: nothing is left"
+    return f"epochs saved: {saved}; resume with: python train.py --resume {last}"

@@ -32,7 +32,7 @@ class TrainState:
         epoch: index of the next epoch. seconds: duration so far. finished: no epoch follows.
         kept_best: best.pt is of this run, not of an earlier one in the same folder.
         class_maps: mAP50-95 of each class at the last validation; empty before the first.
-        data: the data_digest of the training images.
+        data: the data_digest of the training images. saved: the number of epochs that last.pt holds.
     """
 
     model: nn.Module
@@ -47,6 +47,7 @@ class TrainState:
     kept_best: bool = False
     class_maps: list[float] = field(default_factory=list)
     data: str = ""
+    saved: int = 0
 
     PLAIN = ("epoch", "seconds", "finished", "kept_best", "class_maps")
 
@@ -73,6 +74,7 @@ class TrainState:
         self.stopper.load_state_dict(state["stopper"])
         for key in self.PLAIN:
             setattr(self, key, state[key])
+        self.saved = self.epoch
         restore_random_states(state["random"])
         if state.get("data", self.data) != self.data:  # earlier versions saved none
             LOGGER.warning("the images or labels have changed since this run was started: it ends differently now")
