@@ -48,32 +48,31 @@ def failing(monkeypatch: pytest.MonkeyPatch, number: int, wanted: Callable[[str]
     return names
 
 
-def test_every_write_of_a_run_may_fail(
-    small_set: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_write_of_a_run_may_fail(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk, and a folder that became read-only, at each write in turn: resumed, the run ends as undisturbed."""
     with monkeypatch.context() as patch:
         writes = failing(patch, 0, lambda _: True, -1)
-        train.main(config(small_set, tmp_path, name="counted"))
+        train.main(config(small_set, tmp_path, name="whole", epochs=2))
+    whole = tmp_path / "whole"
     stems = [name.split(".")[0] for name in writes]
-    assert stems.count("results") == stems.count("last") == 3 and {"opt", "hyp", "best", "metrics"} < set(stems)
+    assert stems.count("results") == stems.count("last") == 2 and {"opt", "hyp", "best", "metrics"} < set(stems)
     for at in range(1, len(writes) + 1):
         run = tmp_path / f"run{at}"
         number = (errno.ENOSPC, errno.EROFS)[at % 2]
         with monkeypatch.context() as patch, pytest.raises(OSError, match="the words of the system; not saved") as got:
             failing(patch, number, lambda _: True, at)
-            train.main(config(small_set, tmp_path, name=run.name))
+            train.main(config(small_set, tmp_path, name=run.name, epochs=2))
         assert "\n" not in str(got.value) and not list(run.rglob("*.part"))
         if (run / "weights/last.pt").exists():
             assert load_checkpoint(run / "weights/last.pt").epoch is not None
             resume(run)
         else:
-            train.main(config(small_set, tmp_path, name=run.name, exist_ok=True))
+            train.main(config(small_set, tmp_path, name=run.name, epochs=2, exist_ok=True))
         assert differences(run, whole) == [], writes[at - 1]
         assert sorted(path.name for path in run.rglob("*.*")) == sorted(path.name for path in whole.rglob("*.*"))
 
 
-@pytest.mark.parametrize("name", ["labels.jpg", "train_batch1.jpg", "PR_curve.png", "results.png", "report.html"])
+@pytest.mark.parametrize("name", ["labels.jpg", "train_batch1.jpg", "report.html"])
 def test_a_plot_that_cannot_be_written(
     name: str, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +80,7 @@ def test_a_plot_that_cannot_be_written(
     with monkeypatch.context() as patch, pytest.raises(OSError, match=f"not saved.*{name}"):
         failing(patch, errno.ENOSPC, lambda file: file.startswith(name), 1)
         train.main(config(small_set, tmp_path, noplots=False, epochs=1))
-    if name in ("PR_curve.png", "results.png", "report.html"):
+    if name == "report.html":  # the last one
         resume(run)
         assert (run / name).exists() and (run / "metrics.json").exists()
 
@@ -121,8 +120,8 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_one_before(
     last, before = run / "weights/last.pt", run / "weights/last.prev.pt"
     data, rng = last.read_bytes(), np.random.default_rng(0)
     assert (load_checkpoint(last).epoch, load_checkpoint(before).epoch) == (1, 0)
-    damaged = [data[: len(data) // 2], b"", data[:-1], bytes(len(data))]
-    for place in rng.integers(0, len(data), 4).tolist():
+    damaged = [data[: len(data) // 2], b"", bytes(len(data))]
+    for place in rng.integers(0, len(data), 2).tolist():
         damaged.append(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
     for i, content in enumerate([None, *damaged]):
         other = Path(shutil.copytree(run, tmp_path / f"copy{i}"))

@@ -142,7 +142,7 @@ class Counter:
             save(*args)
             self.saving = False
 
-        train.save = save_and_count
+        train.save = save_and_count  # type: ignore[assignment]
 
     def before(self, function: Callable, place: str) -> Callable:
         def counted(*args: Any, **kwargs: Any) -> Any:

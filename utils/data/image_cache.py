@@ -189,9 +189,9 @@ def write(file: Path, sizes: np.ndarray, key: str, read: Read) -> None:
         if hasattr(os, "posix_fallocate"):  # a disk that is too small says so now
             os.posix_fallocate(stream.fileno(), 0, size_on_disk(sizes))
     for_each(len(sizes), fill)
-    with file.open("r+b") as stream:
-        stream.seek(offsets[-1])
-        stream.write(entries.tobytes() + seal_of(key, entries.tobytes()))
+    with file.open("r+b") as end:
+        end.seek(offsets[-1])
+        end.write(entries.tobytes() + seal_of(key, entries.tobytes()))
 
 
 def for_each(count: int, work: Callable[[int], None]) -> None:

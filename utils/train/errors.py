@@ -28,7 +28,7 @@ def user_error(error: BaseException, batch_size: int, imgsz: int) -> BaseExcepti
         smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller --imgsz"
         return ValueError(f"out of memory with --batch-size {batch_size} --imgsz {imgsz}: try {smaller}")
     if is_lost_peer(error):
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]
         return ConnectionError(f"another process of this run has ended, so this one ends too ({reason})")
     if isinstance(error, ValueError | OSError) and "Original Traceback" in str(error):
         return ValueError(str(error).strip().splitlines()[-1].partition(": ")[2])
