@@ -115,11 +115,11 @@ from torch.utils.data import DataLoader
 
 from models.common import Attention, MobileViTBlock, SeparableAttention
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from models.weights.last import check_finite, forget_previous, load_last, save_last
 from models.weights.start import resumed_model, start_model
 from models.weights.transfer import TransferReport, freeze
 from models.yolo import DetectionModel
-from utils.commands import command
-from utils.data.loader import EpochBatchSampler, LoaderSettings, image_weights, training_loaders
+from utils.data.loader import EpochBatchSampler, LoaderSettings, image_weights, training_loaders, undisturbed_by_workers
 from utils.data.scan import Scan
 from utils.device import amp_dtype, seed_everything
 from utils.distributed import Dist, setup_device
@@ -138,10 +138,10 @@ from utils.train.errors import user_error
 from utils.train.memory import choose_batch_size
 from utils.train.optim import ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
 from utils.train.plots import plot_labels, plot_results
-from utils.train.progress import epoch_header, epoch_row, result_row
+from utils.train.progress import epoch_header, epoch_row, result_row, resume_line
 from utils.train.recipe import RunInfo, fit_recipe, warn_of_random_start
 from utils.train.report import run_steps, write_report
-from utils.train.state import TrainState
+from utils.train.state import TrainState, data_digest
 from utils.train.stopping import EarlyStopping
 from utils.train.tensorboard import TensorBoard
 from val import EvalSettings, evaluate, read_data, rect_or_square
@@ -168,8 +168,12 @@ def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint 
             )
         return finish(job) if dist.rank == 0 else None
     except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, FloatingPointError) as error:
-        log_how_to_resume(job)
-        raise user_error(error, job.cfg.batch_size, job.cfg.imgsz) from error
+        with undisturbed_by_workers():
+            if dist.rank == 0:
+                LOGGER.info(resume_line(job.run.dir / "weights" / "last.pt", state.saved))
+            raise user_error(error, job.cfg.batch_size, job.cfg.imgsz) from error
+    finally:
+        job.run.release()
 
 
 @dataclass(frozen=True)
@@ -227,13 +231,13 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
         anchors.copy_(fitted)
         LOGGER.info(line)
 
-    run = start_run(cfg, hyp, scan, model, data.names, imgsz, dist, new=checkpoint is None)
+    run = start_run(cfg, hyp, scan, model, data.names, imgsz, dist)
     decay = hyp.weight_decay * cfg.batch_size * accumulation(hyp, cfg.batch_size) / hyp.nominal_batch
     optimizer = build_optimizer(model, cfg.optimizer, hyp, decay)
     schedule = Schedule(optimizer, hyp, cfg.total_epochs, len(loader), cfg.batch_size, cfg.cos_lr)
     frozen = freeze(model, cfg.freeze)
     ema = ModelEMA(model, hyp.ema_decay, hyp.ema_ramp)
-    state = TrainState(model, ema, optimizer, scaler, schedule, EarlyStopping(cfg.patience))
+    state = TrainState(model, ema, optimizer, scaler, schedule, EarlyStopping(cfg.patience), data=data_digest(scan))
     if checkpoint is not None and checkpoint.training is not None:
         state.load_state_dict(checkpoint.training, checkpoint.model, checkpoint.ema or {})
         schedule.last_update = min(schedule.last_update, state.epoch * len(loader) - 1)  # of data with more batches
@@ -296,19 +300,12 @@ def loader_settings(cfg: TrainConfig, model: DetectionModel, imgsz: int) -> Load
 
 
 def start_run(
-    cfg: TrainConfig,
-    hyp: Hyp,
-    scan: Scan,
-    model: DetectionModel,
-    names: dict[int, str],
-    imgsz: int,
-    dist: Dist,
-    new: bool,
+    cfg: TrainConfig, hyp: Hyp, scan: Scan, model: DetectionModel, names: dict[int, str], imgsz: int, dist: Dist
 ) -> Run:
     """The run folder with opt.yaml, hyp.yaml and labels.jpg; logs the model's summary."""
     run = Run(cfg.project, cfg.name, cfg.exist_ok, dist.rank)
-    if new:
-        run.clear()
+    run.lock()
+    run.clear()
     run.dump("opt.yaml", asdict(replace(cfg, evolve_storage="")))  # which may contain a password
     run.dump("hyp.yaml", hyp.as_dict())
     LOGGER.info(model.summary(imgsz))
@@ -433,14 +430,16 @@ def save(job: Job, metrics: Metrics | None, best: bool) -> None:
     if metrics is not None:
         numbers = {k: v for k, v in metrics.as_dict().items() if k != "speed_ms"}  # which differs from run to run
         run |= {"fitness": float(metrics.fitness), "metrics": numbers}
-    averaged = replace(Checkpoint.of(state.ema.module), **run)
+    averaged, first = replace(Checkpoint.of(state.ema.module), **run), not state.kept_best
+    check_finite(averaged.model, f"not saved after epoch {epoch + 1}")
     if best or not state.kept_best:  # before last.pt: a run that is killed between the two writes it once more
         save_checkpoint(folder / "best.pt", averaged)
         state.kept_best = True
     if cfg.save_period > 0 and (epoch + 1) % cfg.save_period == 0:
         save_checkpoint(folder / f"epoch{epoch}.pt", averaged)
     whole = replace(Checkpoint.of(job.model), ema=averaged.model, training=state.state_dict(), **run)
-    save_checkpoint(folder / "last.pt", whole)
+    save_last(folder, whole, first)
+    state.saved = state.epoch
 
 
 def finish(job: Job) -> Metrics:
@@ -456,21 +455,10 @@ def finish(job: Job) -> Metrics:
             job.board.images(sorted(job.run.dir.glob("*batch*.jpg")))
             job.board.close()
         LOGGER.info(f"report: {write_report(job.run.dir)}")
+    forget_previous(job.run.weights)
     LOGGER.info(f"best weights: {best}")
     LOGGER.info(step_lines(run_steps(job.run.dir, asdict(job.cfg))))
     return metrics
-
-
-def log_how_to_resume(job: Job) -> None:
-    """After an interruption: what is saved and the command that resumes the run."""
-    last = job.run.dir / "weights" / "last.pt"
-    if job.dist.rank == 0:
-        epoch = load_checkpoint(last).epoch if job.state.epoch and last.exists() else None
-        if epoch is None:
-            LOGGER.info("no epoch was saved yet")
-        else:
-            saved = counted(epoch + 1, "epoch is", "epochs are")
-            LOGGER.info(f"{saved} saved; resume with: {command('train', '--resume', last)}")
 
 
 def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
@@ -483,7 +471,7 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
     if path is None:
         raise FileNotFoundError(f"{cfg.project}: no run to resume, expected a folder with weights/last.pt below it")
     path = path / "weights" / "last.pt" if path.is_dir() else path
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_last(path)
     if checkpoint.training is None or checkpoint.epoch is None:
         raise ValueError(f"{path}: holds weights only, nothing to resume; expected the last.pt of a run")
     try:
@@ -508,7 +496,8 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
     cfg = replace(old, **place, **kept)
     done, training = checkpoint.epoch + 1, checkpoint.training
     more = cfg.total_epochs > old.total_epochs
-    if training["finished"] and not more and (folder / "metrics.json").exists():
+    written_last = folder / ("metrics.json" if old.noplots else "report.html")
+    if training["finished"] and not more and written_last.exists():
         LOGGER.info(f"{folder}: this run is finished after {done} epochs; a larger --epochs continues it")
         return None
     LOGGER.info(f"{folder}: resuming after epoch {done}, with the settings of the run")
@@ -556,6 +545,7 @@ def search(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> None:
                     break
         except (MemoryError, RuntimeError) as error:
             raise user_error(error, cfg.batch_size, cfg.imgsz) from error
+        job.run.release()
         return job.state.stopper.best
 
     settings = hyp_search.SearchSettings(

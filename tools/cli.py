@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from utils.commands import PROGRAM
 from utils.files import REPO, VERSION
+from utils.interrupts import quit_on_interrupt
 
 
 class Command(NamedTuple):
@@ -50,6 +51,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the first word of the command line names; exits with 2 if there is none of that name."""
+    quit_on_interrupt()
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(overview())

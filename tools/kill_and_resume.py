@@ -1,9 +1,10 @@
-"""Kill training runs with SIGKILL at random moments, resume them, and compare them with an uninterrupted run.
+"""Kill training runs in an epoch, a save, a validation or at any time, resume them, and compare them bit for bit.
 
-    python tools/kill_and_resume.py --trials 20
+    python tools/kill_and_resume.py --kills 2
 
-Generates a small data set and trains on it once without interruption, then `trials` times with one or two kills. Every
-trial must end with the same weights, averages, optimizer state and results.csv, bit for bit; else the exit code is 1.
+Every cell of a matrix (two networks x settings x loader processes) is trained once without interruption, then killed
+with SIGKILL at random calls of each place and resumed. Each must end with the weights, averages, optimizer state and
+results.csv of the uninterrupted run; else the exit code is 1. It prints a table in Markdown. Linux only.
 """
 
 from __future__ import annotations
@@ -14,50 +15,89 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.config import check_cli, flag, run_script
+from utils.config import AT_LEAST_1, Config, check_cli, flag, run_script
 
 
 @dataclass(frozen=True)
-class KillConfig:
+class KillConfig(Config):
     """Kill and resume training runs, and compare each with an uninterrupted one.
 
-    Example: --trials 20
+    Example: --kills 2 --only mosaic
     """
 
-    trials: int = flag(20, "number of runs to kill")
-    cfg: str = flag("yolov5-mobilevit.yaml", "model YAML")
-    epochs: int = flag(4, "epochs of each run")
-    images: int = flag(32, "training images")
-    workers: int = flag(2, "data loader processes of the uninterrupted run; the trials have 0 to this many in turn")
-    seed: int = flag(0, "random seed of the moments")
+    kills: int = flag(1, "kills at each place of each cell", bounds=AT_LEAST_1)
+    only: str = flag("", "only settings with this in their name, such as mosaic")
+    epochs: int = flag(3, "epochs of each run", bounds=AT_LEAST_1)
+    images: int = flag(16, "training images", bounds=AT_LEAST_1)
+    seed: int = flag(0, "random seed of the places")
 
 
 if __name__ == "__main__":
     check_cli(KillConfig)  # before the imports that take seconds: --help and mistakes are answered at once
 
 import csv
+import json
+import multiprocessing
+import os
 import random
 import signal
-import subprocess
+import socket
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+import train
+import val
+from data.make_shapes import ensure_shapes
 from models.weights.checkpoint import load_checkpoint
-from utils.files import REPO
 
 WALL_CLOCK = {"seconds"}  # columns and keys of measured time, which are not compared
+PLACES = ("epoch", "save", "validation", "any time")
+WORKERS = (0, 2)
+TIMEOUT = 300.0  # seconds for one run
+NETWORK = """nc: 6
+depth_multiple: 1.0
+width_multiple: 1.0
+anchors: [[10, 12, 24, 20], [40, 30, 50, 64]]
+backbone:
+  - [-1, 1, Conv, [8, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - {0}
+  - {1}
+  - {2}
+head:
+  - [[3, 4], 1, Detect, [nc, anchors]]
+"""
+LAYERS = {
+    "convolutions": ("[-1, 1, C3, [16]]", "[-1, 1, Conv, [24, 3, 2]]", "[-1, 1, Conv, [32, 3, 2]]"),
+    "MobileViT": (
+        "[-1, 1, MV2Block, [16, 2, 2]]",
+        "[-1, 1, MobileViTBlock, [24, 16, 1]]",
+        "[-1, 1, MV2Block, [32, 2, 2]]",
+    ),
+}
+MOSAIC = {"hyp": "hyp.scratch-low.yaml"}
+CACHE, SCALES, WEIGHTS = {"cache": "disk"}, {"multi_scale": True}, {"image_weights": True}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fitted recipe": {},
+    "mosaic": MOSAIC,
+    "disk cache": CACHE,
+    "multi-scale": SCALES,
+    "image weights": WEIGHTS,
+    "these four": MOSAIC | CACHE | SCALES | WEIGHTS,
+    "two processes": {"processes": 2, "sync_bn": True},
+}
 
 
-def train_command(data: Path, folder: Path, cfg: KillConfig, workers: int) -> list[str]:
-    """The command line that trains into `folder`."""
-    return [
-        *(sys.executable, str(REPO / "train.py"), "--cfg", cfg.cfg, "--data", str(data), "--device", "cpu"),
-        *("--imgsz", "64", "--batch-size", "8", "--epochs", str(cfg.epochs), "--workers", str(workers), "--noplots"),
-        *("--project", str(folder.parent), "--name", folder.name),
-    ]
+@dataclass(frozen=True)
+class Kill:
+    """Where a run kills itself: at the `call`th call of `place`, of which it is in the middle."""
+
+    place: str
+    call: int
 
 
 def same(a: Any, b: Any) -> bool:
@@ -87,60 +127,171 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + ([] if table(one) == table(other) else ["results.csv"])
 
 
-def killed_run(command: list[str], folder: Path, length: float, rng: random.Random) -> list[float]:
-    """Run `command`, kill it once or twice at random moments, resume it until it ends; returns the moments in seconds.
+class Counter:
+    """Counts the calls of each place in this process, and kills it in the middle of one."""
+
+    def __init__(self, kill: Kill | None):
+        self.kill, self.calls, self.saving = kill, dict.fromkeys(PLACES[:3], 0), False
+
+    def reached(self, place: str) -> bool:
+        """Count a call; whether it is the one to be killed in."""
+        self.calls[place] += 1
+        return self.kill == Kill(place, self.calls[place])
+
+    def watch(self) -> None:
+        """Put the counting into train, val and os."""
+        train.to_input = self.before(train.to_input, "epoch")
+        val.non_max_suppression = self.before(val.non_max_suppression, "validation")
+        os.replace = self.after(self.before(os.replace, "save"))  # type: ignore[assignment]
+        os.link, os.fsync = self.after(os.link), self.half(os.fsync)  # type: ignore[assignment]
+        save = train.save
+
+        def save_and_count(*args: Any) -> None:
+            self.saving = True
+            save(*args)
+            self.saving = False
+
+        train.save = save_and_count  # type: ignore[assignment]
+
+    def before(self, function: Callable, place: str) -> Callable:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if (place != "save" or self.saving) and self.reached(place):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return counted
+
+    def after(self, function: Callable) -> Callable:
+        def counted(*args: Any) -> None:
+            function(*args)
+            if self.saving and self.reached("save"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return counted
+
+    def half(self, function: Callable) -> Callable:
+        """In a save: the file is half written."""
+
+        def counted(file: int) -> None:
+            if self.saving and self.reached("save"):
+                os.ftruncate(file, os.fstat(file).st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            function(file)
+
+        return counted
+
+
+def train_here(settings: dict[str, Any], kill: Kill | None, log: Path, env: dict[str, str]) -> None:
+    """Train in this process, whose output goes to a log; its number of calls is in a JSON file beside that."""
+    with log.open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ |= env
+    counter = Counter(kill)
+    counter.watch()
+    train.main(train.TrainConfig(**settings))
+    if env.get("RANK", "0") == "0":
+        log.with_suffix(".json").write_text(json.dumps(counter.calls))
+
+
+def run(settings: dict[str, Any], processes: int, log: Path, kill: Kill | None = None, after: float = TIMEOUT) -> bool:
+    """Train in new processes; whether they came to their end. When the first is killed, the others are too.
 
     Args:
-        length: duration of an uninterrupted run, seconds.
+        after: seconds after which they are killed.
+
+    Raises:
+        RuntimeError: one failed, with its output.
     """
-    moments, kills = list[float](), rng.choice([1, 1, 2])
-    while True:
-        moment = rng.uniform(0.3, 1.0) * length if len(moments) < kills else None
-        log = folder.with_suffix(".log")
-        with log.open("w") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
-            try:
-                process.wait(moment)
-            except subprocess.TimeoutExpired as expired:
-                moments.append(expired.timeout)
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-            else:
-                if process.returncode:
-                    raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {log.read_text()}")
-                return moments
-        if (folder / "weights" / "last.pt").exists():
-            command = [sys.executable, str(REPO / "train.py"), "--resume", str(folder), "--device", "cpu"]
-        elif "--exist-ok" not in command:
-            command = [*command, "--exist-ok"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    shared |= {"LOCAL_WORLD_SIZE": str(processes)}
+    group = []
+    for rank in range(processes):
+        env = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        arguments = (settings, None if rank else kill, log, env)
+        group.append(multiprocessing.get_context("fork").Process(target=train_here, args=arguments))
+        group[-1].start()
+    group[0].join(after)
+    if group[0].exitcode != 0:
+        for process in group:
+            process.kill()
+    for process in group:
+        process.join()
+    first, others = group[0].exitcode, {process.exitcode for process in group[1:]}
+    may_be_killed = kill is not None or after != TIMEOUT
+    if (first == 0 and others - {0}) or (first != 0 and not (may_be_killed and first == -signal.SIGKILL)):
+        raise RuntimeError(f"{settings} ended with {first}, {others}: {log.read_text()[-4000:]}")
+    return first == 0
+
+
+def killed_and_resumed(settings: dict[str, Any], processes: int, kill: Kill, length: float) -> bool:
+    """Run with a kill, then to the end; whether it was killed at all.
+
+    Args:
+        kill: of the place 'any time' at `call` thousandths of `length`, the seconds of a whole run.
+    """
+    folder = Path(settings["project"], settings["name"])
+    log, timed = folder.with_suffix(".log"), kill.place == PLACES[-1]
+    moment = length * kill.call / 1000 if timed else TIMEOUT
+    if run(settings, processes, log, None if timed else kill, moment):
+        return False
+    resumed = {"resume": str(folder), "device": "cpu", "workers": settings["workers"]}
+    saved = any((folder / "weights" / name).exists() for name in ("last.pt", "last.prev.pt"))
+    run(resumed if saved else settings | {"exist_ok": True}, processes, log)
+    return True
+
+
+def try_cell(base: dict[str, Any], processes: int, cfg: KillConfig, rng: random.Random) -> dict[tuple[int, str], str]:
+    """'equal/runs' by (workers, place) of one network with one setting; prints each run that differs."""
+    name, began = base["name"], time.monotonic()
+    whole = Path(base["project"], name)
+    run(base | {"workers": 0}, processes, whole.with_suffix(".log"))
+    length, calls = time.monotonic() - began, json.loads(whole.with_suffix(".json").read_text())
+    results = {}
+    for workers in WORKERS:
+        for place in PLACES:
+            equal = 0
+            for number in range(cfg.kills):
+                kill = Kill(place, rng.randint(100, 1000) if place == PLACES[-1] else rng.randint(1, calls[place]))
+                trial = base | {"name": f"{name}-{workers}-{place}-{number}".replace(" ", "_"), "workers": workers}
+                killed = killed_and_resumed(trial, processes, kill, length)
+                found = differences(whole, Path(base["project"], trial["name"]))
+                equal += not found
+                if found or not (killed or place == PLACES[-1]):
+                    print(f"{trial['name']}: call {kill.call}: {', '.join(found) or 'not killed'}", flush=True)
+            results[workers, place] = f"{equal}/{cfg.kills}"
+    return results
 
 
 def main(cfg: KillConfig) -> None:
-    """Run all trials and print their differences."""
-    rng = random.Random(cfg.seed)
+    """Try all cells and print the table; exits with 1 if a run differs."""
+    torch.set_num_threads(1)  # a process with threads cannot be forked
+    rng, began, total, equal = random.Random(cfg.seed), time.monotonic(), 0, 0
+    columns = [(workers, place) for workers in WORKERS for place in PLACES]
     with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
-        generate = [sys.executable, str(REPO / "data" / "make_shapes.py"), "--out", str(root / "set")]
-        numbers = ["--train", str(cfg.images), "--val", "8", "--clip-frames", "0"]
-        subprocess.run([*generate, *numbers], check=True, capture_output=True)
-        data, whole = root / "set" / "data.yaml", root / "whole"
-        began = time.monotonic()
-        subprocess.run(train_command(data, whole, cfg, cfg.workers), check=True, stdout=subprocess.DEVNULL)
-        length = time.monotonic() - began
-        print(f"uninterrupted: {cfg.epochs} epochs in {length:.1f} s")
-        failed = 0
-        for trial in range(cfg.trials):
-            folder, workers = root / f"trial{trial}", trial % (cfg.workers + 1)
-            moments = killed_run(train_command(data, folder, cfg, workers), folder, length, rng)
-            found = differences(whole, folder)
-            failed += bool(found)
-            at = (
-                f"killed at {', '.join(f'{moment:.1f}' for moment in moments)} s"
-                if moments
-                else "ended before the kill"
-            )
-            print(f"trial {trial + 1:>2}: workers {workers}, {at}: {', '.join(found) or 'equal'}", flush=True)
-        print(f"{cfg.trials - failed} of {cfg.trials} are equal bit for bit")
-    sys.exit(1 if failed else 0)
+        data = ensure_shapes(Path(place, "set"), train=cfg.images, val=8, clip_frames=0)
+        print(
+            "| network | settings | " + " | ".join(f"{place}, {workers} workers" for workers, place in columns) + " |"
+        )
+        print("|---" * (2 + len(columns)) + "|", flush=True)
+        for network, layers in LAYERS.items():
+            Path(place, f"{network}.yaml").write_text(NETWORK.format(*layers))
+            for setting, flags in SETTINGS.items():
+                if cfg.only not in setting:
+                    continue
+                own = {key: value for key, value in flags.items() if key != "processes"}
+                base = own | {"cfg": f"{place}/{network}.yaml", "data": str(data), "device": "cpu", "imgsz": 64}
+                base |= {"batch_size": 4, "epochs": cfg.epochs, "noplots": True, "project": place}
+                base |= {"name": f"{network}-{setting}".replace(" ", "_")}
+                results = try_cell(base, flags.get("processes", 1), cfg, rng)
+                print(f"| {network} | {setting} | {' | '.join(results[column] for column in columns)} |", flush=True)
+                total += cfg.kills * len(columns)
+                equal += sum(int(text.partition("/")[0]) for text in results.values())
+    print(f"{equal} of {total} killed runs are equal bit for bit, in {(time.monotonic() - began) / 60:.0f} minutes")
+    sys.exit(0 if equal == total else 1)
 
 
 if __name__ == "__main__":

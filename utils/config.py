@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn, TypeVar
 
 from utils.commands import program
+from utils.interrupts import Terminated, interruptible, quit_on_interrupt
 
 T = TypeVar("T")
 WIDEST = 110  # columns of the help
@@ -223,14 +224,7 @@ def check_cli(cls: type) -> None:
     """
     with one_line_errors():
         parse_cli(cls)
-
-    def hook(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
-        else:
-            sys.__excepthook__(kind, error, trace)
-
-    sys.excepthook = hook
+    quit_on_interrupt()
 
 
 def dashed(word: str) -> str:
@@ -245,14 +239,15 @@ def one_line_errors() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):  # names that the terminal's encoding lacks are printed with escapes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        yield
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    with interruptible():
+        try:
+            yield
+        except (ValueError, OSError, ImportError, FloatingPointError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt as stop:
+            print("interrupted", file=sys.stderr)
+            sys.exit(143 if isinstance(stop, Terminated) else 130)
 
 
 def run_script(main: Callable[[T], object], cls: type[T]) -> None:

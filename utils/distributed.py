@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ def setup_device(text: str = "") -> Dist:
     device = select_device(text)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's, to a process that waits for one that has ended
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_TIMEOUT)
     cpu_group = dist.new_group(backend="gloo", timeout=EPOCH_TIMEOUT)
     return Dist(device, dist.get_rank(), world, cast(dist.ProcessGroup, cpu_group))

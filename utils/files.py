@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import secrets
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -14,6 +17,7 @@ from utils.yaml_text import load_yaml
 
 REPO = Path(__file__).resolve().parents[1]
 VERSION = "0.1.0"  # of the project; pyproject.toml and the metadata of exported files take it from here
+PARTIAL = "*.[0-9]*-????????.part"  # the names that partial_path makes
 
 
 def find(name: str, folder: str = "") -> Path:
@@ -68,30 +72,55 @@ def read_yaml_lines(
     return data, lines
 
 
-def write_atomic(path: Path, content: str | bytes | memoryview, sync: bool = True) -> None:
+def partial_path(path: Path) -> Path:
+    """A path beside `path` for a file that is being written; no other process chooses it, on any machine."""
+    name = os.fsencode(path.name)[:200].decode(errors="ignore")  # the longest name that a disk takes has 255 bytes
+    return path.with_name(f"{name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+def write_atomic(
+    path: Path, content: str | bytes | memoryview, sync: bool = True, previous: Path | None = None
+) -> None:
     """Write a file, text as UTF-8: readers see the old file or the new one, even after a kill or on a full disk.
 
     If several processes write the same file, the last one wins.
 
     Args:
         sync: wait until the file is on the disk, so that it survives a power failure; takes some milliseconds.
+        previous: where the earlier file is kept, once the new one was read back and is as it was written.
 
     Raises:
         OSError: the file could not be written; an earlier one is unchanged.
     """
-    name = os.fsencode(path.name)[:200].decode(errors="ignore")  # the longest name that a disk takes has 255 bytes
-    partial = path.with_name(f"{name}.{os.getpid()}.part")
+    partial = partial_path(path)
+    written = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     try:
         with partial.open("wb") as file:
-            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+            file.write(written)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
+        if previous is not None:
+            if partial.read_bytes() != written:
+                raise OSError(errno.EIO, "it is read back otherwise than it was written")
+            keep_as(path, previous)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        reason = f"{error.strerror}; not saved, an earlier file is unchanged"
-        raise OSError(error.errno, reason, str(path)) from error
+        there = "an earlier file is unchanged" if path.parent.is_dir() else "its folder was deleted or moved"
+        raise OSError(error.errno, f"{error.strerror}; not saved, {there}", str(path)) from error
+    finally:  # after Ctrl-C too
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def keep_as(path: Path, other: Path) -> None:
+    """Give a file, if it exists, the second name `other`, in place of the file that had it."""
+    if path.exists():
+        other.unlink(missing_ok=True)
+        try:
+            os.link(path, other)
+        except OSError:  # a disk without hard links
+            os.replace(path, other)
 
 
 def remove(path: Path) -> None:

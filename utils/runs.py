@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from utils.commands import command
-from utils.files import REPO, read_yaml, write_atomic
+from utils.files import PARTIAL, REPO, read_yaml, write_atomic
+from utils.locks import FolderLock
 from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Run:
 
     def __init__(self, project: str | Path, name: str, exist_ok: bool = False, rank: int = 0):
         self.dir, self.rank = Path(project) / name, rank
+        self._lock: FolderLock | None = None
         if self.dir.is_file():
             raise ValueError(f"{self.dir}: is a file, expected a folder or an unused name")
         number = 2
@@ -52,10 +54,25 @@ class Run:
             folder.mkdir(exist_ok=True)
         return folder
 
-    def clear(self) -> None:
-        """Remove metrics.json, which marks an earlier run as finished; its weights stay until they are replaced."""
+    def lock(self) -> None:
+        """Keep other runs out of the folder until `release`; files that killed ones left half written are removed.
+
+        Raises:
+            ValueError: another run writes into it.
+        """
         if self.rank == 0:
-            (self.dir / "metrics.json").unlink(missing_ok=True)
+            self._lock = FolderLock(self.dir)
+            for partial in (*self.dir.glob(PARTIAL), *self.dir.glob(f"weights/{PARTIAL}")):
+                partial.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def clear(self) -> None:
+        """Remove what marks an earlier run as finished; its weights stay until they are replaced."""
+        for name in ("metrics.json", "report.html") if self.rank == 0 else ():
+            (self.dir / name).unlink(missing_ok=True)
 
     def dump(self, name: str, values: Mapping[str, Any]) -> None:
         """Write `values` as the YAML file `name`."""
@@ -65,7 +82,7 @@ class Run:
     def log(self, row: Mapping[str, float | int]) -> None:
         """Append a row to results.csv, with a header before the first.
 
-        Rows of the same and of later epochs are removed: a resumed run repeats them.
+        Rows of the same and of later epochs are removed: a resumed run repeats them. So are those that are damaged.
         """
         if self.rank:
             return
@@ -74,8 +91,11 @@ class Run:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(row.keys())
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                writer.writerows(old for old in list(csv.reader(file))[1:] if int(old[0]) < row["epoch"])
+            lines = path.read_text(encoding="utf-8", errors="replace").replace("\0", "?").splitlines()
+            rows = [old for old in list(csv.reader(lines))[1:] if len(old) == len(row) and old[0].isdecimal()]
+            if len(rows) < len(lines) - 1:
+                LOGGER.warning(f"{path}: {len(lines) - 1 - len(rows)} line(s) are damaged and left out")
+            writer.writerows(old for old in rows if int(old[0]) < row["epoch"])
         writer.writerow(v if isinstance(v, int) else f"{v:.6g}" for v in row.values())
         write_atomic(path, text.getvalue())
 

@@ -92,8 +92,11 @@ class Checkpoint:
         return self.ema or self.model
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
     """Write a checkpoint so that a kill or a full disk leaves the previous file unchanged.
+
+    Args:
+        previous: where the previous file is kept; None: nowhere.
 
     Raises:
         ValueError: it holds something that `load_checkpoint` would refuse.
@@ -104,7 +107,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         torch.load(io.BytesIO(buffer.getbuffer()), weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: a checkpoint may hold only tensors and plain data ({error})") from error
-    write_atomic(path, buffer.getbuffer())
+    write_atomic(path, buffer.getbuffer(), previous=previous)
 
 
 def save_safetensors(path: Path, checkpoint: Checkpoint) -> None:

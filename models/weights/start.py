@@ -6,6 +6,7 @@ import logging
 
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint
 from models.weights.imagenet import load_backbone
+from models.weights.last import check_finite
 from models.weights.transfer import TransferReport, fine_tune
 from models.yolo import DetectionModel
 from utils.files import find
@@ -31,7 +32,7 @@ def start_model(
         verbose: log the name of every tensor that was not transferred.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; both kinds of weights are given; they do not fit.
+        FileNotFoundError, ValueError: no such file; both kinds of weights are given; they do not fit, or hold NaN.
     """
     if weights and backbone_weights:
         raise ValueError("--weights and --backbone-weights both give a backbone, expected one of them")
@@ -49,6 +50,7 @@ def start_model(
         report = load_backbone(model, backbone_weights, partial)
     if report is not None:
         LOGGER.info(report.text(weights or backbone_weights, verbose))
+        check_finite(model.state_dict(), weights or backbone_weights)
     return model, report
 
 

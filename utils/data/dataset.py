@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -42,6 +43,15 @@ class Sample(NamedTuple):
     row: int
     letterbox: Letterbox | None
     truth: Truth | None
+
+
+def file_state(path: str) -> tuple[int, int]:
+    """The size and time of a file; zeros if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 class DetectionDataset(Dataset):  # type: ignore[type-arg]
@@ -86,6 +96,8 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
                 batch = slice(start, start + batch_size)
                 self.canvases[batch] = fits[batch].max(axis=0)
         self._reported = torch.zeros(len(scan), dtype=torch.bool).share_memory_()  # by index, for all workers
+        self._replaced = torch.zeros(1, dtype=torch.bool).share_memory_()  # whether it was reported, for all workers
+        self._states = np.array([file_state(path) for path in map(self.path_of, range(len(scan)))], dtype=np.int64)
         self.no_mosaic_from = math.inf if no_mosaic_from is None else no_mosaic_from
         self._cache: ImageCache | None = None
         if cache:
@@ -137,6 +149,9 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         image, placed = imread(self.path_of(i)), self._place(i)
         if image.shape[:2] != placed.image:
             raise ValueError(f"{self.path_of(i)}: {image.shape[:2]} pixels, but {placed.image} when it was scanned")
+        if not self._replaced[0] and tuple(self._states[i]) != file_state(self.path_of(i)):
+            self._replaced[0] = True
+            LOGGER.warning(f"{self.path_of(i)}: this image, and perhaps others, was replaced while the run uses it")
         return resize(image, placed.resized)
 
     def _read_or_report(self, i: int) -> np.ndarray | None:

@@ -2,44 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils.device import cpu_count
+from utils.files import partial_path
 from utils.progress import Progress
 
 LOGGER = logging.getLogger(__name__)
-LAYOUT = 2  # to be raised when the bytes of a cache file mean something else
+CACHES = ("", "ram", "disk")
+LAYOUT = 3  # to be raised when the bytes of a cache file mean something else
 MAX_SHARE = 0.8  # of the free memory or disk space, for one cache
 THREADS = min(16, cpu_count())
+BLOCK = 4096  # bytes, see checksum
+ENTRY = np.dtype([("checksum", "<u4"), ("readable", "u1")])  # of each image, after the images
+Read = Callable[[int], np.ndarray | None]
 
 
-class ImageCache:
-    """Images (h, w, 3) uint8 by index, in one buffer that worker processes share.
+class ImageCache(Protocol):
+    """Images (h, w, 3) uint8 by index, None where one could not be read; not to be written to."""
+
+    def __getitem__(self, i: int) -> np.ndarray | None: ...
+
+
+class MemoryCache:
+    """Images in one buffer that worker processes share.
 
     A list of arrays would be copied into every worker, page by page, because reference counts are written into it.
 
     Args:
-        buffer: (bytes,) uint8, in shared memory or a mapped file; the last N bytes are 1 where an image could be read.
-        sizes: (N, 2) height, width.
+        sizes: (N, 2) height, width. read: gives image `i`, of that size.
     """
 
-    def __init__(self, buffer: Tensor, sizes: np.ndarray):
-        self.buffer, self.sizes = buffer, sizes
-        self.readable = buffer[len(buffer) - len(sizes) :]
-        self.offsets = np.concatenate([[0], np.cumsum(3 * sizes.astype(np.int64).prod(axis=1))])
+    def __init__(self, sizes: np.ndarray, read: Read):
+        self.sizes, self.offsets = sizes, offsets_of(sizes)
+        self.buffer = torch.empty(int(self.offsets[-1]), dtype=torch.uint8).share_memory_()
+        self.readable: Tensor = torch.zeros(len(sizes), dtype=torch.bool).share_memory_()
+
+        def fill(i: int) -> None:
+            image = read(i)
+            if image is not None:
+                self.view(i)[:] = image
+                self.readable[i] = True
+
+        for_each(len(sizes), fill)
 
     def __getitem__(self, i: int) -> np.ndarray | None:
-        """A view of image `i`, not to be written to; None if it could not be read."""
         return self.view(i) if self.readable[i] else None
 
     def view(self, i: int) -> np.ndarray:
@@ -47,8 +67,59 @@ class ImageCache:
         return self.buffer[self.offsets[i] : self.offsets[i + 1]].numpy().reshape(*self.sizes[i], 3)
 
 
+class DiskCache:
+    """Images in a file: their bytes, an ENTRY of each, and a SHA-256 of `key` and the entries.
+
+    The file is read and not mapped, and each image is compared with its checksum each time: a file that is cut or
+    changed while it is used costs time, but neither ends the process nor gives other images.
+
+    Args:
+        key: stands for the images and their sizes; a file of another key is not used.
+
+    Raises:
+        ValueError: the file is damaged, or of another key. OSError: it cannot be read.
+    """
+
+    def __init__(self, file: Path, sizes: np.ndarray, key: str):
+        self.file, self.sizes, self.offsets = file, sizes, offsets_of(sizes)
+        self._reported = torch.zeros(1, dtype=torch.bool).share_memory_()  # for all workers
+        expected, found = size_on_disk(sizes), file.stat().st_size
+        if found != expected:
+            raise ValueError(f"{found:,} bytes, expected {expected:,}")
+        with file.open("rb") as stream:
+            stream.seek(self.offsets[-1])
+            table, seal = stream.read(len(sizes) * ENTRY.itemsize), stream.read()
+        if seal != seal_of(key, table):
+            raise ValueError("damaged, or of other images")
+        self.entries = np.frombuffer(table, ENTRY)
+
+    def __getitem__(self, i: int) -> np.ndarray | None:
+        if not self.entries["readable"][i]:
+            return None
+        image = np.empty((*self.sizes[i], 3), np.uint8)
+        try:
+            with self.file.open("rb", buffering=0) as stream:
+                stream.seek(self.offsets[i])
+                whole = stream.readinto(image.data) == image.nbytes  # type: ignore[arg-type]
+            problem = "" if whole and checksum(image) == self.entries["checksum"][i] else "it is damaged"
+        except OSError as error:
+            problem = f"it cannot be read ({error.strerror})"
+        if problem:
+            self._give_up(problem)
+            return None
+        return image
+
+    def _give_up(self, problem: str) -> None:
+        """Log once that the file is not as it was written, and remove it, so that the next run writes it anew."""
+        if not self._reported[0]:
+            self._reported[0] = True
+            LOGGER.warning(f"{self.file}: {problem}; using the image files, the next run will cache them again")
+            with contextlib.suppress(OSError):
+                self.file.unlink()
+
+
 def cache_images(
-    kind: str, sizes: np.ndarray, read: Callable[[int], np.ndarray | None], free: int, stem: Path, files: Iterable[str]
+    kind: str, sizes: np.ndarray, read: Read, free: int, stem: Path, files: Iterable[str]
 ) -> ImageCache | None:
     """A cache of all images; None, with a warning, if they do not fit.
 
@@ -57,57 +128,106 @@ def cache_images(
         sizes: (N, 2) height, width of the image that `read(i)` returns, unless it returns None.
         free: free memory in bytes. files: paths of the N images.
     """
-    needed = int(3 * sizes.astype(np.int64).prod(axis=1).sum()) + len(sizes)
+    needed = size_on_disk(sizes)
     if kind == "disk":
-        file = stem.with_name(f"{stem.name}.pixels-{_key(sizes, files)}")
+        key = key_of(sizes, files)
+        file = stem.with_name(f"{stem.name}.pixels-{key[:12]}")
         try:
-            return _on_disk(file, needed, sizes, read)
+            return open_or_write(file, sizes, key, read)
         except OSError as error:
             LOGGER.warning(f"--cache disk is off: {file}: {error}")
             return None
     if needed > MAX_SHARE * free:
         LOGGER.warning(f"--cache ram is off: the images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         return None
-    cache = ImageCache(torch.empty(needed, dtype=torch.uint8).share_memory_(), sizes)
-    _fill(cache, read)
+    cache = MemoryCache(sizes, read)
     LOGGER.info(f"{len(sizes)} images cached in memory, {needed / 1e9:.2f} GB")
     return cache
 
 
-def _on_disk(file: Path, needed: int, sizes: np.ndarray, read: Callable[[int], np.ndarray | None]) -> ImageCache:
-    """The cache in `file`, which is written if it does not exist; raises OSError if it cannot be."""
-    if not file.exists():
-        free = shutil.disk_usage(file.parent).free
-        if needed > MAX_SHARE * free:
-            raise OSError(f"the images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-        partial = file.with_name(f"{file.name}.{os.getpid()}.part")
+def open_or_write(file: Path, sizes: np.ndarray, key: str, read: Read) -> DiskCache:
+    """The cache in `file`, which is written if it does not exist or is not usable.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if file.exists():
         try:
-            with partial.open("wb") as stream:
-                if hasattr(os, "posix_fallocate"):  # writing to a mapped file on a full disk would end the process
-                    os.posix_fallocate(stream.fileno(), 0, needed)
-            _fill(ImageCache(torch.from_file(str(partial), shared=True, size=needed, dtype=torch.uint8), sizes), read)
-            os.replace(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
-        LOGGER.info(f"{len(sizes)} images cached in {file}, {needed / 1e9:.2f} GB")
-    return ImageCache(torch.from_file(str(file), shared=True, size=needed, dtype=torch.uint8), sizes)
+            return DiskCache(file, sizes, key)
+        except (OSError, ValueError) as error:
+            LOGGER.warning(f"{file}: not a usable cache, caching the images again ({error})")
+            file.unlink()
+    needed, free = size_on_disk(sizes), shutil.disk_usage(file.parent).free
+    if needed > MAX_SHARE * free:
+        raise OSError(f"the images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+    partial = partial_path(file)
+    try:
+        write(partial, sizes, key, read)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+    LOGGER.info(f"{len(sizes)} images cached in {file}, {needed / 1e9:.2f} GB")
+    try:
+        return DiskCache(file, sizes, key)
+    except ValueError as error:
+        raise OSError(f"{error}, just after it was written") from error
 
 
-def _fill(cache: ImageCache, read: Callable[[int], np.ndarray | None]) -> None:
-    """Write every image into the buffer of `cache`."""
+def write(file: Path, sizes: np.ndarray, key: str, read: Read) -> None:
+    """Write all images, their entries and the seal; raises OSError if they do not fit on the disk."""
+    offsets, entries = offsets_of(sizes), np.zeros(len(sizes), ENTRY)
 
-    def fill_one(i: int) -> None:
+    def fill(i: int) -> None:
         image = read(i)
-        cache.readable[i] = image is not None
         if image is not None:
-            cache.view(i)[:] = image
+            with file.open("r+b") as stream:
+                stream.seek(offsets[i])
+                stream.write(np.ascontiguousarray(image).data)
+            entries[i] = checksum(image), True
 
+    with file.open("wb") as stream:
+        if hasattr(os, "posix_fallocate"):  # a disk that is too small says so now
+            os.posix_fallocate(stream.fileno(), 0, size_on_disk(sizes))
+    for_each(len(sizes), fill)
+    with file.open("r+b") as end:
+        end.seek(offsets[-1])
+        end.write(entries.tobytes() + seal_of(key, entries.tobytes()))
+
+
+def for_each(count: int, work: Callable[[int], None]) -> None:
+    """Call `work` for each index below `count`, in several threads."""
     with ThreadPoolExecutor(THREADS) as pool:
-        count = len(cache.sizes)
-        list(Progress(pool.map(fill_one, range(count)), count, lambda: "caching images"))
+        list(Progress(pool.map(work, range(count)), count, lambda: "caching images"))
 
 
-def _key(sizes: np.ndarray, files: Iterable[str]) -> str:
+def offsets_of(sizes: np.ndarray) -> np.ndarray:
+    """(N + 1,) int64: where each image of (N, 2) height, width begins, and where the last one ends, in bytes."""
+    return np.concatenate([[0], np.cumsum(3 * sizes.astype(np.int64).prod(axis=1))])
+
+
+def size_on_disk(sizes: np.ndarray) -> int:
+    """The length of a DiskCache's file in bytes."""
+    return int(offsets_of(sizes)[-1]) + len(sizes) * ENTRY.itemsize + hashlib.sha256().digest_size
+
+
+def checksum(image: np.ndarray) -> int:
+    """The CRC-32 of the sums of 512 words each (64 bits) of an image, and of the bytes after them.
+
+    A word that is changed changes it, as does a block of another place; it takes a tenth of the time of a CRC-32 of
+    all bytes, which would cost a fifth of the time of a mosaic.
+    """
+    pixels = np.ascontiguousarray(image).reshape(-1)
+    end = len(pixels) // BLOCK * BLOCK
+    sums = pixels[:end].view(np.uint64).reshape(-1, BLOCK // 8).sum(axis=1)
+    return zlib.crc32(pixels[end:].data, zlib.crc32(sums.data))
+
+
+def seal_of(key: str, table: bytes) -> bytes:
+    """The SHA-256 at the end of a DiskCache's file."""
+    return hashlib.sha256(key.encode() + table).digest()
+
+
+def key_of(sizes: np.ndarray, files: Iterable[str]) -> str:
     """A hash of the layout, the sizes, and the path, file size and time of every image."""
     digest = hashlib.sha256(f"{LAYOUT} ".encode() + sizes.astype(np.int64).tobytes())
     for file in files:
@@ -117,4 +237,4 @@ def _key(sizes: np.ndarray, files: Iterable[str]) -> str:
         except OSError:
             state = "missing"
         digest.update(f"{file}\0{state}\n".encode())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()

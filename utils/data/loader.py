@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,6 +26,8 @@ from utils.device import cpu_count
 from utils.hyp import Hyp
 from utils.images import Letterbox
 
+LOGGER = logging.getLogger(__name__)
+BATCH_TIMEOUT = 150.0  # seconds to wait for a batch of the data loader processes, twice
 NO_TARGETS = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros((0, 4)))
 
 
@@ -107,6 +114,75 @@ def image_weights(scan: Scan, class_maps: Sequence[float]) -> np.ndarray:
     return weights + 1e-12  # background images keep a small chance
 
 
+class BatchLoader(DataLoader):  # type: ignore[type-arg]
+    """A DataLoader that notices processes which are stopped, hang or were killed.
+
+    Raises:
+        ChildProcessError: while iterating, if one was killed or gives nothing for twice BATCH_TIMEOUT.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        wake_up_children()  # torch waits for all of them before the first batch of an epoch
+        batches, waited = super().__iter__(), False
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:  # the last two if it ends while it hands over a batch
+                if "timed out" in str(error) and not waited:  # also after Ctrl-Z and fg
+                    waited = True
+                    LOGGER.warning(f"no batch from the data loader processes for {self.timeout:g} s, waking them up")
+                    wake_up_children()
+                    continue
+                raise lost_worker(error) or ended_worker(batches) or error from None
+            waited = False
+            yield batch
+
+
+def wake_up_children() -> None:
+    """Let child processes continue that were stopped, by SIGSTOP for example."""
+    for child in multiprocessing.active_children():
+        if child.pid and hasattr(signal, "SIGCONT"):
+            os.kill(child.pid, signal.SIGCONT)
+
+
+@contextmanager
+def undisturbed_by_workers() -> Iterator[None]:
+    """A block in which the end of loader processes raises nothing: torch's handler of SIGCHLD raises at any line."""
+    applies = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if applies else None
+    try:
+        yield
+    finally:
+        if applies:
+            signal.signal(signal.SIGCHLD, before)
+
+
+def lost_worker(error: BaseException) -> ChildProcessError | None:
+    """One line for the user if torch's `error` is about a data loader process that ended or hangs; else None."""
+    text = str(error)
+    if not isinstance(error, RuntimeError) or not text.startswith("DataLoader "):
+        return None
+    if "timed out" in text:
+        return ChildProcessError("the data loader processes give no batch: they, or the disk of the images, hang")
+    reason = text.partition(". ")[0].splitlines()[0].replace("DataLoader worker", "data loader process")
+    advice = "; if memory ran out, fewer --workers need less" if "Killed" in text else ""
+    if "Bus error" in text:
+        advice = "; its shared memory is probably full: use fewer --workers, or in Docker a larger --shm-size"
+    return ChildProcessError(f"{reason.strip(' .')}{advice}")
+
+
+def ended_worker(batches: Any) -> ChildProcessError | None:
+    """One line for the user if a process of torch's iterator has ended with an error; else None."""
+    for worker in getattr(batches, "_workers", ()):
+        if worker.exitcode:
+            code = worker.exitcode
+            reason = f"is killed by signal: {signal.strsignal(-code)}" if code < 0 else f"ended with code {code}"
+            return lost_worker(RuntimeError(f"DataLoader worker (pid {worker.pid}) {reason}"))
+    return None
+
+
 def build_loader(
     dataset: DetectionDataset,
     batch_size: int,
@@ -131,14 +207,16 @@ def build_loader(
         raise ValueError(f"batch size {batch_size}, but the rect canvases are for {dataset.batch_size}")
     if batch_size < world:
         raise ValueError(f"--batch-size {batch_size}: expected at least one image for each of {world} processes")
-    return DataLoader(
+    processes = min(workers, cpu_count())
+    return BatchLoader(
         dataset,
         batch_sampler=EpochBatchSampler(len(dataset), batch_size, shuffle, dataset.rect, seed, rank, world),
-        num_workers=min(workers, cpu_count()),
+        num_workers=processes,
+        timeout=BATCH_TIMEOUT if processes else 0,
         collate_fn=collate_quad if quad else collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_init_worker,
-        persistent_workers=workers > 0,
+        persistent_workers=processes > 0,
         generator=torch.Generator().manual_seed(seed),  # so that the loader does not advance torch's own generator
     )
 

@@ -1,16 +1,19 @@
-"""Progress of training: the columns of an epoch, and its row of results.csv."""
+"""Progress of training: the columns of an epoch, its row of results.csv, and how to resume."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from utils.commands import command
 from utils.evaluate.metrics import Metrics
 from utils.loss import LossParts
 from utils.progress import clock
+from utils.text import counted
 from utils.train.memory import peak_memory
 
 
@@ -54,3 +57,10 @@ def result_row(
         | {f"x/lr{i}": rate for i, rate in enumerate(rates)}
         | {"seconds": seconds}
     )
+
+
+def resume_line(last: Path, saved: int) -> str:
+    """What is left of an interrupted run, of which `saved` epochs were saved in `last`, and how to resume it."""
+    if not saved or not last.exists():
+        return "no epoch was saved yet" if last.parent.parent.exists() else f"{last.parent.parent}: nothing is left"
+    return f"{counted(saved, 'epoch is', 'epochs are')} saved; resume with: {command('train', '--resume', last)}"

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils.data.scan import Scan
 from utils.device import random_states, restore_random_states
 from utils.train.optim import ModelEMA, Schedule, cpu_copy
 from utils.train.stopping import EarlyStopping
+
+LOGGER = logging.getLogger(__name__)
+
+
+def data_digest(scan: Scan) -> str:
+    """A hash of the sizes of images and their labels, in their order: what a resumed run should find again."""
+    arrays = scan.sizes, scan.offsets, scan.label, scan.xywhn, scan.crowd
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
 
 
 @dataclass
@@ -21,6 +32,7 @@ class TrainState:
         epoch: index of the next epoch. seconds: duration so far. finished: no epoch follows.
         kept_best: best.pt is of this run, not of an earlier one in the same folder.
         class_maps: mAP50-95 of each class at the last validation; empty before the first.
+        data: the data_digest of the training images. saved: the number of epochs that last.pt holds.
     """
 
     model: nn.Module
@@ -34,6 +46,8 @@ class TrainState:
     finished: bool = False
     kept_best: bool = False
     class_maps: list[float] = field(default_factory=list)
+    data: str = ""
+    saved: int = 0
 
     PLAIN = ("epoch", "seconds", "finished", "kept_best", "class_maps")
 
@@ -46,6 +60,7 @@ class TrainState:
             "last_update": self.schedule.last_update,
             "stopper": self.stopper.state_dict(),
             "random": random_states(),
+            "data": self.data,
         }
 
     def load_state_dict(self, state: dict[str, Any], model: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
@@ -59,4 +74,7 @@ class TrainState:
         self.stopper.load_state_dict(state["stopper"])
         for key in self.PLAIN:
             setattr(self, key, state[key])
+        self.saved = self.epoch
         restore_random_states(state["random"])
+        if state.get("data", self.data) != self.data:  # earlier versions saved none
+            LOGGER.warning("the images or labels have changed since this run was started: it ends differently now")
