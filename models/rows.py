@@ -95,8 +95,6 @@ def parse_row(row: Any, cfg: Mapping, widths: list[int], blocks: Blocks) -> Row:
     parameters = inspect.signature(cls).parameters
     accepted = [p for p in parameters if p not in ("n", "ch")]
     args, keywords = resolve_args(args, cfg)
-    if len(args) > len(accepted):
-        raise ValueError(f"{name} takes {', '.join(accepted)}: {len(args) - len(accepted)} argument(s) too many")
     own = [p for p in accepted if p != "c1"]
     check_arguments(name, dict(zip(own, args, strict=False)) | keywords)
     out = inputs[0]

@@ -143,7 +143,7 @@ def state_dict(value: Any, where: str, name: str) -> dict[str, Tensor]:
         if type(key) is not str or len(key) > limit("key"):
             raise refusal(where, (name,), "has a key that is no word or a long one", "the names of tensors")
         if not isinstance(tensor, Tensor):
-            raise refusal(where, (name, key), "is something other than tensors", "a tensor")
+            raise refusal(where, (name, key), f"is a {clean(type(tensor).__name__, 40)}", "a tensor")
         if tensor.is_complex():
             raise refusal(where, (name, key), "holds complex numbers", "real ones")
         if any(step == 0 and side > 1 for side, step in zip(tensor.shape, tensor.stride(), strict=True)):

@@ -141,7 +141,22 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"weights '{path}' not found")
     content = load_safetensors(path) if path.suffix == ".safetensors" else load_archive(path)
-    return Checkpoint.from_dict(content, path)
+    checkpoint = Checkpoint.from_dict(content, path)
+    return checkpoint if checkpoint.plan is not None else with_plan(checkpoint, first([path]))
+
+
+def with_plan(checkpoint: Checkpoint, where: str) -> Checkpoint:
+    """The checkpoint with the plan of its network, which its weights fit; nothing of the network's size is allocated.
+
+    Raises:
+        ValueError: its rows build no network, or one that costs too much; its weights do not fit it.
+    """
+    try:
+        plan = plan_model(checkpoint.yaml)
+        check_fit(plan, checkpoint.weights)
+    except ValueError as error:
+        raise ValueError(f"{where}: {clean(error, 280)}") from error
+    return replace(checkpoint, plan=plan)
 
 
 def check_content(content: Any, where: str) -> dict[str, Any]:
@@ -164,7 +179,7 @@ def check_content(content: Any, where: str) -> dict[str, Any]:
             continue
         if not isinstance(content[key], kind) or isinstance(content[key], bool):
             raise ValueError(
-                f"{where}: {key} of the checkpoint is a {type(content[key]).__name__}, expected {words(kind)}"
+                f"{where}: '{key}' of the checkpoint is a {type(content[key]).__name__}, expected {words(kind)}"
             )
         tensors = key == "training"
         known[key] = plain_data({key: content[key]}, where, finite=key == "yaml", tensors=tensors)[key]
