@@ -68,6 +68,7 @@ MAX_PARAMETERS = 900_000_000
 MAX_WORK = 1_100_000_000_000  # multiply-adds of one image
 FREE_WORK = 120_000_000_000  # a little more than yolov5x; beyond it each parameter may do MAX_REUSE of it
 MAX_REUSE = 12_000  # multiply-adds for each parameter, 1,200 in yolov5n to yolov5x
+MAX_PAIRS = 250_000_000_000  # multiply-adds of attention, 3 billion in yolov5-mobilevit
 MAX_MAP = 100_000_000  # numbers in one map, 8 million in yolov5x
 MAX_MAPS = 4_000_000_000  # numbers in all maps of an image
 
@@ -117,11 +118,11 @@ class Cost:
 
     def check(self, where: str) -> None:
         """Raise ValueError where it is above a limit, or more than this machine has memory for."""
-        work = self.work + self.pairs
         most = max(FREE_WORK, min(MAX_WORK, MAX_REUSE * self.parameters))
         for value, highest, what in (
             (self.parameters, MAX_PARAMETERS, "parameters"),
-            (work, most, f"multiply-adds for an image, with {self.parameters:,} parameters"),
+            (self.pairs, MAX_PAIRS, "multiply-adds of attention for an image"),
+            (self.work, most, f"multiply-adds for an image, with {self.parameters:,} parameters"),
             (self.largest, MAX_MAP, "numbers in one map"),
             (self.maps, MAX_MAPS, "numbers in the maps of an image"),
         ):

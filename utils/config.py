@@ -13,7 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from utils.text import clean, visible
+
 T = TypeVar("T")
+MAX_ERROR = 380  # characters of an error that a script prints
 
 
 @dataclass(frozen=True)
@@ -138,16 +141,33 @@ def dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
+def printable(text: str) -> str:
+    """Text with bytes of file names that are not UTF-8 as escapes, so that they stay recognizable."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class CleanFormatter(logging.Formatter):
+    """Log records without control characters but line ends and tabs: names of files and classes may hold escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = printable(super().format(record))
+        if text.isascii() and text.isprintable():
+            return text
+        return "".join(character if character in "\n\t" or visible(character) else " " for character in text)
+
+
 def run_script(main: Callable[[T], object], cls: type[T]) -> None:
     """Parse the command line into `cls` and call `main`; an error that a user can cause is one line, exit code 2."""
     for stream in (sys.stdout, sys.stderr):  # names that the terminal's encoding lacks are printed with escapes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(CleanFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         main(parse_cli(cls))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {clean(printable(str(error)), MAX_ERROR)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

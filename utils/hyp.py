@@ -8,6 +8,7 @@ from typing import Any
 
 from utils.config import Bounds
 from utils.files import read_yaml
+from utils.text import clean, first
 
 POSITIVE = Bounds(above=0)
 
@@ -76,13 +77,14 @@ class Hyp:
             ValueError: an unknown key, a value that is not a number or out of range, with the file's name.
         """
         values, keys = read_yaml(path), {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - keys)
+        unknown = sorted(str(key) for key in set(values) - keys)
         if unknown:
-            raise ValueError(f"{path}: unknown key(s) {', '.join(unknown)}, expected: {', '.join(sorted(keys))}")
+            named = first([clean(key, 40) for key in unknown])
+            raise ValueError(f"{first([path])}: unknown key(s) {named}, expected: {', '.join(sorted(keys))}")
         try:
             return cls(**values)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{first([path])}: {clean(error)}") from error
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

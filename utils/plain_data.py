@@ -46,7 +46,8 @@ def plain_data(value: Any, where: str, *, finite: bool = True, tensors: bool = F
 
 def refusal(where: str, path: Path, found: str, expected: str) -> ValueError:
     """The error of one place in a file."""
-    place = "".join(f"[{key}]" if type(key) is int else f".{clean(key, 40)}" for key in path[-4:]).lstrip(".")
+    place = "".join(f"[{key}]" if type(key) is int else f".{clean(key, 40)}" for key in path[:4]).lstrip(".")
+    place += "..." if len(path) > 4 else ""
     return ValueError(f"{where}: {clean(place, 120) or 'its content'} {found}, expected {expected}")
 
 

@@ -23,7 +23,7 @@ from models.weights.transfer import check_fit
 from models.weights.yolov5 import holds_yolov5, import_yolov5
 from models.weights.yolox import holds_yolox, import_yolox
 from models.yolo import BUILD_ERRORS, DetectionModel, plan_model
-from utils.classes import class_names
+from utils.classes import class_names, shown
 from utils.files import write_atomic
 from utils.plain_data import limit, load_json, over, plain_data, state_dict
 from utils.text import clean, first
@@ -168,8 +168,7 @@ def check_content(content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, Mapping) or any(key not in content for key in REQUIRED):
         raise ValueError(f"{where}: not a checkpoint of this project, expected the keys {', '.join(REQUIRED)}")
     if type(content["version"]) is not int or content["version"] != VERSION:
-        version = content["version"] if type(content["version"]) in (int, float, str) else type(content["version"])
-        raise ValueError(f"{where}: checkpoint version {clean(repr(version), 40)}, expected {VERSION}")
+        raise ValueError(f"{where}: checkpoint version {shown(content['version'])}, expected {VERSION}")
     known: dict[str, Any] = {"plan": content.get("plan")}
     for key in ("model", "ema"):
         if content.get(key) is not None:
@@ -186,7 +185,7 @@ def check_content(content: Any, where: str) -> dict[str, Any]:
     known["names"] = class_names(plain_data({"names": content["names"]}, where)["names"], where, strict=False)
     nc = known.get("yaml", {}).get("nc")
     if len(known["names"]) != nc:
-        raise ValueError(f"{where}: the checkpoint has {len(known['names'])} names for {clean(repr(nc), 40)} classes")
+        raise ValueError(f"{where}: the checkpoint has {len(known['names'])} names for {shown(nc)} classes")
     return known
 
 
