@@ -66,11 +66,11 @@ MAX_INPUTS = 64  # maps that one row joins, and pools or numbers in one argument
 MAX_GRID = 1_024  # pixels: the smallest image; 64 in yolov5x6
 MAX_PARAMETERS = 900_000_000
 MAX_WORK = 1_100_000_000_000  # multiply-adds of one image
-FREE_WORK = 120_000_000_000  # a little more than yolov5x; beyond it each parameter may do MAX_REUSE of it
+FREE_WORK = 150_000_000_000  # a little more than yolox-x; beyond it each parameter may do MAX_REUSE of it
 MAX_REUSE = 12_000  # multiply-adds for each parameter, 1,200 in yolov5n to yolov5x
 MAX_PAIRS = 250_000_000_000  # multiply-adds of attention, 3 billion in yolov5-mobilevit
 MAX_MAP = 100_000_000  # numbers in one map, 8 million in yolov5x
-MAX_MAPS = 4_000_000_000  # numbers in all maps of an image
+MAX_MAPS = 6_000_000_000  # numbers in all maps of an image, 0.6 billion in yolox-x
 
 
 def check_arguments(block: str, values: Mapping[str, Any]) -> None:

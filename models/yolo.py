@@ -120,6 +120,8 @@ def plan_model(cfg: str | Path | Mapping, nc: int | None = None) -> ModelPlan:
             if empty:
                 raise ValueError(f"{where}: layer {clean(empty[0], 80)} has no channels, expected at least 1")
             grid, strides, cost = measure(layers, [row.routes for row in rows], where)
+    except ValueError as error:
+        raise ValueError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
     except BUILD_ERRORS as error:
         raise ValueError(f"{where}: its rows cannot be built ({clean(str(error).partition(chr(10))[0])})") from error
     return ModelPlan(yaml, where, rows, layers, grid, strides, cost)

@@ -15,7 +15,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models.cost import MAX_GRID
 from models.plan import ModelPlan
 from models.weights.safe_pickle import PICKLE_ERRORS
 from models.weights.torch_file import read, read_bytes
@@ -261,11 +260,6 @@ def build_model(checkpoint: Checkpoint) -> DetectionModel:
     if plan is None or plan.yaml != checkpoint.yaml:
         plan = plan_model(checkpoint.yaml)
     check_fit(plan, checkpoint.weights)
-    strides = checkpoint.weights[f"model.{len(plan.rows) - 1}.stride"]
-    if not bool((strides.isfinite() & (strides > 0) & (strides <= MAX_GRID)).all()):
-        raise ValueError(
-            f"{plan.where}: its strides are {clean(strides.tolist(), 80)}, expected 1 to {MAX_GRID} pixels"
-        )
     try:
         model = DetectionModel(plan)
         model.load_state_dict(checkpoint.weights)

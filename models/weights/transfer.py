@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from models.cost import MAX_GRID
 from models.heads import Head
 from models.plan import ModelPlan
 from models.yolo import DetectionModel
@@ -199,7 +200,7 @@ def shape(tensor: Tensor) -> str:
 
 
 def check_fit(plan: ModelPlan, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless `state` has exactly the tensors of a planned network; nothing is allocated."""
+    """Raise ValueError unless `state` has exactly the tensors of a planned network, and strides; allocates nothing."""
     shapes = plan.shapes
     wrong = sorted(name for name in shapes.keys() | state.keys() if shape_in(state, name) != shapes.get(name))
     if wrong:
@@ -208,6 +209,10 @@ def check_fit(plan: ModelPlan, state: Mapping[str, Tensor]) -> None:
             f"{plan.where}: {len(wrong)} tensors do not fit the rows, the first is {clean(name, 80)}: "
             f"{clean(shape_in(state, name), 60)} in the file, {shapes.get(name)} in the model"
         )
+    strides = state[f"model.{len(plan.rows) - 1}.stride"]
+    if not ((strides > 0) & (strides <= MAX_GRID)).all():  # NaN is neither
+        found = clean(strides.tolist(), 80)
+        raise ValueError(f"{plan.where}: its strides are {found}, expected more than 0 and at most {MAX_GRID:,} pixels")
 
 
 def shape_in(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
