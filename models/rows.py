@@ -82,7 +82,7 @@ def parse_row(row: Any, cfg: Mapping, widths: list[int], blocks: Blocks) -> Row:
         raise ValueError(f"{shown(row)}, expected [from, repeats, block, [args]]")
     source, repeats, name, args = row
     if not isinstance(name, str) or name not in blocks:
-        raise ValueError(f"unknown block {shown(name)}, expected one of: {', '.join(sorted(blocks))}")
+        raise ValueError(f"unknown block {shown(name, 40)}, expected one of: {', '.join(sorted(blocks))}")
     if type(repeats) is not int or repeats < 1:
         raise ValueError(f"repeats is {shown(repeats)}, expected an int of at least 1")
     check_number("repeats", repeats, ARGUMENTS["n"])
@@ -147,9 +147,9 @@ def out_channels(cls: Any, inputs: list[int], args: list) -> int:
         raise ValueError(f"{cls.__name__}: {clean(error)}") from error
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, length: int = 80) -> str:
     """A value of a YAML for a message; it is small, see plain_data, but its text may be long."""
-    return clean(repr(value), 80)
+    return clean(repr(value), length)
 
 
 def resolve_args(args: list, cfg: Mapping) -> tuple[list, dict]:

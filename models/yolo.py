@@ -79,7 +79,7 @@ def read_model_yaml(cfg: str | Path | Mapping, nc: int | None = None) -> tuple[d
         data, where = dict(cfg), clean(name, 80) if isinstance(name, str) else "model"
     else:
         path = find(str(cfg), "models")
-        data, where = read_yaml(path), path.name
+        data, where = read_yaml(path), clean(path.name, 80)
     data = plain_data(data if nc is None else data | {"nc": nc}, where)
     for key in ("nc", "backbone", "head"):
         if key not in data:

@@ -56,10 +56,13 @@ HARSH: list[Callable[[random.Random], Any]] = [  # values that a place does not 
     lambda rng: rng.choice(["", "x", "None", "nc", "nearest", "\x1b[2J\n", "y" * 20_000, "\u202e", "=1+1", "\ud800"]),
     lambda rng: rng.choice([None, True, False, [], {}, [[]], {"a": 1}, (1, 2), b"bytes"]),
     lambda rng: [rng.randrange(-3, 9) for _ in range(rng.randrange(200))],
-    lambda rng: laughing(rng.randrange(1, 40), rng.randrange(1, 12)),
-    lambda rng: own_list(),
     lambda rng: rng.choice(sorted(BLOCKS)),
     lambda rng: {rng.choice([0, "k", "depth", "e", "n", "c1", "c2", "ch", "act"]): rng.choice([1, 10**6, "x", None])},
+]
+
+SHARED: list[Callable[[random.Random], Any]] = [  # which a tree of text cannot hold
+    lambda rng: laughing(rng.randrange(1, 40), rng.randrange(1, 12)),
+    lambda rng: own_list(),
 ]
 
 
@@ -78,7 +81,7 @@ def own_list() -> list:
     return made
 
 
-def spoil(value: Any, rng: random.Random, times: int) -> Any:
+def spoil(value: Any, rng: random.Random, times: int, shared: bool = True) -> Any:
     """A copy of lists and mappings with some of their values, at any depth, replaced, moved or repeated."""
     made = deepcopy(value)
     for _ in range(times):
@@ -90,7 +93,7 @@ def spoil(value: Any, rng: random.Random, times: int) -> Any:
                 break
         how = rng.random()
         if how < 0.6:
-            place[key] = rng.choice(HARSH)(rng)
+            place[key] = rng.choice([*HARSH, *SHARED] if shared else HARSH)(rng)
         elif how < 0.7 and isinstance(place, list):
             place[key:key] = [place[key]] * rng.choice([1, 2, 50])
         elif how < 0.8:
@@ -98,7 +101,7 @@ def spoil(value: Any, rng: random.Random, times: int) -> Any:
         elif how < 0.9 and isinstance(place, list):
             rng.shuffle(place)
         else:
-            place[key] = rng.choice([CFG["backbone"], CFG["head"], CFG["anchors"]])
+            place[key] = deepcopy(rng.choice([CFG["backbone"], CFG["head"], CFG["anchors"]]))
         if not isinstance(made, dict) or not made:
             return deepcopy(value)
     return made
@@ -128,8 +131,9 @@ def fuzz_plain(rng: random.Random, folder: Path) -> None:
     """A healthy checkpoint whose plain data are spoiled, in both formats."""
     made = torch.load(BytesIO(whole()), weights_only=True)
     state = made.pop("model")
-    made = spoil(made, rng, rng.randrange(1, 4))
-    if rng.random() < 0.5:
+    pickled = rng.random() < 0.5
+    made = spoil(made, rng, rng.randrange(1, 4), shared=pickled)
+    if pickled:
         try:
             torch.save(made | {"model": state}, folder / "w.pt")
         except (RecursionError, UnicodeEncodeError):  # not a file that can be written so
@@ -165,7 +169,9 @@ def fuzz_pickle(rng: random.Random, folder: Path) -> None:
     """Random instructions, most of them well-formed."""
     out = [b"\x80\x02}"]
     for _ in range(rng.randrange(1, 120)):
-        word = rng.choice(["yaml", "names", "model", "version", "a", "\x1b[2J", "w" * 400, "_modules", "state"]).encode()
+        word = rng.choice(
+            ["yaml", "names", "model", "version", "a", "\x1b[2J", "w" * 400, "_modules", "state"]
+        ).encode()
         out.append(
             rng.choice(
                 [
@@ -177,7 +183,9 @@ def fuzz_pickle(rng: random.Random, folder: Path) -> None:
                     b"q" + bytes([rng.randrange(4)]),
                     rng.choice([b"}", b"]", b")", b"(", b"t", b"s", b"u", b"a", b"e", b"N", b"0", b"1", b"2", b"\x85"]),
                     rng.choice([b"\x86", b"\x87", b"\x88", b"b", b"R", b"\x81", b"Q", b"\x8f", b"\x90", b"\x94"]),
-                    rng.choice([b"cos\nsystem\n", b"cmodels.yolo\nModel\n", b"ctorch\nFloatStorage\n", b"cbuiltins\nset\n"]),
+                    rng.choice(
+                        [b"cos\nsystem\n", b"cmodels.yolo\nModel\n", b"ctorch\nFloatStorage\n", b"cbuiltins\nset\n"]
+                    ),
                 ]
             )
         )
@@ -196,7 +204,9 @@ def fuzz_yaml(rng: random.Random, folder: Path) -> None:
     letters = list(text[:20_000])
     for _ in range(rng.randrange(1, 20)):
         at = rng.randrange(len(letters))
-        letters[at] = rng.choice([*"&*!|>{}[]:,#?-%@`\"'\t\n~", "\x1b", "&a [*a]", "!!python/name:os ", "<<: ", "9" * 400])
+        letters[at] = rng.choice(
+            [*"&*!|>{}[]:,#?-%@`\"'\t\n~", "\x1b", "&a [*a]", "!!python/name:os ", "<<: ", "9" * 400]
+        )
     path = folder / "a.yaml"
     path.write_bytes("".join(letters).encode("utf-8", "replace"))
     for read in (read_yaml, Hyp.from_yaml, plan_model):
@@ -207,14 +217,16 @@ def fuzz_names(rng: random.Random, folder: Path) -> None:
     """Lists and mappings of class names, and the metadata of exported files."""
     names = spoil({"names": {0: "a", 1: "b", "2": "c"}}, rng, rng.randrange(1, 3)).get("names")
     refused_or_read(lambda: class_names(names, "F", strict=rng.random() < 0.5))
-    made = spoil(METADATA, rng, rng.randrange(1, 4))
+    made = spoil(METADATA, rng, rng.randrange(1, 4), shared=False)
     try:
         text = json.dumps(made, default=str)
     except (ValueError, RecursionError, TypeError, MemoryError):
         return
     if len(text) < 20_000_000:
         refused_or_read(lambda: Metadata.from_json(text, "F.onnx"))
-        pairs = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in made.items()}
+        pairs = {
+            key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in made.items()
+        }
         refused_or_read(lambda: Metadata.from_strings(pairs, "F.onnx"))
 
 

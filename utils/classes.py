@@ -100,7 +100,8 @@ def short(names: Iterable[str]) -> str:
 
 def shown(value: Any) -> str:
     """A value in a message; of lists and mappings only the kind and the length, they may be huge."""
-    if isinstance(value, list | tuple | dict) and (len(value) > SHOWN or not all(map(is_plain, value))):
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if len(items) > SHOWN or not all(map(is_plain, items)):
         return f"a {type(value).__name__} of {len(value):,}"
     if not isinstance(value, list | tuple | dict) and not is_plain(value):
         return f"a {clean(type(value).__name__, 40)}"

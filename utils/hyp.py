@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ class Hyp:
         unknown = sorted(str(key) for key in set(values) - keys)
         if unknown:
             named = first([clean(key, 40) for key in unknown])
-            raise ValueError(f"{first([path])}: unknown key(s) {named}, expected: {', '.join(sorted(keys))}")
+            near = ", ".join(get_close_matches(unknown[0][:40], sorted(keys), n=8, cutoff=0))
+            raise ValueError(f"{first([path])}: unknown key(s) {named}, expected: keys such as {near}")
         try:
             return cls(**values)
         except ValueError as error:

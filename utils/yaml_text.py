@@ -11,7 +11,7 @@ import yaml
 from utils.text import clean
 
 TAG = "tag:yaml.org,2002:"
-MAX_NODES = 100_000  # values of a file after its aliases are filled in: a few lines can stand for billions
+MAX_NODES = 60_000  # values of a file after its aliases are filled in: a few lines can stand for billions
 MAX_TEXT = 1_000_000  # characters, some seconds; names of 20,000 classes have 400,000
 # YAML 1.2's core schema. YAML 1.1, which PyYAML follows, also reads on, off, yes and no as booleans, 012 as ten,
 # 12:30 as 750 and 2024-01-02 as a date, but 1e-3 as a word.

@@ -226,12 +226,12 @@ def load_safetensors(path: Path) -> dict[str, Any]:
     """
     where = first([path])
     try:
-        check_header(path, where)
+        check_header(path, "it")
         with safetensors.safe_open(path, "pt") as file:
             names = list(file.keys())
             if len(names) > limit("tensors"):
-                raise over(where, ("model",), "tensors", f"has {len(names):,} tensors")
-            content = load_json((file.metadata() or {})["checkpoint"], where)
+                raise over("it", ("model",), "tensors", f"has {len(names):,} tensors")
+            content = load_json((file.metadata() or {})["checkpoint"], "its metadata")
             if not isinstance(content, dict):
                 raise TypeError("the metadata is no mapping")
             content = {key: value for key, value in content.items() if key not in ("plan", "ema")}
