@@ -5,12 +5,13 @@
     python tools/fuzz.py --only yaml --seed 1234 --count 1      # one input again
 
 A fuzzer is a function of (random.Random, folder) that makes one input, reads it and raises on a breach of what is
-promised; `refused_or_read` holds the promise. To add one, write it in a module of its own and name it in FUZZERS.
+promised; `refused_or_read` holds the promise. To add one, write it in a module with a dict FUZZERS, named in MODULES.
 POSIX only (it forks).
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import random
@@ -20,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,7 +37,8 @@ HANG = 10.0  # seconds for one input
 MEMORY = 1.0  # GB that inputs may add to what the first one needed
 LINE = 400  # characters of an error
 
-FUZZERS: dict[str, Fuzzer] = {}
+FUZZERS: dict[str, Fuzzer] = {}  # filled from MODULES when this file is run
+MODULES = ("tools.fuzz_models",)  # each has a dict FUZZERS; they import this module, so it imports them late
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def run_inputs(fuzzer: Fuzzer, first: int, count: int, folder: Path, results: Co
         results.send((seed, breach, peak))
 
 
-def iter_from(first: int):
+def iter_from(first: int) -> Iterator[int]:
     """first, first + 1, ... without end."""
     while True:
         yield first
@@ -135,6 +137,8 @@ def keep_files(folder: Path, to: Path) -> None:
 
 def main(cfg: FuzzConfig) -> Counter[str]:
     """Run the fuzzers and print their counts; returns the sums, exits with 1 on a breach."""
+    for module in MODULES:
+        FUZZERS.update(importlib.import_module(module).FUZZERS)
     unknown = sorted(set(cfg.only) - FUZZERS.keys())
     if unknown:
         raise ValueError(f"--only {unknown[0]}: no such fuzzer, expected one of: {', '.join(FUZZERS)}")
