@@ -107,10 +107,10 @@ class OldArchive:
         for key in keys:
             count = stream.read(8)
             size = outline.sizes.get(key, 0)
-            data = bytearray(stream.read(size))
-            if len(count) != 8 or len(data) != size or key in self.storages:
+            content = bytearray(stream.read(size))
+            if len(count) != 8 or len(content) != size or key in self.storages:
                 raise ValueError("its storages are cut short or repeat")
-            self.storages[key] = data
+            self.storages[key] = content
 
     def storage(self, key: str) -> bytearray:
         return self.storages[key]
