@@ -81,8 +81,8 @@ def run_detect(weights: Path, source: Path, project: Path, limit: float) -> Run:
             os._exit(99)
     ends = time.monotonic() + limit
     while True:
-        ended, status, usage = os.wait4(child, os.WNOHANG)
-        if ended:
+        pid, status, usage = os.wait4(child, os.WNOHANG)
+        if pid:
             break
         if time.monotonic() > ends:
             os.kill(child, signal.SIGKILL)
