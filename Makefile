@@ -1,12 +1,14 @@
 # `make demo`: from nothing to a trained detector and its images. `make test`: the test suite. `make lint`: style and types.
-# `make docs`: the pages of docs/ as a site, in site/.
+# `make docs`: the pages of docs/ as a site, in site/. `make fuzz MINUTES=30`: damaged inputs of every kind, for a time.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
 TOO_OLD := " is too old, expected 3.11 or newer: make PYTHON=python3.11 ..."
 
-.PHONY: demo test lint docs clean
+MINUTES := 30
+
+.PHONY: demo test lint docs fuzz clean
 
 demo: $(VENV)/.installed
 	$(RUN) tools/demo.py --project $(DEMO)
@@ -18,6 +20,9 @@ lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+fuzz: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(RUN) tools/fuzz.py --minutes $(MINUTES)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python " + sys.version.split()[0] + $(TOO_OLD))'

@@ -17,7 +17,8 @@ from models import common
 from models.common import Attention, MobileViTBlock, MV2Block, Transformer
 from models.heads import HEADS
 from models.mobilevit import MobileViT
-from models.yolo import BLOCKS, DetectionModel, parse_row
+from models.rows import parse_row
+from models.yolo import BLOCKS, DetectionModel
 
 # --- recorded outputs of the pasted recipe ---------------------------------------------------------------------------
 
@@ -368,7 +369,8 @@ CFG = {"nc": 2, "anchors": []}
 
 def run_row(row: list, x: Tensor, maps: int = 1) -> tuple[Tensor, int]:
     """(output of one row on `maps` copies of x, width that the parser promises)."""
-    layer, _, width = parse_row(row, CFG, [x.shape[1]])
+    parsed = parse_row(row, CFG, [x.shape[1]], BLOCKS)
+    layer, width = parsed.build(), parsed.width
     return layer.eval()(x if maps == 1 else [x] * maps), width
 
 

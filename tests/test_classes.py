@@ -113,7 +113,10 @@ def test_a_mapping_of_names_is_read_by_its_keys(tmp_path: Path) -> None:
     for path, write in ((tmp_path / "a.pt", save_checkpoint), (tmp_path / "a.safetensors", save_safetensors)):
         write(path, own)
         assert list(load_checkpoint(path).names.items()) == list(AB.items())
-    save_checkpoint(tmp_path / "gap.pt", replace(own, names={0: "red", 2: "blue"}))
+    gap = replace(own, names={0: "red", 2: "blue"})
+    with pytest.raises(ValueError, match="names has 2 entries and the key 2"):
+        save_checkpoint(tmp_path / "gap.pt", gap)
+    torch.save(gap.as_dict(), tmp_path / "gap.pt")
     with pytest.raises(ValueError, match=r"gap\.pt: names has 2 entries and the key 2, expected 0\.\.1"):
         load_checkpoint(tmp_path / "gap.pt")
 

@@ -43,7 +43,7 @@ REASONS = {  # where the reason is not the name that the file calls
     "nested_lists": "expected the keys",
     "module_that_holds_itself": "do not form a tree",
     "laughing_modules": "do not form a tree",
-    "laughing_mapping": "its model mapping is too large",
+    "laughing_mapping": "levels deep or deeper, expected at most 16",
     "tensor_beyond_its_storage": "does not fit its storage of 16 bytes",
     "tensor_of_stride_zero": "repeat their bytes to more than",
     "storage_that_claims_more": "does not fit its storage of 16 bytes",
@@ -59,8 +59,8 @@ REASONS = {  # where the reason is not the name that the file calls
     "empty_pickle": "pickle exhausted before seeing STOP",
     "empty_file": "torch.save did not write it",
     "endless_instructions": "more than 1,000,000 instructions",
-    "rows_that_ask_for_a_billion_layers": "its rows build 1000000001 layers, expected at most 20000",
-    "rows_that_ask_for_terabytes": "tensors do not fit the rows",
+    "rows_that_ask_for_a_billion_layers": "row 0: repeats is 1000000000, expected 1 to 200",
+    "rows_that_ask_for_terabytes": "row 0: Conv: c2 is 1048576, expected 1 to 16,384",
 }
 
 

@@ -239,7 +239,7 @@ def test_both_formats_give_the_same_model_and_hold_plain_data(tmp_path: Path) ->
     [
         ({"version": 2}, r"w\.pt: checkpoint version 2, expected 1"),
         ({"names": {0: "a"}}, r"w\.pt: the checkpoint has 1 names for 2 classes"),
-        ({"model": {"a": 1}}, r"w\.pt: 'model' of the checkpoint holds something other than tensors"),
+        ({"model": {"a": 1}}, r"w\.pt: model\.a is a int, expected a tensor"),
         ({"yaml": "yolov5n.yaml"}, r"w\.pt: 'yaml' of the checkpoint is a str, expected a mapping"),
     ],
 )

@@ -71,7 +71,7 @@ def test_names_are_the_text_that_was_written(text: str, tmp_path: Path) -> None:
         ("names: &a [*a]", r"d\.yaml:3: not valid YAML: .*an alias to what it is a part of"),
         (
             "names: !!python/object/apply:os.system [ls]",
-            r"d\.yaml:3: not valid YAML: .*could not determine a constructor",
+            r"d\.yaml:3: not valid YAML: a tag, tag:yaml\.org,2002:python/object/apply:os\.system, expected none",
         ),
         ("names: [a\nnc: 1", r"d\.yaml:4: not valid YAML"),
         ("names: " + "[" * 5000, r"d\.yaml: not valid YAML: lists or mappings in too many levels"),
@@ -88,7 +88,7 @@ def test_aliases_are_bounded(tmp_path: Path) -> None:
     rows = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     rows += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
     (tmp_path / "bomb.yaml").write_text("\n".join(rows))
-    with pytest.raises(ValueError, match=r"bomb\.yaml:5: .*more than 100000 values, with the aliases filled in"):
+    with pytest.raises(ValueError, match=r"bomb\.yaml:5: .*more than 60000 values, with the aliases filled in"):
         read_yaml(tmp_path / "bomb.yaml")
     (tmp_path / "few.yaml").write_text("base: &b {lr0: 1e-3, mosaic: 0.5}\nown: {<<: *b, mosaic: 1.0}\nagain: *b\n")
     base = {"lr0": 0.001, "mosaic": 0.5}

@@ -19,7 +19,8 @@ from torch.testing import assert_close
 from models import common
 from models.heads import Detect
 from models.mobilevit import MobileViT
-from models.yolo import BLOCKS, DetectionModel, make_divisible, parse_activation, parse_model, read_model_yaml
+from models.rows import make_divisible, parse_activation
+from models.yolo import BLOCKS, DetectionModel, plan_model, read_model_yaml
 
 MODELS = sorted(path.name for path in (ROOT / "models").glob("*.yaml"))
 MOBILE = "yolov5-mobilevit.yaml"
@@ -425,7 +426,7 @@ def assert_same(before: dict, after: dict) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("look", [DetectionModel.measure, DetectionModel.gflops])
+@pytest.mark.parametrize("look", [DetectionModel.gflops, lambda m: plan_model(m.yaml)])
 def test_measuring_changes_nothing(look: Callable, training: bool) -> None:
     model = deepcopy(built(MOBILE)).train(training)
     model.model[7].transformer[1].attention.fused = False  # a mixture, so that setting all alike shows
@@ -768,7 +769,9 @@ def test_bad_values_outside_the_rows_name_the_model(changes: dict) -> None:
 
 
 def test_parsing_alone_gives_layers_and_routes() -> None:
-    layers, routes = parse_model(tiny([-1, 1, "Conv", [16]], [[-1, 0], 1, "Concat", [1]]))
+    plan = plan_model(tiny([-1, 1, "Conv", [16]], [[-1, 0], 1, "Concat", [1]]))
+    layers, routes = plan.layers, plan.routes
+    assert all(t.device.type == "meta" for t in layers.state_dict().values())
     assert len(layers) == len(routes) == 4
     assert routes == [(-1,), (0,), (1, 0), (2,)]
     assert isinstance(layers[-1], Detect)

@@ -15,6 +15,7 @@ from utils.text import clean
 LOGGER = logging.getLogger(__name__)
 SHOWN = 4  # names in a message
 LETTERS = 24  # of a name in a message
+MAX_DIGITS = 9  # of the number of a class
 Agreement = Literal["equal", "reordered", "partial", "different"]
 
 
@@ -97,6 +98,23 @@ def short(names: Iterable[str]) -> str:
     return ", ".join([*words[:SHOWN], *more]) or "none"
 
 
+def shown(value: Any) -> str:
+    """A value in a message; of lists and mappings only the kind and the length, they may be huge."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if len(items) > SHOWN or not all(map(is_plain, items)):
+        return f"a {type(value).__name__} of {len(value):,}"
+    if not isinstance(value, list | tuple | dict) and not is_plain(value):
+        return f"a {clean(type(value).__name__, 40)}"
+    if type(value) is int and value.bit_length() > 64:
+        return f"an integer of {value.bit_length():,} bits"
+    return clean(value if isinstance(value, list | tuple | dict) else repr(value), 80)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is one word or number."""
+    return value is None or isinstance(value, str | int | float)
+
+
 def class_names(
     names: Any, where: str, lines: Mapping[tuple[str, ...], int] | None = None, strict: bool = True
 ) -> dict[int, str]:
@@ -117,27 +135,27 @@ def class_names(
 
     if not isinstance(names, list | tuple | dict) or not names:
         raise ValueError(
-            f"{place('')}: names is {names!r:.80}, expected a list of class names or a mapping 0: name, 1: ..."
+            f"{place('')}: names is {shown(names)}, expected a list of class names or a mapping 0: name, 1: ..."
         )
     given = names if isinstance(names, dict) else dict(enumerate(names))
     found: dict[int, str] = {}
     for key, name in given.items():
-        index = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key
+        digits = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= MAX_DIGITS
+        index = int(key) if digits else key
         if type(index) is not int or not 0 <= index < len(given):
             raise ValueError(
-                f"{place(key)}: names has {len(given)} entries and the key {index!r:.40}, expected 0..{len(given) - 1}"
+                f"{place(key)}: names has {len(given)} entries and the key {shown(index)}, expected 0..{len(given) - 1}"
             )
         if index in found:
             raise ValueError(f"{place(key)}: names has the key {index} twice, expected 0..{len(given) - 1} once each")
-        text = str(name).strip()
-        if isinstance(name, list | dict) or (strict and (not text or name is None)):
-            raise ValueError(f"{place(key)}: the name of class {index} is {name!r:.80}, expected a word")
+        text = "" if isinstance(name, list | tuple | dict) else str(name).strip()
+        if isinstance(name, list | tuple | dict) or (strict and (not text or name is None)):
+            raise ValueError(f"{place(key)}: the name of class {index} is {shown(name)}, expected a word")
         found[index] = text
     earlier: dict[str, int] = {}
     for index in sorted(found):
         first = earlier.setdefault(plain(found[index]), index)
         if strict and first != index:
-            raise ValueError(
-                f"{place(index)}: classes {first} and {index} are both '{found[index]:.40}', expected different names"
-            )
+            both = clean(found[index], 40)
+            raise ValueError(f"{place(index)}: classes {first} and {index} are both '{both}', expected different names")
     return {index: found[index] for index in sorted(found)}

@@ -19,10 +19,12 @@ from typing import Any, NoReturn, TypeVar
 
 from utils.commands import program
 from utils.interrupts import Terminated, interruptible, quit_on_interrupt
+from utils.text import ErrorList, clean, visible
 
 T = TypeVar("T")
 WIDEST = 110  # columns of the help
 EXAMPLE = "\n\nExample: "  # in the docstring of a Config, before the words of a command line
+MAX_ERROR = 380  # characters of an error that a script prints
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,21 @@ def dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
+def printable(text: str) -> str:
+    """Text with bytes of file names that are not UTF-8 as escapes, so that they stay recognizable."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class CleanFormatter(logging.Formatter):
+    """Log records without control characters but line ends and tabs: names of files and classes may hold escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = printable(super().format(record))
+        if text.isascii() and text.isprintable():
+            return text
+        return "".join(character if character in "\n\t" or visible(character) else " " for character in text)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Exit with 2 and one line for an error that a user can cause, with 130 for an interruption."""
@@ -243,7 +260,9 @@ def one_line_errors() -> Iterator[None]:
         try:
             yield
         except (ValueError, OSError, ImportError, FloatingPointError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            lines = error.lines if isinstance(error, ErrorList) else [str(error)]
+            for number, line in enumerate(lines):
+                print(("  " if number else "error: ") + clean(printable(line), MAX_ERROR), file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as stop:
             print("interrupted", file=sys.stderr)
@@ -253,5 +272,7 @@ def one_line_errors() -> Iterator[None]:
 def run_script(main: Callable[[T], object], cls: type[T]) -> None:
     """Parse the command line into `cls` and call `main`; an error that a user can cause is one line, exit code 2."""
     with one_line_errors():
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(CleanFormatter("%(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
         main(parse_cli(cls))

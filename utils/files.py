@@ -13,7 +13,9 @@ from typing import Any
 
 import yaml
 
-from utils.yaml_text import load_yaml
+from utils.plain_data import plain_data
+from utils.text import clean, first
+from utils.yaml_text import MAX_TEXT, load_yaml
 
 REPO = Path(__file__).resolve().parents[1]
 VERSION = "0.1.0"  # of the project; pyproject.toml and the metadata of exported files take it from here
@@ -57,19 +59,21 @@ def read_yaml_lines(
     Raises:
         ValueError: see read_yaml.
     """
+    where = first([path])
     try:
-        data, lines = load_yaml(Path(path).read_text(encoding="utf-8"), as_text)
+        with Path(path).open(encoding="utf-8") as file:
+            data, lines = load_yaml(file.read(MAX_TEXT + 1), as_text)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        reason = " ".join(f"{error.context or ''} {error.problem or ''}".split())
-        raise ValueError(f"{path}{line}: not valid YAML: {reason[:200]}") from error
+        reason = clean(f"{error.context or ''} {error.problem or ''}")
+        raise ValueError(f"{where}{line}: not valid YAML: {reason}") from error
     except RecursionError as error:
-        raise ValueError(f"{path}: not valid YAML: lists or mappings in too many levels") from error
+        raise ValueError(f"{where}: not valid YAML: lists or mappings in too many levels") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{where}: not valid YAML: {clean(error)}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
-    return data, lines
+        raise ValueError(f"{where}: expected a mapping of keys to values, found {type(data).__name__}")
+    return plain_data(data, where, finite=False), lines
 
 
 def partial_path(path: Path) -> Path:

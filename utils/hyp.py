@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from utils.config import Bounds
 from utils.files import read_yaml
+from utils.text import clean, first
 
 POSITIVE = Bounds(above=0)
 
@@ -76,14 +78,16 @@ class Hyp:
             ValueError: an unknown key, a value that is not a number or out of range, with the file's name.
         """
         values, keys = read_yaml(path), {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - keys)
+        unknown = sorted(str(key) for key in set(values) - keys)
         if unknown:
-            which = f"unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}"
-            raise ValueError(f"{path}: {which}, expected: {', '.join(sorted(keys))}")
+            named = first([clean(key, 40) for key in unknown])
+            near = ", ".join(get_close_matches(unknown[0][:40], sorted(keys), n=8, cutoff=0))
+            which = f"unknown key{'s' * (len(unknown) > 1)} {named}"
+            raise ValueError(f"{first([path])}: {which}, expected: keys such as {near}")
         try:
             return cls(**values)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{first([path])}: {clean(error)}") from error
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

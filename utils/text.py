@@ -15,6 +15,18 @@ JOINERS = {"\u200c", "\u200d"}
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that starts so is computed by spreadsheets
 
 
+class ErrorList(ValueError):
+    """Several mistakes at once: a line that counts them, and a line for each.
+
+    Attributes:
+        lines: the first line, and the others indented.
+    """
+
+    def __init__(self, title: str, lines: Sequence[str]):
+        self.lines = [f"{title}:", *(f"  {line}" for line in lines)]
+        super().__init__("\n".join(self.lines))
+
+
 def clean(value: object, length: int = LENGTH) -> str:
     """A value that came from a file, for a message: one line, no control characters, at most `length` characters.
 

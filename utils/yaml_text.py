@@ -8,8 +8,11 @@ from typing import Any
 
 import yaml
 
+from utils.text import clean
+
 TAG = "tag:yaml.org,2002:"
-MAX_NODES = 100_000  # values of a file after its aliases are filled in: a few lines can stand for billions
+MAX_NODES = 60_000  # values of a file after its aliases are filled in: a few lines can stand for billions
+MAX_TEXT = 1_000_000  # characters, some seconds; names of 20,000 classes have 400,000
 # YAML 1.2's core schema. YAML 1.1, which PyYAML follows, also reads on, off, yes and no as booleans, 012 as ten,
 # 12:30 as 750 and 2024-01-02 as a date, but 1e-3 as a word.
 FORMS = {
@@ -35,8 +38,10 @@ class Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node; counts the values that it and its aliases stand for."""
-        alias = self.check_event(yaml.AliasEvent)
-        mark, before = self.peek_event().start_mark, self.count
+        alias, event = self.check_event(yaml.AliasEvent), self.peek_event()
+        mark, before = event.start_mark, self.count
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem=f"a tag, {clean(event.tag, 80)}, expected none", problem_mark=mark)
         node = super().compose_node(parent, index)
         if not alias:
             self.count += 1
@@ -64,7 +69,7 @@ class Loader(yaml.SafeLoader):
             same = str(self.construct_yaml_int(key)) if key.tag == f"{TAG}int" else key.value
             line = key.start_mark.line + 1
             if same in lines:
-                problem = f"the key {key.value} is given twice, in lines {lines[same]} and {line}"
+                problem = f"the key {clean(key.value, 80)} is given twice, in lines {lines[same]} and {line}"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             lines[same] = line
         return node
@@ -91,6 +96,8 @@ def load_yaml(text: str, as_text: Collection[str] = ()) -> tuple[Any, dict[tuple
     Raises:
         YAMLError, RecursionError, ValueError: not YAML that is read here; a key twice; too much; too deep.
     """
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{len(text):,} characters, expected at most {MAX_TEXT:,}")
     loader = Loader(text)
     try:
         root = loader.get_single_node()

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.cost import ARGUMENTS, MAX_GRID, check_arguments, check_number
 from models.heads import HEADS
+from models.rows import shown
 from models.yolo import DetectionModel
 from utils.classes import class_names
 from utils.files import VERSION
 from utils.images import POSITIONS
 from utils.nms import NmsSettings
+from utils.plain_data import limit, load_json, over, plain_data
+from utils.text import clean, first
 
 LICENSE = "Apache-2.0 (the code; weights have the license of their training)"
 FORMS = ("decoded", "raw", "nms")
 DYNAMIC = ("none", "batch", "size")
 MEMBER = "metadata.json"
+MAX_SIDE = 8_192  # pixels of an image
+MAX_BATCH = 4_096  # images
+MAX_DETECTIONS = 100_000  # of one image
 
 
 @dataclass(frozen=True)
@@ -79,17 +87,24 @@ class Metadata:
         Raises:
             ValueError: a number out of range or an unknown word.
         """
-        for name in ("stride", "grid", "batch"):
-            if not positive(getattr(self, name)):
-                raise ValueError(f"{name} {getattr(self, name)!r}, expected a number above 0")
-        if len(self.imgsz) != 2 or not all(map(positive, self.imgsz)):
-            raise ValueError(f"imgsz {self.imgsz!r}, expected height and width")
+        for name, most in (("stride", MAX_GRID), ("grid", MAX_GRID), ("batch", MAX_BATCH)):
+            if not positive(getattr(self, name), most):
+                raise ValueError(f"{name} {shown(getattr(self, name))}, expected a number above 0, at most {most:,}")
+        if len(self.imgsz) != 2 or not all(positive(side, MAX_SIDE) for side in self.imgsz):
+            raise ValueError(f"imgsz {shown(self.imgsz)}, expected height and width, at most {MAX_SIDE:,}")
+        if not isinstance(self.strides, list) or not all(positive(stride, MAX_GRID) for stride in self.strides):
+            raise ValueError(f"strides {shown(self.strides)}, expected numbers above 0, at most {MAX_GRID:,}")
         if self.anchors and len(self.anchors) != len(self.strides):
             raise ValueError(f"{len(self.anchors)} levels of anchors, {len(self.strides)} strides")
+        check_number("anchors", self.anchors, ARGUMENTS["anchors"], 3)
+        check_number("classes", len(self.names), ARGUMENTS["nc"])
         for name, known in (("form", FORMS), ("dynamic", DYNAMIC), ("head", HEADS), ("letterbox", POSITIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {', '.join(known)}")
-        if self.form == "nms" and not positive(self.max_det):
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in known:
+                raise ValueError(f"{name} {shown(getattr(self, name))}, expected one of {', '.join(known)}")
+        if not isinstance(self.head_settings, dict):
+            raise ValueError(f"head_settings {shown(self.head_settings)}, expected a mapping")
+        check_arguments(self.head, self.head_settings)
+        if self.form == "nms" and not positive(self.max_det, MAX_DETECTIONS):
             raise ValueError("NMS without max_det: an older export.py wrote it")
         if self.form == "nms":
             NmsSettings(self.conf_thres, self.iou_thres, self.max_det)  # raises an error out of 0..1
@@ -110,13 +125,14 @@ class Metadata:
             ValueError: not metadata that this project wrote; names `where`.
         """
         try:
-            values = json.loads(text)
+            values = plain_data(load_json(text, "its metadata"), "its metadata")
             values["names"] = class_names(values["names"], "it", strict=False)
             values["imgsz"] = tuple(values["imgsz"])
             return cls(**values).checked()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = clean(error, 240)
             raise ValueError(
-                f"{where}: no metadata of this project in it ({error}), expected a file written by export.py"
+                f"{first([where])}: no metadata of this project in it ({reason}), expected a file written by export.py"
             ) from None
 
     @classmethod
@@ -129,17 +145,22 @@ class Metadata:
         texts = {name for name, field in cls.__dataclass_fields__.items() if field.type == "str"}
         try:
             values = {
-                k: pairs[k] if k in texts else json.loads(pairs[k]) for k in cls.__dataclass_fields__ if k in pairs
+                k: pairs[k] if k in texts else load_json(pairs[k], "its metadata")
+                for k in cls.__dataclass_fields__
+                if k in pairs
             }
+            values = plain_data(values, "its metadata")
         except ValueError as error:
+            reason = clean(error, 240)
             raise ValueError(
-                f"{where}: metadata that is not JSON ({error}), expected a file written by export.py"
+                f"{first([where])}: metadata that is not JSON ({reason}), expected a file written by export.py"
             ) from None
         return cls.from_json(json.dumps(values), where)
 
 
-def positive(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
+def positive(value: Any, most: int) -> bool:
+    """Whether a value is a whole number from 1 to `most`."""
+    return type(value) is int and 0 < value <= most
 
 
 def append_metadata(path: Path, meta: Metadata) -> None:
@@ -156,7 +177,10 @@ def appended_metadata(path: Path) -> Metadata:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            size = archive.getinfo(MEMBER).file_size
+            if size > limit("json"):
+                raise over(first([path]), (MEMBER,), "json", f"has {size:,} characters")
             text = archive.read(MEMBER)
-    except (zipfile.BadZipFile, KeyError):
-        raise ValueError(f"{path}: no metadata in it, expected a file written by export.py") from None
+    except (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, RuntimeError, EOFError):
+        raise ValueError(f"{first([path])}: no metadata in it, expected a file written by export.py") from None
     return Metadata.from_json(text, path)

@@ -19,6 +19,8 @@ from models.heads import HEADS, Head
 from utils.backend import ModelLimits
 from utils.images import PAD
 from utils.optional import import_openvino, import_optional
+from utils.plain_data import limit
+from utils.text import clean
 
 LOGGER = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ class TorchScriptBackend(ExportedBackend):
         try:
             self.module = torch.jit.load(path, map_location=device, _extra_files=extra)
         except RuntimeError as error:
-            raise ValueError(f"{path}: not a TorchScript file ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{path}: not a TorchScript file ({first_line(error)})") from error
         super().__init__(path, Metadata.from_json(extra[MEMBER], path), half)
         self.device = device
 
@@ -110,7 +112,7 @@ class ExportedProgramBackend(ExportedBackend):
         try:
             program = torch.export.load(path, extra_files=extra)
         except (RuntimeError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: not an archive of torch.export ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{path}: not an archive of torch.export ({first_line(error)})") from error
         super().__init__(path, Metadata.from_json(extra[MEMBER], path), half)
         self.module = program.module(check_guards=False)  # one of its guards refuses batches whose results are right
 
@@ -135,7 +137,7 @@ class OnnxBackend(ExportedBackend):
         try:
             self.session = ort.InferenceSession(str(path), options, providers=providers)
         except self.errors as error:
-            raise ValueError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{path}: ONNX Runtime cannot load it ({first_line(error)})") from error
         super().__init__(path, Metadata.from_strings(self.session.get_modelmeta().custom_metadata_map, path), half)
         if len(providers) < len(wanted):
             LOGGER.warning("this onnxruntime has no CUDA; the file runs on the CPU (pip install onnxruntime-gpu)")
@@ -145,7 +147,7 @@ class OnnxBackend(ExportedBackend):
         try:
             return self.session.run(None, {self.input: images})
         except self.errors as error:
-            raise ValueError(f"{self.path}: ONNX Runtime failed ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{self.path}: ONNX Runtime failed ({first_line(error)})") from error
 
 
 class OpenVinoBackend(ExportedBackend):
@@ -158,7 +160,9 @@ class OpenVinoBackend(ExportedBackend):
         try:
             model = core.read_model(xml)
         except RuntimeError as error:
-            raise ValueError(f"{xml}: OpenVINO cannot load it ({str(error).strip().splitlines()[-1]})") from error
+            raise ValueError(
+                f"{xml}: OpenVINO cannot load it ({clean(str(error).strip().rpartition(chr(10))[2])})"
+            ) from error
         place = ["model_info", MEMBER.removesuffix(".json")]
         text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else ""
         super().__init__(path, Metadata.from_json(text, path), half)
@@ -177,7 +181,7 @@ class NcnnBackend(ExportedBackend):
 
     def __init__(self, path: Path, device: torch.device, half: bool, threads: int):
         folder = path if path.is_dir() else path.parent
-        super().__init__(path, Metadata.from_json(only_file(folder, MEMBER).read_bytes(), folder), half)
+        super().__init__(path, Metadata.from_json(read_bounded(only_file(folder, MEMBER)), folder), half)
         self.ncnn = import_optional("ncnn")
         self.net = self.ncnn.Net()
         if threads:
@@ -208,7 +212,7 @@ class LiteRtBackend(ExportedBackend):
         try:
             self.model = interpreter.Interpreter(str(path), num_threads=threads or None)
         except ValueError as error:
-            raise ValueError(f"{path}: LiteRT cannot load it ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{path}: LiteRT cannot load it ({first_line(error)})") from error
         self.model.allocate_tensors()
         self.input = self.model.get_input_details()[0]
         self.outputs = sorted(self.model.get_output_details(), key=lambda d: d["name"])
@@ -231,7 +235,7 @@ class ExecuTorchBackend(ExportedBackend):
         try:
             self.program = runtime.Runtime.get().load_program(path)
         except RuntimeError as error:
-            raise ValueError(f"{path}: ExecuTorch cannot load it ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{path}: ExecuTorch cannot load it ({first_line(error)})") from error
         self.method = self.program.load_method("forward")
         self.lock = threading.Lock()  # a method holds its outputs
 
@@ -243,6 +247,17 @@ class ExecuTorchBackend(ExportedBackend):
 def refuse_coreml(path: Path, device: torch.device, half: bool, threads: int) -> NoReturn:
     """Raise ValueError: Core ML files run on Apple devices only."""
     raise ValueError(f"{path}: Core ML files are not run here, only on Apple devices; see docs/export.md")
+
+
+def read_bounded(path: Path) -> bytes:
+    """The content of a file of metadata; of a longer one so much that it is refused."""
+    with path.open("rb") as file:
+        return file.read(limit("json") + 1)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a runtime's error, for a message."""
+    return clean(str(error).strip().partition("\n")[0])
 
 
 def arrays(output: Tensor | tuple[Tensor, ...]) -> list[np.ndarray]:
@@ -283,7 +298,10 @@ def decoder(meta: Metadata) -> Head:
     if meta.anchors:
         settings["anchors"] = [[side for anchor in level for side in anchor] for level in meta.anchors]
     make: Callable[..., Head] = HEADS[meta.head]
-    head = make(nc=len(meta.names), ch=[1] * len(meta.strides), **settings).eval()
+    try:
+        head = make(nc=len(meta.names), ch=[1] * len(meta.strides), **settings).eval()
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"its metadata does not describe a {meta.head} ({clean(error)})") from error
     head.stride.copy_(torch.tensor(meta.strides))
     return head
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,18 +15,33 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from models.plan import ModelPlan
 from models.weights.safe_pickle import PICKLE_ERRORS
-from models.weights.torch_file import read
-from models.weights.transfer import BUILD_ERRORS, check_fit
+from models.weights.torch_file import read, read_bytes
+from models.weights.transfer import check_fit
 from models.weights.yolov5 import holds_yolov5, import_yolov5
 from models.weights.yolox import holds_yolox, import_yolox
-from models.yolo import DetectionModel
-from utils.classes import class_names
+from models.yolo import BUILD_ERRORS, DetectionModel, plan_model
+from utils.classes import class_names, shown
 from utils.files import missing_weights, write_atomic
+from utils.plain_data import limit, load_json, over, plain_data, state_dict
+from utils.text import clean, first
 
 LOGGER = logging.getLogger(__name__)
 VERSION = 1
 REQUIRED = ("version", "yaml", "names", "model")  # keys of every checkpoint
+KINDS: dict[str, type | tuple[type, ...]] = {  # of the other keys
+    "yaml": dict,
+    "metrics": dict,
+    "hyp": dict,
+    "opt": dict,
+    "training": dict,
+    "anchors": list,
+    "stride": list,
+    "grid": int,
+    "epoch": int,
+    "fitness": (float, int),
+}
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
@@ -42,6 +56,7 @@ class Checkpoint:
         epoch: index of the last epoch. fitness, metrics: of its validation.
         hyp, opt: hyperparameters and flags of the run.
         training: the state that a resumed run needs, see TrainState; None if the file has only weights.
+        plan: of the network, where reading the file needed it.
     """
 
     yaml: dict[str, Any]
@@ -57,6 +72,7 @@ class Checkpoint:
     hyp: dict[str, float] = field(default_factory=dict)
     opt: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] | None = None
+    plan: ModelPlan | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: DetectionModel) -> Checkpoint:
@@ -72,18 +88,16 @@ class Checkpoint:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], path: Path) -> Checkpoint:
-        """The checkpoint that `as_dict` wrote; other keys are ignored.
+        """The checkpoint that `as_dict` wrote, its data checked and copied; other keys are ignored.
 
         Raises:
-            ValueError: a required key is missing, or holds something else than it should.
+            ValueError: a required key is missing, or holds something else than it should, or more than is allowed.
         """
-        check_content(path, content)
-        content = {**content, "names": class_names(content["names"], str(path), strict=False)}
-        return cls(**{f.name: content[f.name] for f in fields(cls) if content.get(f.name) is not None})
+        return cls(**check_content(content, first([path])))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data and tensors under the keys of the file; without fields that are None or empty."""
-        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "plan"}
         return {"version": VERSION} | {k: v for k, v in known.items() if v is not None and v != {}}
 
     @property
@@ -104,8 +118,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = 
     buffer = io.BytesIO()
     torch.save(checkpoint.as_dict(), buffer)
     try:
-        torch.load(io.BytesIO(buffer.getbuffer()), weights_only=True)
-    except pickle.UnpicklingError as error:
+        check_content(read_bytes(buffer.getbuffer()), "it")
+    except ValueError as error:
         raise ValueError(f"{path}: a checkpoint may hold only tensors and plain data ({error})") from error
     write_atomic(path, buffer.getbuffer(), previous=previous)
 
@@ -129,27 +143,57 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(missing_weights(path))
     content = load_safetensors(path) if path.suffix == ".safetensors" else load_archive(path)
-    return Checkpoint.from_dict(content, path)
+    checkpoint = Checkpoint.from_dict(content, path)
+    return checkpoint if checkpoint.plan is not None else with_plan(checkpoint, first([path]))
 
 
-def check_content(path: Path, content: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the required keys are there and hold what they should."""
-    if any(key not in content for key in REQUIRED):
-        raise ValueError(f"{path}: not a checkpoint of this project, expected the keys {', '.join(REQUIRED)}")
-    if content["version"] != VERSION:
-        raise ValueError(f"{path}: checkpoint version {content['version']!r:.20}, expected {VERSION}")
+def with_plan(checkpoint: Checkpoint, where: str) -> Checkpoint:
+    """The checkpoint with the plan of its network, which its weights fit; nothing of the network's size is allocated.
+
+    Raises:
+        ValueError: its rows build no network, or one that costs too much; its weights do not fit it.
+    """
+    try:
+        plan = plan_model(checkpoint.yaml)
+        check_fit(plan, checkpoint.weights)
+    except ValueError as error:
+        raise ValueError(f"{where}: {clean(error, 280)}") from error
+    return replace(checkpoint, plan=plan)
+
+
+def check_content(content: Any, where: str) -> dict[str, Any]:
+    """The fields of a checkpoint, each checked: the one gate for what a reader returned, whatever the format.
+
+    Raises:
+        ValueError: a required key is missing, or holds something else than it should, or more than is allowed.
+    """
+    if not isinstance(content, Mapping) or any(key not in content for key in REQUIRED):
+        raise ValueError(f"{where}: not a checkpoint of this project, expected the keys {', '.join(REQUIRED)}")
+    if type(content["version"]) is not int or content["version"] != VERSION:
+        raise ValueError(f"{where}: checkpoint version {shown(content['version'])}, expected {VERSION}")
+    known: dict[str, Any] = {"plan": content.get("plan")}
     for key in ("model", "ema"):
-        state = content.get(key) or {}
-        if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-            raise ValueError(f"{path}: '{key}' of the checkpoint holds something other than tensors")
-    for key in ("yaml", "names", "metrics", "hyp", "opt"):
-        if not isinstance(content.get(key, {}), dict):
+        if content.get(key) is not None:
+            known[key] = state_dict(content[key], where, key)
+    for key, kind in KINDS.items():
+        if content.get(key) is None:
+            continue
+        if not isinstance(content[key], kind) or isinstance(content[key], bool):
             raise ValueError(
-                f"{path}: '{key}' of the checkpoint is a {type(content[key]).__name__}, expected a mapping"
+                f"{where}: '{key}' of the checkpoint is a {type(content[key]).__name__}, expected {words(kind)}"
             )
-    names, nc = class_names(content["names"], str(path), strict=False), content["yaml"].get("nc")
-    if len(names) != nc:
-        raise ValueError(f"{path}: the checkpoint has {len(names)} names for {nc} classes")
+        tensors = key == "training"
+        known[key] = plain_data({key: content[key]}, where, finite=key == "yaml", tensors=tensors)[key]
+    known["names"] = class_names(plain_data({"names": content["names"]}, where)["names"], where, strict=False)
+    nc = known.get("yaml", {}).get("nc")
+    if len(known["names"]) != nc:
+        raise ValueError(f"{where}: the checkpoint has {len(known['names'])} names for {shown(nc)} classes")
+    return known
+
+
+def words(kind: type | tuple[type, ...]) -> str:
+    """A type in words."""
+    return "a mapping" if kind is dict else "a list" if kind is list else "a number"
 
 
 def load_archive(path: Path) -> dict[str, Any]:
@@ -158,22 +202,23 @@ def load_archive(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: neither this project's nor YOLOv5's nor YOLOX's.
     """
+    where = first([path])
     try:
-        content = read(path)  # refuses everything that could harm torch.load below
+        content = read(path)
         if holds_yolov5(content):
             checkpoint = {"version": VERSION} | import_yolov5(content)
-            LOGGER.info(f"{path}: a YOLOv5 checkpoint, read without running it")
+            LOGGER.info(f"{where}: a YOLOv5 checkpoint, read without running it")
             return checkpoint
         if holds_yolox(content):
             checkpoint = {"version": VERSION} | import_yolox(content)
-            LOGGER.info(f"{path}: a YOLOX checkpoint")
+            LOGGER.info(f"{where}: a YOLOX checkpoint")
             return checkpoint
         if not isinstance(content, dict) or not content.keys() >= {*REQUIRED}:
             raise ValueError(f"expected the keys {', '.join(REQUIRED)}, a pickled YOLOv5 model or a YOLOX state dict")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (ValueError, RuntimeError, pickle.UnpicklingError, *PICKLE_ERRORS) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not a usable checkpoint, nothing in it was run: {reason}") from error
+    except (ValueError, RuntimeError, *PICKLE_ERRORS) as error:
+        reason = clean(str(error).partition("\n")[0], 240)
+        raise ValueError(f"{where}: not a usable checkpoint, nothing in it was run: {reason}") from error
+    return {key: value for key, value in content.items() if key != "plan"}
 
 
 def load_safetensors(path: Path) -> dict[str, Any]:
@@ -182,13 +227,30 @@ def load_safetensors(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: not such a file.
     """
+    where = first([path])
     try:
+        check_header(path, "it")
         with safetensors.safe_open(path, "pt") as file:
-            content = json.loads((file.metadata() or {})["checkpoint"])
-            content["model"] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this project in safetensors ({error})") from error
+            names = list(file.keys())
+            if len(names) > limit("tensors"):
+                raise over("it", ("model",), "tensors", f"has {len(names):,} tensors")
+            content = load_json((file.metadata() or {})["checkpoint"], "its metadata")
+            if not isinstance(content, dict):
+                raise TypeError("the metadata is no mapping")
+            content = {key: value for key, value in content.items() if key not in ("plan", "ema")}
+            content["model"] = {name: file.get_tensor(name) for name in names}
+    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = clean(error, 240)
+        raise ValueError(f"{where}: not a checkpoint of this project in safetensors ({reason})") from error
     return content
+
+
+def check_header(path: Path, where: str) -> None:
+    """Raise ValueError where the header of a safetensors file is longer than one of this project can be."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > limit("json"):
+        raise over(where, ("header",), "json", f"has {size:,} characters")
 
 
 def build_model(checkpoint: Checkpoint) -> DetectionModel:
@@ -197,11 +259,15 @@ def build_model(checkpoint: Checkpoint) -> DetectionModel:
     Raises:
         ValueError: its weights do not fit its rows.
     """
-    check_fit(checkpoint.yaml, checkpoint.weights)
+    plan = checkpoint.plan
+    if plan is None or plan.yaml != checkpoint.yaml:
+        plan = plan_model(checkpoint.yaml)
+    check_fit(plan, checkpoint.weights)
     try:
-        model = DetectionModel(checkpoint.yaml)
+        model = DetectionModel(plan)
         model.load_state_dict(checkpoint.weights)
     except BUILD_ERRORS as error:
-        raise ValueError(f"the checkpoint's model cannot be built ({str(error).splitlines()[0][:200]})") from error
+        reason = clean(str(error).partition("\n")[0])
+        raise ValueError(f"the checkpoint's model cannot be built ({reason})") from error
     model.names = dict(checkpoint.names)
     return model.eval()

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from models.mobilevit import SIZES
 from models.weights.backbones import BACKBONES, backbone_of
+from models.weights.checkpoint import check_header
 from models.weights.torch_file import read
 from models.weights.transfer import TransferReport, part_of, shape_in, transfer
 from models.yolo import DetectionModel
+from utils.plain_data import state_dict
+from utils.text import clean, first
 
 LOGGER = logging.getLogger(__name__)
 TIMM = "timm:"
@@ -41,9 +44,13 @@ def read_published(source: str) -> dict[str, Tensor]:
             f"weights '{source}' not found, expected a .pt, .pth or .safetensors file or {TIMM}NAME"
         )
     try:
-        return unwrap(safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read(path))
+        if path.suffix == ".safetensors":
+            check_header(path, "it")
+            return unwrap(safetensors.torch.load_file(path))
+        return unwrap(read(path))
     except (ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: no weights that can be read, nothing in it was run: {error}") from error
+        reason = clean(error, 240)
+        raise ValueError(f"{first([path])}: no weights that can be read, nothing in it was run: {reason}") from error
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:
@@ -54,7 +61,8 @@ def unwrap(content: Any) -> dict[str, Tensor]:
     """
     for _ in range(3):
         if isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
-            return {str(key).removeprefix("module."): value for key, value in content.items()}
+            state = state_dict(dict(content), "it", "state_dict")
+            return {key.removeprefix("module."): value for key, value in state.items()}
         found = next((content[key] for key in WRAPPERS if key in content), None) if isinstance(content, dict) else None
         content = found
     raise ValueError(f"expected a state dict (name -> tensor) as it is or under one of the keys {', '.join(WRAPPERS)}")

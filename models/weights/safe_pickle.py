@@ -24,6 +24,10 @@ MAX_PICKLE = 32 * 2**20  # bytes; that of yolov5x has 0.2 MB
 MAX_STEPS = 1_000_000  # instructions, some seconds; a model of yolov5x has 84,000, a checkpoint may hold two
 MAX_BITS = 1024  # of an integer: arithmetic on one of a million digits takes minutes
 MAX_DIMENSIONS = 8
+MAX_WORD = 2**20  # bytes of a word or an integer's digits; the source of a class, in older files, has 20,000
+MAX_INDEX = 2**31  # of the memo, and of numbers as keys: larger ones can be chosen so that their hashes are equal
+MAX_OTHER_KEYS = 10_000  # keys of dicts that are no words; 2,000 parameters in an optimizer
+MAX_VIEWS = 3  # bytes of all tensors, for each byte of the file: a model and its average may share theirs
 MAX_EXPANDED = 2**22  # elements of all tensors that repeat their bytes; YOLOv5's grids at 1280 pixels have 403,200
 
 STORAGES = {
@@ -48,7 +52,7 @@ INERT = re.compile(
     r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path"
     r"|argparse\.Namespace|collections\.defaultdict|_codecs\.encode|datetime\.(datetime|date)"
 )
-KEYS = (str, int, float, bytes, type(None))  # of dicts: hashing a deeply nested tuple would crash the interpreter
+KEYS = (str, int, bytes, type(None))  # of dicts: hashing a deeply nested tuple would crash the interpreter
 # What interpreting a malformed program can raise. All values were built here, so no code of the file runs meanwhile.
 PICKLE_ERRORS = (
     IndexError,
@@ -90,15 +94,16 @@ class Record:
 class Machine:
     """Interprets one pickle: bytes, or a stream that is then positioned after it.
 
-    `storage` returns a storage's bytes by key; with None there are no tensors. `sizes`: bytes of each storage named.
+    `storage` returns a storage's bytes by key; with None there are no tensors. `size`: bytes of the file that holds
+    them. `sizes`: bytes of each storage named.
     """
 
-    def __init__(self, program: bytes | BytesIO, storage: Callable[[str], bytearray] | None):
+    def __init__(self, program: bytes | BytesIO, storage: Callable[[str], bytearray] | None, size: int = 0):
         if isinstance(program, bytes) and len(program) > MAX_PICKLE:
             raise ValueError(f"its pickle has {len(program):,} bytes, expected at most {MAX_PICKLE:,}")
         self.program, self.storage = program, storage
         self.sizes: dict[str, int] = {}
-        self.expanded = 0
+        self.size, self.expanded, self.viewed, self.other_keys = size, 0, 0, 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -120,6 +125,8 @@ class Machine:
                 if opcode.name in LITERALS:
                     if type(argument) is int and argument.bit_length() > MAX_BITS:
                         raise ValueError(f"an integer of more than {MAX_BITS} bits")
+                    if isinstance(argument, str | bytes) and len(argument) > MAX_WORD:
+                        raise ValueError(f"a word of {len(argument):,} bytes, expected at most {MAX_WORD:,}")
                     self.stack.append(argument)
                 elif opcode.name in STEPS:
                     STEPS[opcode.name](self, argument)
@@ -179,6 +186,8 @@ class Machine:
         self.stack.append(self.memo[number])
 
     def store(self, number: int) -> None:
+        if not 0 <= number < MAX_INDEX * 2:
+            raise ValueError("a number of its memo that is negative or too large")
         self.memo[number] = self.stack[-1]
 
     def extend(self, items: list[Any]) -> None:
@@ -192,7 +201,14 @@ class Machine:
             return
         if type(target) is not dict or len(items) % 2 or not all(isinstance(key, KEYS) for key in items[::2]):
             raise TypeError
-        target.update(zip(items[::2], items[1::2], strict=True))
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str:
+                self.other_keys += 1
+                if (isinstance(key, int) and not -MAX_INDEX < key < MAX_INDEX) or self.other_keys > MAX_OTHER_KEYS:
+                    raise ValueError(
+                        f"numbers as keys that are larger than {MAX_INDEX:,}, or more than {MAX_OTHER_KEYS:,}"
+                    )
+            target[key] = value
 
     def refer(self) -> None:
         """A reference out of the pickle: ('storage', type, key, device, elements), or a class with its source."""
@@ -233,6 +249,9 @@ class Machine:
         self.expanded += count if count > elements else 0
         if self.expanded > MAX_EXPANDED:
             raise ValueError(f"its tensors repeat their bytes to more than {MAX_EXPANDED:,} elements")
+        self.viewed += count * dtype.itemsize
+        if self.viewed > MAX_VIEWS * self.size + MAX_EXPANDED * 8:
+            raise ValueError(f"its tensors share their bytes, {self.viewed:,} in a file of {self.size:,}")
         if not count:
             return torch.empty(size, dtype=dtype)
         return torch.frombuffer(data, dtype=dtype).as_strided(size, stride, offset)

@@ -13,7 +13,7 @@ from typing import Any
 from models.weights.safe_pickle import PICKLE_ERRORS, Machine
 
 MAX_FILE = 4 * 2**30  # bytes
-MAX_MEMBERS = 100_000
+MAX_MEMBERS = 25_000  # a run of yolov5x has 4,000 tensors
 ZIP_MAGIC = b"PK\x03\x04"
 OLD_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number at the start of older files
 OLD_PROTOCOL = 1001
@@ -23,6 +23,9 @@ PROGRAMS = (  # a member of the archive, what it is then, and its usual suffix
 )
 
 
+Bytes = bytes | memoryview
+
+
 class Archive:
     """The zip file of torch.save: its pickle and its storages, checked before anything is read.
 
@@ -30,8 +33,8 @@ class Archive:
         ValueError: not such a file, or one that claims more than it holds.
     """
 
-    def __init__(self, path: Path):
-        self.data = path.read_bytes()
+    def __init__(self, data: Bytes):
+        self.data = data
         try:
             self.zip = zipfile.ZipFile(BytesIO(self.data))
             members = self.zip.infolist()
@@ -86,8 +89,8 @@ class OldArchive:
         ValueError: not such a file, or one that claims more than it holds.
     """
 
-    def __init__(self, path: Path):
-        self.data = path.read_bytes()
+    def __init__(self, data: Bytes):
+        self.data = data
         stream = BytesIO(self.data)
         stream.seek(len(OLD_MAGIC))
         system = [Machine(stream, None).run() for _ in range(2)]  # protocol, machine
@@ -96,7 +99,7 @@ class OldArchive:
         start = stream.tell()
         outline = Machine(stream, None)
         outline.run()
-        self.program = self.data[start : stream.tell()]
+        self.program = bytes(self.data[start : stream.tell()])
         keys = Machine(stream, None).run()
         if type(keys) is not list or len(keys) > MAX_MEMBERS or not all(type(key) is str for key in keys):
             raise ValueError("its list of storages is damaged")
@@ -104,37 +107,41 @@ class OldArchive:
         for key in keys:
             count = stream.read(8)
             size = outline.sizes.get(key, 0)
-            data = bytearray(stream.read(size))
-            if len(count) != 8 or len(data) != size or key in self.storages:
+            content = bytearray(stream.read(size))
+            if len(count) != 8 or len(content) != size or key in self.storages:
                 raise ValueError("its storages are cut short or repeat")
-            self.storages[key] = data
+            self.storages[key] = content
 
     def storage(self, key: str) -> bytearray:
         return self.storages[key]
 
 
-def open_archive(path: Path) -> Archive | OldArchive:
-    """The archive in a file of either of torch.save's formats.
+def open_archive(data: Bytes) -> Archive | OldArchive:
+    """The archive of either of torch.save's formats.
 
     Raises:
         ValueError: neither.
     """
-    if path.stat().st_size > MAX_FILE:
-        raise ValueError(f"it has {path.stat().st_size:,} bytes, expected at most {MAX_FILE:,}")
-    with path.open("rb") as file:
-        start = file.read(len(OLD_MAGIC))
+    start = bytes(data[: len(OLD_MAGIC)])
     if start.startswith(ZIP_MAGIC):
-        return Archive(path)
+        return Archive(data)
     if start != OLD_MAGIC:
         raise ValueError("torch.save did not write it (no zip archive, nor the format before torch 1.6)")
-    return OldArchive(path)
+    return OldArchive(data)
 
 
 def read(path: Path) -> Any:
-    """The content of a file of torch.save, with Records in place of objects; tensors on the CPU, sharing storages.
+    """The content of a file of torch.save, read once: see read_bytes."""
+    if path.stat().st_size > MAX_FILE:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes, expected at most {MAX_FILE:,}")
+    return read_bytes(path.read_bytes())
+
+
+def read_bytes(data: Bytes) -> Any:
+    """What torch.save wrote, with Records in place of objects; tensors on the CPU, sharing storages.
 
     Raises:
-        ValueError: not such a file, or something in it that no checkpoint needs; nothing was run.
+        ValueError: not such data, or something in it that no checkpoint needs; nothing was run.
     """
-    archive = open_archive(path)
-    return Machine(archive.program, archive.storage).run()
+    archive = open_archive(data)
+    return Machine(archive.program, archive.storage, len(data)).run()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from models.cost import MAX_GRID
 from models.heads import Head
-from models.yolo import DetectionModel, parse_model, read_model_yaml
+from models.plan import ModelPlan
+from models.yolo import DetectionModel
 from utils.classes import ClassMatch, short
-from utils.text import counted
+from utils.text import clean, counted
 
 LOGGER = logging.getLogger(__name__)
-MAX_LAYERS = 20_000  # yolov5x has 567 modules
-BUILD_ERRORS = (RuntimeError, OverflowError, TypeError, ZeroDivisionError, AssertionError)  # of torch, for bad rows
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TransferReport:
             count = counted(len(self.skipped), "tensor starts", "tensors start")
             lines.append(f"{count} from new values (--verbose names them)")
         if verbose:
-            lines += [f"  not transferred: {name} ({why})" for name, why in self.skipped.items()]
+            lines += [f"  not transferred: {clean(name, 80)} ({why})" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
     def class_text(self) -> str:
@@ -204,40 +204,22 @@ def shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "one number"
 
 
-def check_fit(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless `state` has exactly the tensors that the rows of `cfg` build.
-
-    Nothing is allocated, so a mapping that asks for more than the file holds costs nothing.
-    """
-    cfg, where = read_model_yaml(cfg)
-    wanted = sum(repeats_of(row) for row in [*cfg["backbone"], *cfg["head"]]) * cfg.get("depth_multiple", 1.0)
-    if wanted > MAX_LAYERS:
-        raise ValueError(f"{where}: its rows build {wanted:.0f} layers, expected at most {MAX_LAYERS}")
-    try:
-        with torch.device("meta"):
-            layers, _ = parse_model(cfg, where)
-    except BUILD_ERRORS as error:
-        raise ValueError(f"{where}: its rows cannot be built ({str(error).splitlines()[0][:100]})") from error
-    if not len(layers) or not isinstance(layers[-1], Head):
-        raise ValueError(f"{where}: the last row must be Detect or another head")
-    shapes = {f"model.{name}": tuple(t.shape) for name, t in layers.state_dict().items()}
+def check_fit(plan: ModelPlan, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `state` has exactly the tensors of a planned network, and strides; allocates nothing."""
+    shapes = plan.shapes
     wrong = sorted(name for name in shapes.keys() | state.keys() if shape_in(state, name) != shapes.get(name))
     if wrong:
         name = wrong[0]
         raise ValueError(
-            f"{where}: {len(wrong)} tensors do not fit the rows, the first is {name[:80]}: "
-            f"{shape_in(state, name)} in the file, {shapes.get(name)} in the model"
+            f"{plan.where}: {len(wrong)} tensors do not fit the rows, the first is {clean(name, 80)}: "
+            f"{clean(shape_in(state, name), 60)} in the file, {shapes.get(name)} in the model"
         )
+    strides = state[f"model.{len(plan.rows) - 1}.stride"]
+    if not ((strides > 0) & (strides <= MAX_GRID)).all():  # NaN is neither
+        found = clean(strides.tolist(), 80)
+        raise ValueError(f"{plan.where}: its strides are {found}, expected more than 0 and at most {MAX_GRID:,} pixels")
 
 
 def shape_in(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
     """The shape of a tensor; None if it is not in `state`."""
     return tuple(state[name].shape) if name in state else None
-
-
-def repeats_of(row: Any) -> int:
-    """The layers that a row builds; 1 for a malformed one, which parse_row refuses."""
-    if not isinstance(row, list) or len(row) != 4 or type(row[1]) is not int or not isinstance(row[3], list):
-        return 1
-    inside = row[3][2] if row[2] == "MobileViTBlock" and len(row[3]) > 2 else 1  # its transformer layers
-    return abs(row[1]) * (abs(inside) if type(inside) is int else 1)

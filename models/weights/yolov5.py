@@ -12,19 +12,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from models.plan import ModelPlan
+from models.rows import ACTIVATIONS
 from models.weights.safe_pickle import Record
 from models.weights.transfer import check_fit
-from models.yolo import ACTIVATIONS, NORM_EPS, parse_model
+from models.yolo import NORM_EPS, plan_model
 from utils.classes import class_names as read_names
+from utils.plain_data import plain_data, state_dict
+from utils.text import clean
 
 MODELS = ("models.yolo.Model", "models.yolo.DetectionModel")
 CFG_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "ch", "activation", "backbone", "head")
 MAX_MODULES = 20_000  # yolov5x has 567
-MAX_VALUES = 100_000  # numbers and strings of a model's mapping
 MAX_DEPTH = 30
+MAX_LEVELS = 32  # 3 or 4 in YOLOv5
+MAX_NAME = 100  # characters of the name of a module or a tensor in its parent
+MAX_ANCHORS = 1_000  # numbers of all levels; yolov5x has 18
 SETTINGS = {  # attributes of a module that change what it computes and are not tensors
     "Conv2d": ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
     "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
@@ -49,11 +54,13 @@ def holds_yolov5(content: Any) -> bool:
 
 def model_record(content: Any) -> Any:
     """The model in a checkpoint's content: the averaged one where there is one."""
-    return (content.get("ema") or content.get("model")) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping):
+        return content
+    return content["ema"] if isinstance(content.get("ema"), Record) else content.get("model")
 
 
 def import_yolov5(content: Any) -> dict[str, Any]:
-    """The content that `torch_file.read` returned -> yaml, names and model (state dict, float32) of a checkpoint here.
+    """What `torch_file.read` returned -> yaml, names, model (state dict, float32) and plan of a checkpoint here.
 
     Raises:
         ValueError: not a YOLOv5 detection model of v5 to v7, or one whose layers compute something else here.
@@ -61,39 +68,47 @@ def import_yolov5(content: Any) -> dict[str, Any]:
     root = model_record(content)
     if not isinstance(root, Record) or root.name.removeprefix("yolov5.") not in MODELS:
         found = root.name if isinstance(root, Record) else type(root).__name__
-        raise ValueError(f"it holds a {found[:80]}, expected a YOLOv5 detection model (v5 to v7), models.yolo.Model")
+        raise ValueError(
+            f"it holds a {clean(found, 80)}, expected a YOLOv5 detection model (v5 to v7), models.yolo.Model"
+        )
     modules = dict(walk(root))
     head = modules.get(f"model.{len(children(modules['model'])) - 1}") if "model" in modules else None
     if head is None or head.name.removeprefix("yolov5.") != "models.yolo.Detect":
         found = head.name if head else "nothing"
-        raise ValueError(f"its head is {found[:80]}, expected models.yolo.Detect (detection, not segmentation)")
+        raise ValueError(f"its head is {clean(found, 80)}, expected models.yolo.Detect (detection, not segmentation)")
     where = next(path for path, module in modules.items() if module is head)
     tensors = {f"{path}.{name}": t for path, module in modules.items() for name, t in own_tensors(module)}
+    state_dict(tensors, "its model", "tensors")
     stride = level_numbers(attributes(head).get("stride"), attributes(root).get("stride"))
     anchors = tensors.pop(f"{where}.anchors", None)
     tensors.pop(f"{where}.anchor_grid", None)  # v5 has the anchors in pixels, too
-    if anchors is None or anchors.ndim != 3 or len(anchors) != len(stride):
+    if anchors is None or anchors.ndim != 3 or len(anchors) != len(stride) or anchors.numel() > MAX_ANCHORS:
         raise ValueError("its Detect has no anchors, expected a buffer of (levels, anchors, 2)")
+    if not anchors.isfinite().all():
+        raise ValueError("the anchors of its Detect are infinite or no numbers, expected pixels")
     pixels = anchors.float() * stride.view(-1, 1, 1)  # kept in units of the stride there, in pixels here
     cfg = model_mapping(attributes(root), modules, pixels)
     state = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     state |= {f"{where}.anchors": pixels, f"{where}.stride": stride}
-    check_layers(cfg, modules, state)
-    return {"yaml": cfg, "names": class_names(attributes(root).get("names"), cfg["nc"]), "model": state}
+    plan = plan_model(cfg)
+    check_fit(plan, state)
+    check_layers(plan, modules)
+    names = class_names(attributes(root).get("names"), plan.yaml["nc"])
+    return {"yaml": plan.yaml, "names": names, "model": state, "plan": plan}
 
 
 def attributes(module: Record) -> dict[str, Any]:
     """The attributes of a module's record."""
     if not isinstance(module.state, dict):
-        raise ValueError(f"its {module.name[:80]} has no attributes")
+        raise ValueError(f"its {clean(module.name, 80)} has no attributes")
     return module.state
 
 
 def children(module: Record) -> dict[str, Any]:
     """The modules directly in a module."""
     found = attributes(module).get("_modules", {})
-    if not isinstance(found, dict):
-        raise ValueError(f"the modules of its {module.name[:80]} are no mapping")
+    if not isinstance(found, dict) or any(type(name) is not str or len(name) > MAX_NAME for name in found):
+        raise ValueError(f"the modules of its {clean(module.name, 80)} are no mapping of names")
     return found
 
 
@@ -116,50 +131,45 @@ def own_tensors(module: Record) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a module's own parameters and buffers."""
     for kind in ("_parameters", "_buffers"):
         held = attributes(module).get(kind, {})
-        if not isinstance(held, dict):
-            raise ValueError(f"{kind} of its {module.name[:80]} is no mapping")
+        if not isinstance(held, dict) or any(type(name) is not str or len(name) > MAX_NAME for name in held):
+            raise ValueError(f"{kind} of its {clean(module.name, 80)} is no mapping of names")
         for name, value in held.items():
             if isinstance(value, Tensor):
-                yield str(name), value
+                yield name, value
             elif value is not None:
-                raise ValueError(f"{kind} of its {module.name[:80]} holds a {type(value).__name__}, expected tensors")
+                raise ValueError(
+                    f"{kind} of its {clean(module.name, 80)} holds a {type(value).__name__}, expected tensors"
+                )
 
 
 def level_numbers(*candidates: Any) -> Tensor:
     """The first candidate that is a (levels,) tensor of positive numbers, as float32."""
     for value in candidates:
-        if isinstance(value, Tensor) and value.ndim == 1 and len(value) and (value > 0).all():
-            return value.float()
-    raise ValueError("it has no strides, expected a tensor of positive numbers")
+        if isinstance(value, Tensor) and value.ndim == 1 and 0 < len(value) <= MAX_LEVELS:
+            numbers = value.float()
+            if ((numbers > 0) & numbers.isfinite()).all():
+                return numbers
+    raise ValueError(f"it has no strides, expected a tensor of at most {MAX_LEVELS} positive numbers")
 
 
-def plain(value: Any, budget: list[int], depth: int = 0) -> Any:
-    """A copy of numbers, strings, lists and dicts.
-
-    Raises:
-        ValueError: something else, or more than a model's mapping can need.
-    """
-    budget[0] -= 1
-    if budget[0] < 0 or depth > MAX_DEPTH:
-        raise ValueError("its model mapping is too large")
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if type(value) in (list, tuple):
-        return [plain(item, budget, depth + 1) for item in value]
-    if type(value) is dict:
-        return {str(key): plain(item, budget, depth + 1) for key, item in value.items()}
-    raise ValueError(f"its model mapping holds a {type(value).__name__}, expected numbers, words and lists")
+def as_lists(value: Any) -> Any:
+    """Plain data with lists in place of tuples and words as keys, as a YAML has them."""
+    if isinstance(value, list | tuple):
+        return [as_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): as_lists(item) for key, item in value.items()}
+    return value
 
 
 def model_mapping(state: dict[str, Any], modules: dict[str, Record], anchors: Tensor) -> dict[str, Any]:
     """The model mapping in this project's form, with the anchors and the activation of the modules."""
-    cfg = plain(state.get("yaml"), [MAX_VALUES])
+    cfg = as_lists(plain_data(state.get("yaml"), "its model mapping"))
     if not isinstance(cfg, dict):
         raise ValueError("it has no rows, expected a mapping 'yaml'")
     cfg = {key: cfg[key] for key in CFG_KEYS if cfg.get(key) is not None}
     cfg["anchors"] = [[int(n) if n == int(n) else n for n in level] for level in anchors.flatten(1).tolist()]
     file = state.get("yaml_file")
-    cfg["name"] = PurePath(file).name if isinstance(file, str) else "YOLOv5"
+    cfg["name"] = clean(PurePath(file[:4096]).name, 80) if isinstance(file, str) else "YOLOv5"
     cfg |= norm_eps(modules)
     kinds = {
         module.name.rpartition(".")[2]: module
@@ -186,7 +196,7 @@ def norm_eps(modules: dict[str, Record]) -> dict[str, float]:
 
 def class_names(names: Any, nc: int) -> dict[int, str]:
     """Class index -> name, of a list or of a mapping in any order."""
-    names = plain(names, [MAX_VALUES])
+    names = plain_data(names, "its names")
     if names is None:  # as YOLOv5 itself numbers them
         return {i: f"class{i}" for i in range(nc)}
     found = read_names(names, "its model", strict=False)
@@ -195,12 +205,9 @@ def class_names(names: Any, nc: int) -> dict[int, str]:
     return found
 
 
-def check_layers(cfg: Mapping[str, Any], modules: dict[str, Record], state: dict[str, Tensor]) -> None:
-    """Raise ValueError unless the rows build the modules of the file; nothing of the model's size is allocated."""
-    check_fit(cfg, state)
-    with torch.device("meta"):
-        layers, _ = parse_model(cfg)
-    built = {f"model.{path}": module for path, module in layers.named_modules()}
+def check_layers(plan: ModelPlan, modules: dict[str, Record]) -> None:
+    """Raise ValueError unless the rows build the modules of the file."""
+    built = {f"model.{path}": module for path, module in plan.layers.named_modules()}
     for path, module in modules.items():
         kind = module.name.rpartition(".")[2]
         if kind in NO_OPS:
@@ -208,12 +215,16 @@ def check_layers(cfg: Mapping[str, Any], modules: dict[str, Record], state: dict
         here = built.get(path)
         if module.name.startswith("torch.") and type(here).__name__ != kind and path != "model":
             found = type(here).__name__ if here is not None else "nothing"
-            raise ValueError(f"{path} is {kind} in the file, {found} in the model that its rows build here")
+            raise ValueError(
+                f"{clean(path, 80)} is {clean(kind, 40)} in the file, {found} in the model that its rows build here"
+            )
         for setting in SETTINGS.get(kind, ()):
             theirs = attributes(module).get(setting)
             ours = getattr(here, RENAMED.get(setting, setting), None)
             if not same_setting(theirs, ours):
-                raise ValueError(f"{path} ({kind}) has another {setting} in the file than in the model built here")
+                raise ValueError(
+                    f"{clean(path, 80)} ({clean(kind, 40)}) has another {setting} in the file than in the model here"
+                )
 
 
 def same_setting(a: Any, b: Any) -> bool:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from models.weights.transfer import check_fit
-from models.yolo import read_model_yaml
+from models.yolo import plan_model
 from utils.files import REPO
+from utils.text import clean
 
 STEM = "backbone.backbone.stem.conv.conv.weight"
 NEW_STEM = "model.0.conv.conv.weight"
@@ -66,7 +67,7 @@ def holds_yolox(content: Any) -> bool:
 
 
 def import_yolox(content: Any) -> dict[str, Any]:
-    """What `torch_file.read` returned -> yaml, names and model (state dict, float32) of this project's checkpoint.
+    """What `torch_file.read` returned -> yaml, names, model (state dict, float32) and plan of a checkpoint here.
 
     Raises:
         ValueError: something other than tensors, or not a network of YOLOX's sizes.
@@ -74,16 +75,17 @@ def import_yolox(content: Any) -> dict[str, Any]:
     state = content["model"]
     if not all(isinstance(name, str) and isinstance(t, Tensor) for name, t in state.items()):
         raise ValueError("its 'model' holds something other than tensors")
-    cfg, where = read_model_yaml(REPO / "models" / f"yolox-{size_of(state)}.yaml", nc=class_count(state))
-    cfg["name"] = where
+    plan = plan_model(REPO / "models" / f"yolox-{size_of(state)}.yaml", nc=class_count(state))
+    cfg = plan.yaml
+    cfg["name"] = plan.where
     renamed = {new_name(name): t.float() if t.is_floating_point() else t for name, t in state.items()}
     renamed["model.24.stride"] = torch.tensor(STRIDES)
-    check_fit(cfg, renamed)
+    check_fit(plan, renamed)
     renamed[NEW_STEM] = rgb_stem(renamed[NEW_STEM])
     names = COCO.replace("\n", " ").split(", ")
     if cfg["nc"] != len(names):
         names = [f"class{i}" for i in range(cfg["nc"])]
-    return {"yaml": cfg, "names": dict(enumerate(names)), "model": renamed}
+    return {"yaml": cfg, "names": dict(enumerate(names)), "model": renamed, "plan": plan}
 
 
 def size_of(state: Mapping[str, Tensor]) -> str:
@@ -127,7 +129,7 @@ def new_name(name: str) -> str:
         if name.startswith(f"{old}."):
             words = name.removeprefix(f"{old}.").split(".")
             return ".".join(["model", str(row), *(PARTS.get(word, word) for word in words)])
-    raise ValueError(f"its tensor {name[:80]} is none of a YOLOX detector")
+    raise ValueError(f"its tensor {clean(name, 80)} is none of a YOLOX detector")
 
 
 def rgb_stem(weight: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from utils.device import cpu_count
 from utils.files import write_atomic
 from utils.progress import Progress
 from utils.reading import read_bytes
-from utils.text import clean, counted
+from utils.text import ErrorList, clean, counted
 
 LOGGER = logging.getLogger(__name__)
 MAX_MESSAGES = 10  # of one kind, in the log or in an error
@@ -212,8 +212,7 @@ def _scan_files(images: Sequence[str | Path], reader: LabelReader, log_file: Pat
         found = list(Progress(work, len(images), lambda: "scanning labels"))
     errors = Messages.of((e for item in found for e in item.labels.errors), _stood_for(found, 1))
     if errors.total:
-        shown = "".join(f"\n  {line}" for line in _shortened(errors, "label errors", log_file))
-        raise ValueError(f"{counted(errors.total, 'label error')}:{shown}")
+        raise ErrorList(counted(errors.total, "label error"), _shortened(errors, "label errors", log_file))
     good = [i for i, item in enumerate(found) if item.bad is None and item.labels.skip_reason is None]
     labels = [found[i].labels for i in good]
     result = Scan(
