@@ -60,6 +60,8 @@ class Server:
         return self
 
     def __exit__(self, *error: object) -> None:
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)  # which ends the thread that accepts
         self.listener.close()
 
 
