@@ -117,8 +117,8 @@ def main(cfg: DetectConfig) -> Path:
     """Detect in every frame of the source; returns the run's folder.
 
     Raises:
-        ValueError, FileNotFoundError: see build_predictor, open_source, weights_or_newest; some inputs could not be read, after all
-            others are done.
+        ValueError, FileNotFoundError: see build_predictor, open_source, weights_or_newest; some inputs could not be
+            read, after all others are done.
     """
     frames = open_source(cfg.source, cfg.vid_stride, cfg.stream_timeout)
     cfg = replace(cfg, weights=weights_or_newest(cfg.weights))

@@ -287,6 +287,15 @@ def frame_without_length(connection: socket.socket, address: str) -> None:
 
 
 @fault
+def frame_that_comes_late(connection: socket.socket, address: str) -> None:
+    """Data that OpenCV grabs again and again, and never makes a frame of."""
+    data = head(Content_Type="image/jpeg", Content_Length=len(jpeg()) + 100) + jpeg()
+    for start in range(0, len(data), 148):
+        connection.sendall(data[start : start + 148])
+        time.sleep(0.02)
+
+
+@fault
 def frames_in_drips(connection: socket.socket, address: str) -> None:
     connection.sendall(MULTIPART)
     drip(connection, part(jpeg()) * 10)
