@@ -60,6 +60,8 @@ class Server:
         return self
 
     def __exit__(self, *error: object) -> None:
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)  # which ends the thread that accepts
         self.listener.close()
 
 
@@ -282,6 +284,15 @@ def frame_without_end(connection: socket.socket, address: str) -> None:
 def frame_without_length(connection: socket.socket, address: str) -> None:
     connection.sendall(MULTIPART + b"--next\r\nContent-Type: image/jpeg\r\n\r\n" + jpeg())
     forever(connection, bytes(1 << 18))
+
+
+@fault
+def frame_that_comes_late(connection: socket.socket, address: str) -> None:
+    """Data that OpenCV grabs again and again, and never makes a frame of."""
+    data = head(Content_Type="image/jpeg", Content_Length=len(jpeg()) + 100) + jpeg()
+    for start in range(0, len(data), 148):
+        connection.sendall(data[start : start + 148])
+        time.sleep(0.02)
 
 
 @fault
