@@ -38,6 +38,7 @@ COMMANDS = {
     "shapes": Command("data.make_shapes", purpose="Draw the built-in data set."),
     "summary": Command("models.yolo", purpose="Print the layers, parameters and GFLOPs of model YAMLs."),
     "doctor": Command("tools.doctor", "DoctorConfig"),
+    "import": Command("tools.import_labels", "ImportConfig"),
     "report": Command("utils.train.report", "ReportConfig"),
     "convert": Command("tools.convert", "ConvertConfig"),
     "classify": Command("tools.classify", "ClassifyConfig"),

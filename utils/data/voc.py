@@ -72,7 +72,7 @@ class VocLabels:
         objects, errors = list[AnnotatedObject](), list[str]()
         for k, item in enumerate(root.iter("object"), 1):
             try:
-                objects.append(_object(item, f"{path}: object {k}"))
+                objects.append(read_object(item, f"{path}: object {k}"))
             except ValueError as error:
                 errors.append(f"{path}: object {k}: {error}")
         stated = (height, width) if min(height, width) > 0 else size
@@ -116,7 +116,7 @@ def _stated_folder(path: Path) -> str:
         return ""
 
 
-def _object(item: ElementTree.Element, where: str) -> AnnotatedObject:
+def read_object(item: ElementTree.Element, where: str) -> AnnotatedObject:
     """An `<object>`; raises ValueError, without file and number, if a field is missing or is not a number."""
     name = (item.findtext("name") or "").strip()
     if not name:
