@@ -34,12 +34,13 @@ from models import common, yolo
 from models.mobilevit import MobileViT, to_published
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
-from tools import classify, coco_parity, convert, kill_and_resume
+from tools import classify, coco_parity, convert, import_labels, kill_and_resume
 from utils.config import parse_cli
 from utils.files import REPO
 from utils.images import imwrite
 
 RUN = ("README.md", "docs/training.md", "docs/val.md", "docs/detect.md", "docs/weights.md", "docs/export.md")
+RUN += ("docs/annotate.md",)
 PARSED = ("README.md", "docs/index.md", *(page for page in RUN if page != "docs/export.md"))  # its own: test_export.py
 PYTHON = ("README.md", "docs/index.md", "docs/python-api.md", "docs/weights.md")
 SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
@@ -50,6 +51,7 @@ SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
     "tools/classify.py": (classify.main, classify.ClassifyConfig),
     "tools/coco_parity.py": (coco_parity.main, val.ValConfig),
     "tools/convert.py": (convert.main, convert.ConvertConfig),
+    "tools/import_labels.py": (import_labels.main, import_labels.ImportConfig),
     "tools/kill_and_resume.py": (kill_and_resume.main, kill_and_resume.KillConfig),
 }
 NAMES = ["wide", "high", "star"]
@@ -237,7 +239,7 @@ def test_commands_run(
 
 def test_commands_and_pages_have_been_found() -> None:
     run = {split(line)[1] for line in commands(RUN, "bash")}
-    assert run == set(SCRIPTS) - {"tools/kill_and_resume.py"}
+    assert run == set(SCRIPTS) - {"tools/kill_and_resume.py", "tools/import_labels.py"}
     assert len(commands(RUN, "bash")) > 35 and len(commands(PARSED, "sh")) > 15
     for config, name in ((train.TrainConfig, "train"), (val.ValConfig, "val"), (detect.DetectConfig, "detect")):
         assert (config().project, config().name) == (f"runs/{name}", "exp")  # as the pages say

@@ -60,7 +60,9 @@ class Ledger:
     @property
     def lines(self) -> list[str]:
         """A line for each kind, with the count and the first places; then notes."""
-        counts = [f"{len(where):,} {what}: {first(where)}" for what, where in self.places.items()]
+        counts = [
+            f"{what}: {len(where):,} ({first(list(dict.fromkeys(where)))})" for what, where in self.places.items()
+        ]
         return [*counts, *(clean(note, 400) for note in self.notes)]
 
 

@@ -121,8 +121,8 @@ def _reference(data: dict[str, Any]) -> str:
 
 def spellings(reference: str) -> tuple[str, ...]:
     """The paths that a URL may stand for, the likeliest first."""
-    if "?d=" in reference:
-        local = reference.partition("?d=")[2]
+    if "local-files/?d=" in reference:
+        local = reference.partition("local-files/?d=")[2]
         return unquote(local), local
     if "://" in reference or reference.startswith("/data/upload/"):
         path = reference.partition("://")[2] or reference

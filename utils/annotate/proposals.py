@@ -106,7 +106,7 @@ class PreAnnotations:
             content = {"path": ".", "train": "images/train", "names": dict(self.names)}
             texts["data.yaml"] = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
         elif self.kind == "voc":
-            texts = {f"Annotations/{item.stem}.xml": voc_text(item, self.names) for item in proposals}
+            texts = {f"{item.stem}.xml": voc_text(item, self.names) for item in proposals}
         elif self.kind == "coco":
             texts = {"annotations.json": coco_text(proposals, self.names)}
         elif self.kind == "cvat":
