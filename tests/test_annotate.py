@@ -114,6 +114,12 @@ def test_what_is_proposed_comes_back(kind: str, seed: int, tmp_path: Path) -> No
         limit = np.array([w, h, w, h]) * (EXACT.get(kind, 0) + FLOAT) + ROUNDED.get(kind, 0)
         assert names == [NAMES[label] for label in boxes.label.tolist()]
         assert (np.abs(xyxy - boxes.xyxy) <= limit).all()
+    in_order = import_labels(
+        ImportConfig(str(folder), str(images), str(folder / "classes.txt"), str(tmp_path / "same"), val=0)
+    )
+    assert in_order.classes == len(NAMES) and list(read_data_yaml(tmp_path / "same").names.values()) == list(
+        NAMES.values()
+    )
     given = list(yaml.safe_load((tmp_path / "set" / "data.yaml").read_text())["names"].values())
     assert (
         given == list(NAMES.values())
@@ -365,7 +371,7 @@ def test_label_studio_min(photos: Path, tmp_path: Path, caplog: pytest.LogCaptur
         "lead_time": 1.0,
     }
     items = [
-        {"image": "/data/upload/1/12345678-c_d.png", "id": 1, "label": [box], "quality": "good", **more},
+        {"image": "/data/upload/1/12345678__c_d.png", "id": 1, "label": [box], "quality": "good", **more},
         {"image": "/data/upload/1/12345678-a.png", "id": 2, **more},
         {"image": "/data/upload/1/12345678-b.png", "id": 3, **more, "annotation_id": None},
     ]

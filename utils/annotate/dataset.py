@@ -20,7 +20,7 @@ from utils.decode import ImageInfo, probe
 from utils.files import remove, write_atomic
 from utils.text import counted
 
-UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the names of uploaded files
+UPLOADED = re.compile(r"[0-9a-f]{8}(-|__)(?=.)")  # what Label Studio puts before names of uploads, and of its VOC files
 CLIPPED = "boxes outside of their image, without area or given twice, clipped or dropped"
 BAD_BOXES = "boxes that cannot be used, left out"
 CROWDS = "crowds and difficult objects, which YOLO labels cannot mark, left out"
@@ -156,7 +156,7 @@ def write_dataset(
     if not infos:
         raise ValueError(f"no image can be used, nothing was written; {'; '.join(ledger.lines)}"[:399])
     base = Path(os.path.commonpath([image.parent for image in infos]))
-    held_back = validation({image: image.relative_to(base).as_posix() for image in infos}, val_share)
+    held_back = validation({image: image.name for image in infos}, val_share)
     classes = {name: k for k, name in names.items()}
     partial = out.with_name(f"{out.name}.{os.getpid()}.part")
     counts, boxes, used = {"train": 0, "val": 0}, 0, set[str]()

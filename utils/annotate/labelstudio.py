@@ -113,10 +113,12 @@ def _read_task(task: dict[str, Any], where: str, ledger: Ledger) -> Exported | N
 def _reference(data: dict[str, Any]) -> str:
     """The path or URL of a task's image; '' if it has none."""
     texts = {key: value for key, value in data.items() if isinstance(value, str) and key not in OWN_KEYS}
-    images = [
-        text for text in texts.values() if Path(unquote(text.partition("?X-")[0])).suffix.lower() in IMAGE_SUFFIXES
-    ]
+    images = [text for text in texts.values() if _is_image(text) or _is_image(text.partition("?")[0])]
     return (images or [texts.get(IMAGE, "")])[0]
+
+
+def _is_image(reference: str) -> bool:
+    return Path(unquote(reference)).suffix.lower() in IMAGE_SUFFIXES
 
 
 def spellings(reference: str) -> tuple[str, ...]:

@@ -24,7 +24,19 @@ from utils.text import clean, counted, first
 LOGGER = logging.getLogger(__name__)
 FORMATS = ("yolo", "coco", "voc", "cvat", "labelstudio")
 FOLDER = "annotations"  # in the run's folder
+MAIN = {"cvat": "annotations.xml", "coco": "annotations.json", "labelstudio": "tasks.json"}
+NOT_UTF8 = re.compile("[\ud800-\udfff]")  # stand for bytes of names that are not UTF-8
 NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold, and \r
+
+
+def one_line(name: str) -> str:
+    """A name for a text file with a name a line."""
+    return name if len(name.splitlines()) == 1 else clean(name)
+
+
+def holds(text: str, xml: bool) -> bool:
+    """Whether a file in UTF-8, or in XML, can hold a name as it is."""
+    return not (NOT_XML if xml else NOT_UTF8).search(text)
 
 
 class PreAnnotations:
@@ -45,12 +57,13 @@ class PreAnnotations:
         self.images = self.folder / ("images/train" if kind == "yolo" else "images")  # of frames of videos
         self.found: dict[Path, tuple[tuple[int, int], Boxes]] = {}
         self.unnamed: list[Path] = []  # images whose names the format cannot hold
-        if odd := [name for name in names.values() if not self.holds(name)] if kind else []:
+        odd = (
+            [name for name in names.values() if not holds(name, kind in ("voc", "cvat", "labelstudio"))] if kind else []
+        )
+        if odd:
             raise ValueError(f"--annotate {kind}: class '{clean(odd[0], 60)}' has characters that it cannot hold")
-        for name in {"cvat": ["annotations.xml"], "coco": ["annotations.json"], "labelstudio": ["tasks.json"]}.get(
-            kind, ()
-        ):
-            files.check(self.folder / name)
+        if kind in MAIN:
+            files.check(self.folder / MAIN[kind])
 
     def __enter__(self) -> PreAnnotations:
         return self
@@ -60,12 +73,6 @@ class PreAnnotations:
     ) -> None:
         if self.kind and self.found:
             self.write()
-
-    def holds(self, name: str) -> bool:
-        """Whether the format can hold a name as it is."""
-        return not (
-            NOT_XML.search(name) if self.kind in ("voc", "cvat", "labelstudio") else re.search("[\ud800-\udfff]", name)
-        )
 
     def add(self, path: Path, image: np.ndarray, boxes: Boxes, stem: str, is_frame: bool) -> None:
         """Add the boxes, in pixels, of an image (H, W, 3); one without a file, as a frame of a video, is written.
@@ -79,7 +86,7 @@ class PreAnnotations:
             path = self.images / f"{stem}.jpg"
             with self.files.writing(path):
                 imwrite(path, image)
-        if not self.holds(path.name):
+        if not holds(str(path), self.kind in ("voc", "cvat")):
             self.unnamed.append(path)
             return
         self.found[Path(os.path.abspath(path))] = ((image.shape[0], image.shape[1]), boxes)
@@ -115,7 +122,7 @@ class PreAnnotations:
             root = self.document_root()
             texts = {"tasks.json": tasks_text(proposals, self.names, root), "interface.xml": interface_text(self.names)}
             LOGGER.info(f"Label Studio finds the images with LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}")
-        texts["classes.txt"] = "".join(f"{clean(name)}\n" for name in self.names.values())
+        texts["classes.txt"] = "".join(f"{one_line(name)}\n" for name in self.names.values())
         for name, text in texts.items():
             with self.files.writing(self.folder / name) as path:
                 write_atomic(path, text, sync=len(texts) < 10)
