@@ -257,7 +257,7 @@ def test_cvat(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     found = run_import(export, photos, tmp_path, caplog, names="")
     assert set(found) == {"a.png", "b.png"} and found["b.png"][0] == []
     names, xyxy = found["a.png"]
-    wanted = [[0, 0, 0.5, 1], [90, 30, 110, 70], [10, 10, 30, 50], [90, 30, 110, 70], [5, 6, 12, 14]]
+    wanted: list[list[float]] = [[0, 0, 0.5, 1], [90, 30, 110, 70], [10, 10, 30, 50], [90, 30, 110, 70], [5, 6, 12, 14]]
     wanted.pop(3)  # the ellipse's box is that of the turned box: given twice
     assert names == ["spot", "cell", "cell", "cell"] and np.allclose(xyxy, wanted, atol=1e-4)
     for line in (
@@ -385,14 +385,16 @@ def test_label_studio_min(photos: Path, tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_coco_in_a_zip(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As CVAT writes it: turned boxes in an attribute, polygons, a crowd; with the images in the zip."""
-    shapes = [
+    shapes: list[dict[str, object]] = [
         {"bbox": [10, 20, 30, 40], "segmentation": [[10, 20, 40, 20, 40, 60, 10, 60]], "attributes": {"rotation": 0.0}},
         {"bbox": [80, 40, 40, 20], "segmentation": [], "attributes": {"occluded": False, "rotation": 90.0}},
         {"bbox": [], "segmentation": [[1, 2, 9, 4, 5, 30]]},
         {"bbox": [0, 0, 50, 50], "iscrowd": 1, "segmentation": {"size": [100, 200], "counts": [1]}},
     ]
-    rows = [{"id": k, "image_id": 1, "category_id": 2, **shape} for k, shape in enumerate(shapes)]
-    images = [{"id": 1, "file_name": "a.png", "width": 200, "height": 100}]
+    rows: list[dict[str, object]] = [
+        {"id": k, "image_id": 1, "category_id": 2, **shape} for k, shape in enumerate(shapes)
+    ]
+    images: list[dict[str, object]] = [{"id": 1, "file_name": "a.png", "width": 200, "height": 100}]
     images.append(images[0] | {"id": 2, "file_name": "c d.png"})
     content = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "x"}, {"id": 2, "name": "cell"}]}
     export = tmp_path / "export.zip"
@@ -459,13 +461,64 @@ def test_mistakes_are_one_line(photos: Path, tmp_path: Path) -> None:
             json.dumps([{"data": {"image": "a.png"}, "annotations": [{"result": [rectangle(0, 0, 9, 9, "c")]}]}])
         )
         with pytest.raises(kind):
-            import_labels(ImportConfig(**({"export": str(export), "images": str(photos), "out": out} | flags)))
+            import_labels(ImportConfig(**({"export": str(export), "images": str(photos), "out": out} | flags)))  # type: ignore[arg-type]
     alone = shutil.copy(export, tmp_path / "new.json")
     (tmp_path / "empty").mkdir()
     alone = shutil.move(alone, tmp_path / "empty" / "new.json")
     with pytest.raises(ValueError, match="has no images, expected --images"):
         import_labels(ImportConfig(str(alone), out=out))
     assert not Path(out).exists()
+
+
+def mutated(value: object, rng: np.random.Generator, junk: list[object]) -> object:
+    """A copy of JSON content in which about one value in 25 is replaced by junk, or left out."""
+    if rng.random() < 0.04:
+        return junk[rng.integers(len(junk))]
+    if isinstance(value, dict):
+        return {key: mutated(item, rng, junk) for key, item in value.items() if rng.random() > 0.02}
+    if isinstance(value, list):
+        return [mutated(item, rng, junk) for item in value]
+    return value
+
+
+def test_damaged_exports_end_in_one_line_or_are_read(photos: Path, tmp_path: Path) -> None:
+    junk = [None, True, -1, 1e400, "", "x", [], {}, [1], [[1, 2, 3]], {"a": 1}, "NaN", 10**400, "a\udcff"]
+    square = {"x": 50, "y": 20, "width": 10, "height": 20, "rotation": 5}
+    regions = [
+        rectangle(10, 20, 30, 40, "cell", id="r"),
+        region("polygonlabels", {"points": [[1, 2], [3, 2], [2, 8]], "polygonlabels": ["spot"]}),
+        region(
+            "ellipselabels", {"x": 50, "y": 5, "radiusX": 5, "radiusY": 2, "rotation": 9, "ellipselabels": ["spot"]}
+        ),
+        region("rectangle", square, id="r"),
+    ]
+    tasks = [{"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": regions, "was_cancelled": False}]}]
+    least = [{"id": 1, "image": "a.png", "label": [square | {"rectanglelabels": ["cell"], "original_width": 9}]}]
+    outline = [[1, 2, 9, 4, 5, 30]]
+    rows = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "attributes": {"rotation": 5.0}}]
+    rows += [{"id": 2, "image_id": 1, "category_id": 1, "bbox": [], "segmentation": outline}]
+    image = {"id": 1, "file_name": "a.png", "width": 200, "height": 100}
+    coco = {"images": [image], "annotations": rows, "categories": [{"id": 1, "name": "cell"}]}
+    rng, read, export = np.random.default_rng(0), 0, tmp_path / "export.json"
+    for k in range(240):
+        export.write_text(json.dumps(mutated((tasks, least, coco)[k % 3], rng, junk)))
+        try:
+            import_labels(ImportConfig(str(export), str(photos), out=str(tmp_path / f"set{k}")))
+            read += 1
+        except ValueError as error:
+            assert "\n" not in str(error) and len(str(error)) < 400
+    for k in range(100):
+        words = re.split(r'(?<=")([^"<>]*)(?=")', CVAT)
+        for place in range(1, len(words), 2):
+            if rng.random() < 0.02:
+                words[place] = ["", "x", "-5", "1e999", "nan", ";,;"][rng.integers(6)]
+        export.with_suffix(".xml").write_text("".join(words))
+        try:
+            import_labels(ImportConfig(str(export.with_suffix(".xml")), str(photos), out=str(tmp_path / f"xml{k}")))
+            read += 1
+        except ValueError as error:
+            assert "\n" not in str(error) and len(str(error)) < 400
+    assert 100 < read < 340
 
 
 def test_images_for_validation_stay_when_the_set_grows() -> None:
