@@ -196,7 +196,11 @@ def test_detect_writes_them_and_frames_become_images(tmp_path: Path, caplog: pyt
             summary.images.values()
         )
     assert len(list((run / "annotations/images/train").glob("clip_*.jpg"))) == 2
-    assert f"for {kind}, docs/annotate.md" in caplog.text and "import_labels EXPORT --images" in caplog.text
+    assert (
+        f"annotations  {run / 'annotations'}" in caplog.text
+        and f"for {kind}, docs/annotate.md" in caplog.text
+        and "import_labels EXPORT --images" in caplog.text
+    )
 
 
 # ---- exports, as the tools write them -------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def main(cfg: ImportConfig) -> Summary:
     given = read_names(Path(cfg.names)) if cfg.names else {}
     with tempfile.TemporaryDirectory(prefix="yolov5-mobilevit-") as folder:
         place = unzipped(Path(cfg.export), Path(folder))
-        kind, export = read_export(place, ledger)
+        kind, export = read_export(place, ledger, cfg.export)
         source = Path(cfg.images) if cfg.images else place if place.is_dir() else place.parent
         if not cfg.images and not any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible_files(source)):
             raise ValueError(f"{cfg.export} has no images, expected --images with their folder")

@@ -75,8 +75,11 @@ def unzipped(path: Path, folder: Path) -> Path:
     return folder
 
 
-def read_export(path: Path, ledger: Ledger) -> tuple[str, Export]:
+def read_export(path: Path, ledger: Ledger, shown: str = "") -> tuple[str, Export]:
     """The kind of an export, a value of KINDS, and what it holds: a file, or all files of one kind in a folder.
+
+    Args:
+        shown: what to call it in messages, if it was unpacked from another file.
 
     Raises:
         ValueError: it is of no known kind. Names the file or folder.
@@ -91,7 +94,7 @@ def read_export(path: Path, ledger: Ledger) -> tuple[str, Export]:
     kind = next((kind for kind in KINDS if kind in found), "")
     if not kind:
         seen = f"; {ledger.lines[0]}" if ledger.lines else ""
-        raise ValueError(f"{path}: no export that is known, expected {', '.join(KINDS.values())}{seen}"[:399])
+        raise ValueError(f"{shown or path}: no export that is known, expected {', '.join(KINDS.values())}{seen}"[:399])
     for other in found.keys() - {kind}:
         if other != "yolo":
             ledger.add(f"files of the form {KINDS[other]}, not read beside {KINDS[kind]}", first(found[other], 1))
@@ -204,7 +207,9 @@ def _read_voc(root: Path, files: Sequence[Path], ledger: Ledger) -> Export:
         parent, name = file.relative_to(root).parent, (tree.findtext("filename") or "").strip()
         parent = Path(*(part for part in parent.parts if part.lower() != "annotations"))
         stem = (parent / file.stem).as_posix()
-        item = Exported(str(file), ((parent / name).as_posix(), stem) if name else (stem,), stem=True)
+        item = Exported(
+            file.relative_to(root).as_posix(), ((parent / name).as_posix(), stem) if name else (stem,), stem=True
+        )
         for k, element in enumerate(tree.iter("object"), start=1):
             try:
                 found = _upright(read_object(element, f"{file}: object {k}"), _voc_rotation(element), ledger)
@@ -245,7 +250,7 @@ def _read_yolo(root: Path, files: Sequence[Path], ledger: Ledger) -> Export:
         parts = file.relative_to(root).with_suffix("").parts
         start = max((i + 1 for i, part in enumerate(parts[:-1]) if part in LABEL_FOLDERS), default=0)
         start += len(parts) - start > 1 and parts[start].lower() in SPLIT_FOLDERS
-        item = Exported(str(file), ("/".join(parts[start:]),), stem=True)
+        item = Exported(file.relative_to(root).as_posix(), ("/".join(parts[start:]),), stem=True)
         corners = xywhn2xyxy(labels.xywhn.astype(float), (1, 1)).tolist()
         for label, xyxy in zip(labels.label.tolist(), corners, strict=True):
             item.objects.append(AnnotatedObject(str(file), names[label], tuple(xyxy), crowd=False))
