@@ -51,6 +51,14 @@ class DetectConfig(Config):
     save_json: bool = flag(False, "write predictions.json, COCO's result format")
     save_conf: bool = flag(False, "with --save-txt yolo: the confidence as a sixth column")
     save_crop: bool = flag(False, "write the image inside each box to crops/<class>/")
+    annotate: str = flag(
+        "",
+        "write annotations/: the boxes for an annotation tool, to be corrected there (docs/annotate.md)",
+        choices=("", "yolo", "coco", "voc", "cvat", "labelstudio"),
+    )
+    annotate_root: str = flag(
+        "", "with --annotate labelstudio: its LOCAL_FILES_DOCUMENT_ROOT; empty: the folder above that of the images"
+    )
     nosave: bool = flag(False, "do not write annotated images and videos")
     classes: tuple[str, ...] = flag((), "detect only these classes, indices or names", group="detections")
     agnostic_nms: bool = flag(False, "class-agnostic NMS: boxes suppress those of other classes too")
@@ -95,6 +103,7 @@ import numpy as np
 from models.runtimes.load import load_model
 from models.runtimes.torch_backend import TorchBackend
 from models.visualize import record_activations
+from utils.annotate.proposals import PreAnnotations
 from utils.commands import command, relative
 from utils.device import select_device
 from utils.next_steps import step_lines
@@ -130,7 +139,8 @@ def main(cfg: DetectConfig) -> Path:
     settings = OutputSettings(**{f.name: getattr(cfg, f.name) for f in fields(OutputSettings)})
     summary, broken = RunSummary(), list[Path]()
     progress = InputProgress(len(source_files(cfg.source)))
-    with closing(frames), Output(settings, files, predictor.backend.names, progress) as output:
+    annotations = PreAnnotations(cfg.annotate, files, predictor.backend.names, cfg.annotate_root)
+    with closing(frames), annotations, Output(settings, files, predictor.backend.names, progress) as output:
         for frame in frames:
             if isinstance(frame, Broken):
                 LOGGER.warning(clean(frame.reason, 400))
@@ -139,6 +149,7 @@ def main(cfg: DetectConfig) -> Path:
                 continue
             found = predictor([frame.image])[0]
             drawn = output.add(frame, found)
+            annotations.add(frame.path, frame.image, found.boxes, output.stem(frame), frame.video is not None)
             if cfg.visualize:
                 visualize(predictor, frame.image, found, files, output.stem(frame))
             summary.add(frame, found)
@@ -163,6 +174,9 @@ def next_commands(cfg: DetectConfig) -> list[tuple[str, str]]:
     if not (cfg.save_txt or cfg.save_csv or cfg.save_json or cfg.save_crop) and cfg.source != "-":
         source = ["--source", without_secrets(cfg.source), "--save-txt", "--save-csv", "--save-crop"]
         rows.append(("write labels, a table and crops too", command("detect", *words, *source)))
+    if cfg.annotate:
+        back = ["EXPORT", "--images", without_secrets(cfg.source), "--out", "my-set"]
+        rows.append(("read the corrected labels", command("tools.import_labels", *back)))
     rows.append(("measure it on a data set", command("val", *words)))
     if len(weights) == 1 and weights[0].endswith(".pt"):
         rows.append(("export it for other runtimes", command("export", *words, "--include", "onnx")))

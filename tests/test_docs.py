@@ -34,13 +34,13 @@ from models import common, yolo
 from models.mobilevit import MobileViT, to_published
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
-from tools import classify, coco_parity, compare, convert, doctor, kill_and_resume, serve
+from tools import classify, coco_parity, compare, convert, doctor, import_labels, kill_and_resume, serve
 from utils.config import parse_cli
 from utils.files import REPO
 from utils.images import imwrite
 
 RUN = ("README.md", "docs/training.md", "docs/val.md", "docs/detect.md", "docs/weights.md", "docs/export.md")
-RUN += ("docs/doctor.md",)
+RUN += ("docs/doctor.md", "docs/annotate.md")
 PARSED = ("README.md", "docs/index.md", *(page for page in RUN if page != "docs/export.md"))  # its own: test_export.py
 PYTHON = ("README.md", "docs/index.md", "docs/python-api.md", "docs/weights.md")
 SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
@@ -54,6 +54,7 @@ SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
     "tools/serve.py": (serve.main, serve.ServeConfig),
     "tools/convert.py": (convert.main, convert.ConvertConfig),
     "tools/doctor.py": (doctor.diagnose, doctor.DoctorConfig),
+    "tools/import_labels.py": (import_labels.main, import_labels.ImportConfig),
     "tools/kill_and_resume.py": (kill_and_resume.main, kill_and_resume.KillConfig),
 }
 NAMES = ["wide", "high", "star"]
@@ -251,7 +252,9 @@ def test_commands_run(
 
 def test_commands_and_pages_have_been_found() -> None:
     run = {split(line)[1] for line in commands(RUN, "bash")}
-    assert run == set(SCRIPTS) - {"tools/kill_and_resume.py", "tools/compare.py", "tools/serve.py"}
+    tested_elsewhere = ("kill_and_resume", "compare", "serve", "import_labels")
+    own = {f"tools/{name}.py" for name in tested_elsewhere}
+    assert run == set(SCRIPTS) - own
     assert len(commands(RUN, "bash")) > 35 and len(commands(PARSED, "sh")) > 15
     for config, name in ((train.TrainConfig, "train"), (val.ValConfig, "val"), (detect.DetectConfig, "detect")):
         assert (config().project, config().name) == (f"runs/{name}", "exp")  # as the pages say

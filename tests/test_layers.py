@@ -19,6 +19,7 @@ FILES = [*(REPO / "models").rglob("*.py"), *(REPO / "utils").rglob("*.py")]
 MAY_IMPORT = {
     "utils": set(),
     "utils.data": set(),
+    "utils.annotate": {"utils.data"},
     "utils.doctor": {"utils.data"},
     "utils.evaluate": {"utils.data"},
     "utils.predict": {"utils.data"},

@@ -71,7 +71,7 @@ class CocoLabels:
             if counts[key] > MAX_ROWS:
                 raise ValueError(f"{self.path}: more than {MAX_ROWS:,} {key}, expected several files")
             if key == "annotations":
-                self._rows.add(row, counts[key], self.errors)
+                self._rows.add(self.prepared(row, counts[key]), counts[key], self.errors)
             else:
                 title, rows = ("file_name", self.images) if key == "images" else ("name", categories)
                 self._add_by_id(row, counts[key], key, title, rows)
@@ -92,6 +92,14 @@ class CocoLabels:
         if self._rows.repeated:
             what = counted(len(self._rows.repeated), "annotation id")
             self.notes.append(f"{self.path}: {what} used twice: {first(self._rows.repeated)}")
+
+    def prepared(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        """A row of annotations, counted from 1, as it is to be read; for readers that accept more than COCO has."""
+        return row
+
+    def objects(self, image: int) -> list[AnnotatedObject]:
+        """The objects of the image with this id, in the order of the file."""
+        return self._rows.objects(image, self.categories)
 
     def _add_by_id(
         self, row: dict[str, Any], number: int, key: str, title: str, rows: dict[int, dict[str, Any]]
@@ -155,7 +163,7 @@ class CocoLabels:
         usable = all(side is not None and side > 0 for side in sides.values())
         stated = (sides["height"] or 0.0, sides["width"] or 0.0) if usable else size
         frame = Frame(where, stated, size, orientation, self.fractions)
-        labels = labels_of(self._rows.objects(number, self.categories), frame, self.classes)
+        labels = labels_of(self.objects(number), frame, self.classes)
         if odd := [key for key, side in sides.items() if entry.get(key) not in (None, 0) and not (side and side > 0)]:
             values = " and ".join(f"{key} is {_shown(entry[key])}" for key in odd)
             labels.warnings.append(f"{where}: {values}, expected pixels: the size of the image file is used")

@@ -86,7 +86,7 @@ class VocLabels:
         objects, errors = list[AnnotatedObject](), FirstLines()
         for k, item in enumerate(root.iter("object"), 1):
             try:
-                objects.append(_object(item, f"{path}: object {k}"))
+                objects.append(read_object(item, f"{path}: object {k}"))
             except ValueError as error:
                 if not errors.full():
                     errors.append(f"{path}: object {k}: {error}")
@@ -115,10 +115,15 @@ def xml_files(folder: Path) -> list[Path]:
 
 
 class _Builder(ElementTree.TreeBuilder):
-    """Builds the elements of a file: without namespaces, comments and instructions, and within limits."""
+    """Builds the elements of a file: without namespaces, comments and instructions, and within limits.
 
-    def __init__(self) -> None:
+    Args:
+        attributes: whether they are kept; Pascal VOC has none. elements: how many there may be.
+    """
+
+    def __init__(self, attributes: bool, elements: int) -> None:
         super().__init__()
+        self.attributes, self.elements = attributes, elements
         self.depth = self.count = 0
 
     def doctype(self, name: str, public: str | None, system: str | None) -> None:
@@ -128,9 +133,9 @@ class _Builder(ElementTree.TreeBuilder):
     def start(self, tag: str, attributes: dict[str, str]) -> ElementTree.Element:  # type: ignore[override]
         """Open an element; raises _Refused beyond a limit."""
         self.depth, self.count = self.depth + 1, self.count + 1
-        if self.depth > MAX_DEPTH or self.count > MAX_ELEMENTS:
-            raise _Refused(f"more than {MAX_DEPTH} levels or {MAX_ELEMENTS:,} elements, expected Pascal VOC")
-        return super().start(tag.rpartition("}")[2], {})
+        if self.depth > MAX_DEPTH or self.count > self.elements:
+            raise _Refused(f"more than {MAX_DEPTH} levels or {self.elements:,} elements, expected annotations")
+        return super().start(tag.rpartition("}")[2], attributes if self.attributes else {})
 
     def end(self, tag: str) -> ElementTree.Element:
         """Close an element."""
@@ -142,28 +147,33 @@ class _Refused(Exception):
     """An XML file that is not read whatever its encoding; the message says why, without the file."""
 
 
-def _parsed(data: bytes | str) -> ElementTree.Element:
-    parser = ElementTree.XMLParser(target=_Builder())
+def _parsed(data: bytes | str, attributes: bool, elements: int) -> ElementTree.Element:
+    parser = ElementTree.XMLParser(target=_Builder(attributes, elements))
     parser.feed(data)
     root: ElementTree.Element = parser.close()
     return root
 
 
-def read_xml(path: Path) -> tuple[ElementTree.Element, str]:
+def read_xml(
+    path: Path, kind: str = "annotation file", attributes: bool = False, elements: int = MAX_ELEMENTS
+) -> tuple[ElementTree.Element, str]:
     """The root of an XML file in any encoding that Python knows, and a warning ('' if there is none).
+
+    Args:
+        kind: of file, see utils.reading. attributes: whether they are kept. elements: how many there may be.
 
     Raises:
         OSError, ValueError: it cannot be read; not XML; it declares a document type or is too large.
     """
     try:
-        return _read_xml(read_bytes(path, "annotation file"))
+        return _read_xml(read_bytes(path, kind), attributes, elements)
     except _Refused as error:
         raise ValueError(f"not read: {error}") from error
 
 
-def _read_xml(data: bytes) -> tuple[ElementTree.Element, str]:
+def _read_xml(data: bytes, attributes: bool, elements: int) -> tuple[ElementTree.Element, str]:
     try:
-        return _parsed(data), ""
+        return _parsed(data, attributes, elements), ""
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         reason = error  # also for encodings of several bytes, which expat lacks
     declared = DECLARATION.match(data)
@@ -178,7 +188,7 @@ def _read_xml(data: bytes) -> tuple[ElementTree.Element, str]:
             warning = damaged if declared else "not UTF-8, read as GB18030"
         except LookupError:
             text, warning = body.decode("utf-8"), f"encoding '{encoding}' is not known, read as UTF-8"
-        return _parsed(text), warning
+        return _parsed(text, attributes, elements), warning
     except (ElementTree.ParseError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         last = error if declared else reason
         shown = f"not {encoding}: {last.reason}" if isinstance(last, UnicodeDecodeError) else last
@@ -193,7 +203,7 @@ def _stated_folder(path: Path) -> str:
         return ""
 
 
-def _object(item: ElementTree.Element, where: str) -> AnnotatedObject:
+def read_object(item: ElementTree.Element, where: str) -> AnnotatedObject:
     """An `<object>`; raises ValueError, without file and number, if a field is missing or is not a number."""
     name = (item.findtext("name") or "").strip()
     if not name:

@@ -92,6 +92,8 @@ def written(files: OutputFiles) -> list[tuple[str, str]]:
     for name, what in (("predictions.csv", "table"), ("predictions.json", "COCO"), ("renamed.csv", "other names")):
         if counts.pop(name, 0):
             rows.append((what, relative(folder / name)))
+    if counts.pop("annotations/", 0):
+        rows.append(("annotations", relative(folder / "annotations")))
     if counts.pop("visualize/", 0):
         rows.append(("maps", relative(folder / "visualize")))
     videos = sum(Path(name).suffix == ".mp4" for name in counts)
