@@ -413,7 +413,9 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
     if state.stopper.should_stop(epoch):
         state.finished = True
         best_epoch = state.stopper.best_epoch + 1
-        LOGGER.info(f"early stopping: no better fitness for {cfg.patience} epochs, the best was epoch {best_epoch}")
+        LOGGER.info(
+            f"early stopping: no better fitness for {counted(cfg.patience, 'epoch')}, the best was epoch {best_epoch}"
+        )
     state.epoch = epoch + 1
     state.seconds += time.monotonic() - began
     return metrics, best
