@@ -493,7 +493,7 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
         hyp = Hyp(**known_fields(Hyp, checkpoint.hyp))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    own = {"resume", "epochs", "device", "workers", "project", "data"}
+    own = {"resume", "epochs", "device", "workers", "project", "data", "verbose"}
     ignored = [f.name for f in fields(cfg) if f.name not in own and getattr(cfg, f.name) != f.default]
     if ignored:
         flags = " ".join(f"--{name.replace('_', '-')}" for name in ignored)

@@ -180,7 +180,7 @@ def flag_options(name: str, kind: Any, f: Any) -> dict[str, Any]:
 
 
 def help_text(f: Any) -> str:
-    """The help of a field and its default, which is marked where the help explains that value: '0: off, the default'."""
+    """The help of a field with its default, which is marked where the help explains it: '0: off, the default'."""
     help, shown = f.metadata["help"], f.metadata["shown"]
     text = default_text(f.default) if shown is None else shown
     explained = re.search(rf"(?<![\w.-]){re.escape(text)}: [^;()]*", help) if text else None
