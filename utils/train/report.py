@@ -164,9 +164,10 @@ def best_threshold(metrics: Mapping[str, Any]) -> str | None:
     confidence, f1 = metrics.get("best_confidence"), metrics.get("best_f1")
     if not isinstance(confidence, int | float) or not isinstance(f1, int | float):
         return None
+    at = threshold(confidence)
     return (
-        f"The best balance of precision and recall, a mean F1 of {f1:.2f}, is at a confidence threshold of "
-        f"{threshold(confidence)}: --conf-thres {threshold(confidence)}. A lower one finds more, a higher one is wrong less often."
+        f"The best balance of precision and recall, a mean F1 of {f1:.2f}, is at a confidence threshold of {at}: "
+        f"--conf-thres {at}. A lower one finds more, a higher one is wrong less often."
     )
 
 
