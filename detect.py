@@ -79,7 +79,7 @@ class DetectConfig(Config):
     hide_labels: bool = flag(False, "hide labels")
     hide_conf: bool = flag(False, "hide confidences")
     half: bool = flag(False, "half precision (fp16), GPU only", group="hardware")
-    threads: int = flag(0, "CPU threads (0: runtime default)", bounds=AT_LEAST_0)
+    threads: int = flag(0, "CPU threads (0: runtime default)", bounds=AT_LEAST_0, shown="")
     compile: bool = flag(False, "run .pt weights through torch.compile; the first image of each size takes a minute")
     rect: bool | None = flag(None, "input in the image's shape, the default; --no-rect: square", group="model")
     project: str = flag("runs/detect", "folder of the runs", group="output")

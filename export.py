@@ -54,7 +54,9 @@ class ExportConfig(Config):
     images: tuple[str, ...] = flag(
         ("data/images",), "without --data: images and folders that are compared in every format"
     )
-    threads: int = flag(0, "CPU threads while timing (0: runtime default)", bounds=AT_LEAST_0, group="hardware")
+    threads: int = flag(
+        0, "CPU threads while timing (0: runtime default)", bounds=AT_LEAST_0, shown="", group="hardware"
+    )
     out: str = flag("", "output folder; empty: beside the weights", group="output")
     ort_web: str = flag("", "for web: folder of the package onnxruntime-web; empty: download it from the npm registry")
 

@@ -410,7 +410,9 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
     if state.stopper.should_stop(epoch):
         state.finished = True
         best_epoch = state.stopper.best_epoch + 1
-        LOGGER.info(f"early stopping: no better fitness for {cfg.patience} epochs, the best was epoch {best_epoch}")
+        LOGGER.info(
+            f"early stopping: no better fitness for {counted(cfg.patience, 'epoch')}, the best was epoch {best_epoch}"
+        )
     state.epoch = epoch + 1
     state.seconds += time.monotonic() - began
     return metrics, best
@@ -479,7 +481,7 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
         hyp = Hyp(**known_fields(Hyp, checkpoint.hyp))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    own = {"resume", "epochs", "device", "workers", "project", "data"}
+    own = {"resume", "epochs", "device", "workers", "project", "data", "verbose"}
     ignored = [f.name for f in fields(cfg) if f.name not in own and getattr(cfg, f.name) != f.default]
     if ignored:
         flags = " ".join(f"--{name.replace('_', '-')}" for name in ignored)

@@ -49,7 +49,7 @@ class ValConfig(Config):
     single_cls: bool = flag(False, "treat all classes as one", group="data")
     rect: bool | None = flag(None, "rectangular batches; not given: where the model allows them", group="model")
     half: bool = flag(False, "half precision (fp16), GPU only", group="hardware")
-    threads: int = flag(0, "CPU threads (0: runtime default)", bounds=AT_LEAST_0, group="hardware")
+    threads: int = flag(0, "CPU threads (0: runtime default)", bounds=AT_LEAST_0, shown="", group="hardware")
     compile: bool = flag(False, "run .pt weights through torch.compile; the first batch of each size takes a minute")
     augment: bool = flag(False, "test-time augmentation: three views of each image", group="model")
     save_txt: bool = flag(False, "write detections to labels/*.txt: class cx cy w h in 0..1", group="output")

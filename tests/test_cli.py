@@ -40,7 +40,7 @@ def test_help_names_every_flag_and_the_defaults_that_say_something(capsys: pytes
         parse_cli(DetectConfig, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0 and "--img-size" in text and "--no-rect" in text
-    assert "0..1 (default: 0.25)" in text and "0: off (default: 0)" in text
+    assert "0..1 (default: 0.25)" in text and "0: off, the default" in text
     assert "(default: )" not in text and "(default: False)" not in text and "(default: None)" not in text
 
 

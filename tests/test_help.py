@@ -92,6 +92,8 @@ def test_defaults_are_written_as_a_person_does(name: str, monkeypatch: pytest.Mo
         defaults = re.findall(r"\(default: (.*?)\)", " ".join(text.split()))
         assert not [d for d in defaults if d in ("", "None", "False", "True", "()") or d[0] in "('["]
         assert "()" not in text and "{," not in text and max(map(len, text.splitlines())) <= max(columns, 110)
+    text = " ".join(build_parser(CONFIGS["train"]).format_help().split())
+    assert "as many as fit (default: 16)" in text and "auto: fp16 on CUDA, else off, the default" in text
     assert "number of epochs (default: 100)" in " ".join(build_parser(CONFIGS["train"]).format_help().split())
 
 

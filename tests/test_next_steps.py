@@ -16,7 +16,7 @@ import train
 import val
 from tools.serve import ServeConfig, lan_address, make_server
 from utils.config import parse_cli
-from utils.next_steps import Steps, after_export, after_training, after_validation, step_lines
+from utils.next_steps import Steps, after_export, after_training, after_validation, step_lines, threshold
 
 CONFIGS = {
     "train.py": train.TrainConfig,
@@ -62,6 +62,11 @@ def test_after_a_validation_come_its_images_and_the_threshold_of_the_best_f1(run
     (about, path), (_, line) = after_validation(run, "best.pt", 0.374)
     assert about == "which classes it confuses" and path == "my runs/exp/confusion_matrix.png"
     assert parse_cli(detect.DetectConfig, shlex.split(line)[2:]).conf_thres == 0.37
+
+
+@pytest.mark.parametrize(("confidence", "text"), [(0.374, "0.37"), (0.1, "0.10"), (0.00213, "0.0021"), (1.0, "1.00")])
+def test_a_threshold_has_two_digits_that_count(confidence: float, text: str) -> None:
+    assert threshold(confidence) == text
 
 
 def test_after_an_export_comes_how_to_run_each_file(run: Path) -> None:

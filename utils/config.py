@@ -8,6 +8,7 @@ import inspect
 import io
 import logging
 import math
+import re
 import shutil
 import sys
 import types
@@ -153,10 +154,8 @@ def build_parser(cls: type) -> argparse.ArgumentParser:
             continue
         if title := f.metadata["group"]:
             group = groups[title] = groups.get(title) or parser.add_argument_group(title)
-        text = default_text(f.default) if f.metadata["shown"] is None else f.metadata["shown"]
-        help = f.metadata["help"] + (f" (default: {text})" if text else "")
         names = dict.fromkeys([spelling(f.name), *f.metadata["aliases"]])
-        group.add_argument(*names, dest=f.name, help=help, **flag_options(f.name, hints[f.name], f))
+        group.add_argument(*names, dest=f.name, help=help_text(f), **flag_options(f.name, hints[f.name], f))
     parser.set_defaults(**{f.name: f.default for f in fields(cls) if not f.metadata.get("positional")})
     return parser
 
@@ -181,6 +180,16 @@ def flag_options(name: str, kind: Any, f: Any) -> dict[str, Any]:
     elif bare is not None:
         options |= {"nargs": "?", "const": bare}
     return options
+
+
+def help_text(f: Any) -> str:
+    """The help of a field with its default, which is marked where the help explains it: '0: off, the default'."""
+    help, shown = f.metadata["help"], f.metadata["shown"]
+    text = default_text(f.default) if shown is None else shown
+    explained = re.search(rf"(?<![\w.-]){re.escape(text)}: [^;()]*", help) if text else None
+    if explained:
+        return f"{help[: explained.end()]}, the default{help[explained.end() :]}"
+    return f"{help} (default: {text})" if text else help
 
 
 def default_text(value: Any) -> str:

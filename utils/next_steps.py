@@ -44,9 +44,14 @@ def after_validation(folder: Path, weights: str, best_confidence: float | None) 
     }
     steps = [(about, relative(folder / name)) for name, about in files.items() if (folder / name).is_file()]
     if best_confidence is not None:
-        words = ("--weights", weights, "--source", IMAGES, "--conf-thres", f"{best_confidence:.2f}")
+        words = ("--weights", weights, "--source", IMAGES, "--conf-thres", threshold(best_confidence))
         steps.append(("detect at the threshold of the best F1", command("detect", *words)))
     return steps
+
+
+def threshold(confidence: float) -> str:
+    """A confidence threshold with two digits that count: '0.43', '0.0021'."""
+    return f"{confidence:.2f}" if confidence >= 0.1 else f"{confidence:.2g}"
 
 
 def after_export(paths: Mapping[str, Path], data: str = "") -> Steps:

@@ -21,7 +21,7 @@ from utils.data.objects import LabelReader
 from utils.data.scan import Scan, scan
 from utils.files import find, read_yaml_lines
 from utils.reading import exists
-from utils.text import clean, first
+from utils.text import clean, counted, first
 
 LOGGER = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
@@ -107,7 +107,7 @@ class Data:
         if fraction < 1:
             count = max(round(fraction * len(found)), 1)
             found = found.subset(np.random.default_rng(seed).permutation(len(found))[:count])
-            LOGGER.info(f"--fraction {fraction}: {count} training images")
+            LOGGER.info(f"--fraction {fraction}: {counted(count, 'training image')}")
         if found.crowd.all():
             crowds = f"only labels of crowds or difficult objects ({found.box_count})" if found.box_count else ""
             what = crowds or "no labels at all"

@@ -36,7 +36,7 @@ from PIL import Image
 from utils.commands import relative
 from utils.data.data_yaml import read_data_yaml
 from utils.files import read_yaml, write_atomic
-from utils.next_steps import IMAGES, Steps, after_training
+from utils.next_steps import IMAGES, Steps, after_training, threshold
 from utils.train.plots import read_results, topic_charts
 
 LOGGER = logging.getLogger(__name__)
@@ -164,9 +164,10 @@ def best_threshold(metrics: Mapping[str, Any]) -> str | None:
     confidence, f1 = metrics.get("best_confidence"), metrics.get("best_f1")
     if not isinstance(confidence, int | float) or not isinstance(f1, int | float):
         return None
+    at = threshold(confidence)
     return (
-        f"The best balance of precision and recall, a mean F1 of {f1:.2f}, is at a confidence threshold of "
-        f"{confidence:.2f}: --conf-thres {confidence:.2f}. A lower one finds more, a higher one is wrong less often."
+        f"The best balance of precision and recall, a mean F1 of {f1:.2f}, is at a confidence threshold of {at}: "
+        f"--conf-thres {at}. A lower one finds more, a higher one is wrong less often."
     )
 
 

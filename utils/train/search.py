@@ -39,7 +39,7 @@ PLOT_COLUMNS = 5  # of evolve.png
 HEARTBEAT, GRACE_PERIOD = 30, 120  # seconds: of a running trial, and without which it counts as lost and is repeated
 WORKER_FLAGS = {  # may differ between the workers of a search; --hyp is compared by its values
     *("resume", "evolve", "evolve_space", "evolve_storage", "project", "name", "exist_ok", "device", "workers"),
-    *("cache", "hyp", "seed", "nosave", "noplots", "save_period"),
+    *("cache", "hyp", "seed", "nosave", "noplots", "save_period", "verbose"),
 }
 
 Report = Callable[[int, float], bool]
