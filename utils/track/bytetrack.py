@@ -47,9 +47,9 @@ class Tracker:
     """Gives the boxes of one video their identities, frame by frame; the same boxes always get the same ones.
 
     A box is an object's if it has its class and overlaps its predicted place. Those above the score are matched first,
-    then lower ones, which are often objects half hidden, with the objects that are left and were seen in the frame
-    before. What is left above the score is a new object; it gets its identity when it is seen in the next frame too, in
-    a video's first frame at once. A false box of one frame so gets none.
+    then lower ones, which are often objects half hidden, with the objects that are left. What is left above the score
+    is a new object; it gets its identity when it is seen in the next frame too, in a video's first frame at once, so
+    that a false box of a single frame gets none.
 
     Attributes, a row for each object:
         filter: where it is. label: its class. identity: 0 for one seen once. seen: number of the last frame it was in.
@@ -69,14 +69,13 @@ class Tracker:
             boxes: of one frame, in pixels, those of low scores too. number: of the frame, 1, 2, ... with gaps where
                 frames were left out or lost; objects move on in a gap.
         """
-        first, before = self.number == 0, self.number
-        gap = max(number - before, 1)
-        self.number = number if first else before + gap
+        first, gap = self.number == 0, max(number - self.number, 1)
+        self.number = number if first else self.number + gap
         if not first:
             self.step = min(self.step or gap, gap)
             self.keep(self.number - self.seen <= max(self.settings.keep, MIN_STEPS * self.step))
             self.filter.predict(gap)
-        track = self.match(boxes, before)
+        track = self.match(boxes)
         known = np.flatnonzero(track >= 0)
         self.filter.update(track[known], boxes.xyxy[known])
         self.seen[track[known]] = self.number
@@ -92,8 +91,8 @@ class Tracker:
         own = identity > 0
         return Tracked(boxes.xyxy[own], boxes.label[own], boxes.score[own], identity[own])
 
-    def match(self, boxes: Boxes, before: int) -> np.ndarray:
-        """The row of the object of each box, (n,), -1 for none; `before` is the number of the frame before."""
+    def match(self, boxes: Boxes) -> np.ndarray:
+        """The row of the object of each box, (n,), -1 for none."""
         settings, track = self.settings, np.full(len(boxes), -1)
         expected, measured = self.filter.xyxy, boxes.xyxy.astype(np.float64)
         high = boxes.score >= settings.score
@@ -101,7 +100,7 @@ class Tracker:
         known = self.identity > 0
         for objects, usable, limit in (
             (known, high, settings.iou),
-            (known & (self.seen == before), low, settings.iou_low),
+            (known, low, settings.iou_low),
             (~known, high, settings.iou_new),
         ):
             rows = np.setdiff1d(np.flatnonzero(objects), track)
