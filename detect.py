@@ -72,9 +72,11 @@ class DetectConfig(Config):
     )
     count_line: tuple[str, ...] = flag(
         (),
-        "x1,y1,x2,y2: track, and count what crosses this line; in pixels, or fractions if all are at most 1; several",
+        "track and count what crosses these lines, each x1,y1,x2,y2: pixels, or fractions of the image if all are 0..1",
     )
-    count_zone: tuple[str, ...] = flag((), "x1,y1,x2,y2,x3,y3,...: the same for what enters and leaves this polygon")
+    count_zone: tuple[str, ...] = flag(
+        (), "track and count what enters and leaves these polygons, each x1,y1,x2,y2,x3,y3,...: pixels or fractions"
+    )
     line_thickness: int = flag(
         0, "line width of boxes, pixels; 0: chosen by image size", bounds=AT_LEAST_0, group="output"
     )

@@ -70,16 +70,58 @@ def test_an_answer_without_end_ends_at_the_limit(monkeypatch: pytest.MonkeyPatch
         assert "larger than 1 MB" in check(items, seconds, 0)
 
 
-@pytest.mark.parametrize("name", ["no answer", "header in drips", "frames in drips", "playlist without end"])
+@pytest.mark.parametrize(
+    "name", ["no answer", "header in drips", "frames in drips", "playlist without end", "frame that comes late"]
+)
 @pytest.mark.parametrize("kind", ["camera", "clip.mp4"])
 def test_a_stream_obeys_its_timeout(name: str, kind: str) -> None:
     with Server(FAULTS[name]) as server:
         items, seconds = read(f"http://{server.address}/{kind}", 0.8)
-    assert check(items, seconds, 0.8) and 0.5 < seconds < 2.5
+    check(items, seconds, 0.8)
+    assert seconds < 2.5 and (isinstance(items[-1], Broken) or name == "frame that comes late")
+
+
+class EmptyCapture:
+    """Grabs data, of which no frame can be made, as OpenCV does when a frame comes late."""
+
+    def grab(self) -> bool:
+        time.sleep(0.02)
+        return True
+
+    def retrieve(self) -> tuple[bool, None]:
+        return False, None
+
+    def get(self, _: int) -> float:
+        return 0.0
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("vid_stride", [1, 3])
+def test_data_without_frames_are_no_frames(vid_stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams.Stream, "open", lambda _: EmptyCapture())
+    monkeypatch.setattr(streams, "FIRST_WAIT", 0.05)
+    frames, start = open_source("rtsp://host/live", vid_stride, stream_timeout=0.5), time.monotonic()
+    stop = threading.Timer(3, lambda: [t.fail("late") for t in threading.enumerate() if isinstance(t, streams.Stream)])
+    stop.start()
+    items = list(frames)
+    stop.cancel()
+    assert len(items) == 1 and isinstance(items[0], Broken) and "no frame for" in items[0].reason
+    assert time.monotonic() - start < 2.5
+
+
+def test_a_video_at_a_url_that_stalls_is_named() -> None:
+    for name, frames in (("frames that stall", 3), ("no answer", 0)):
+        with Server(FAULTS[name]) as server:
+            items, _ = read(f"http://{server.address}/clip.mp4", 0.8, most=9)
+        assert len(items) == frames + 1 and isinstance(items[-1], Broken)
+        assert "no frame for 0." in items[-1].reason and f"s, closed after {frames} frames" in items[-1].reason
 
 
 def test_a_thread_inside_the_decoder_does_not_hold_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "time_limits", lambda *_: [])  # OpenCV waits for 30 s
+    limits = streams.time_limits(3, 3)  # longer than asked for
+    monkeypatch.setattr(streams, "time_limits", lambda *_: limits)
     with Server(FAULTS["no answer"]) as server:
         items, seconds = read(f"http://{server.address}/camera", 0.5)
     assert "no frame for 1 s, stream closed" in check(items, seconds, 0.5) and seconds < 2.8

@@ -10,6 +10,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -27,6 +28,7 @@ from utils.predict.animations import count_frames, read_animation, warn_of_pages
 from utils.predict.download import download
 from utils.predict.frames import Broken, Frame, is_text, media_path, misses_bytes, special_file, too_large, video_info
 from utils.predict.streams import (
+    LONGEST_IO,
     is_camera,
     is_url,
     read_screen,
@@ -264,22 +266,24 @@ def read_video(target: str, path: Path, vid_stride: int, timeout: float = 0) -> 
     """
     # Of a URL, other backends would log the login that it may hold.
     limits = time_limits(timeout or math.inf, timeout or math.inf)
-    from_web = isinstance(target, str) and is_url(target)
+    from_web, start = isinstance(target, str) and is_url(target), time.monotonic()
     capture = cv2.VideoCapture(target, cv2.CAP_FFMPEG, limits) if from_web else cv2.VideoCapture(target, cv2.CAP_ANY)
     try:
         if size := too_large(capture):
             yield Broken(path, f"{path}: frames of {size} pixels are too large")
             return
         number, video, seconds = 0, None, 0.0
-        grabbed = grab_frames(capture, vid_stride)
-        first = list(islice(grabbed, RATE_FRAMES))
-        times = [seconds for seconds, _ in first]
-        for number, (seconds, bgr) in enumerate(chain(first, grabbed), start=1):
-            if bgr is None:
-                continue
-            video = video or video_info(capture, bgr, times=times)
-            yield Frame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), path, number, video, seconds)
-        if video is None:
+        grabbed = GrabbedFrames(capture, vid_stride, time.monotonic() - start)
+        rest = iter(grabbed)
+        first_ones = list(islice(rest, RATE_FRAMES))
+        times = [seconds for seconds, _ in first_ones]
+        for number, (seconds, bgr) in enumerate(chain(first_ones, rest), start=1):
+            if bgr is not None:
+                video = video or video_info(capture, bgr, times=times)
+                yield Frame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), path, number, video, seconds)
+        if from_web and grabbed.waited > 0.9 * min(timeout or math.inf, LONGEST_IO):
+            yield Broken(path, f"{path}: no frame for {grabbed.waited:.1f} s, closed after {counted(number, 'frame')}")
+        elif video is None:
             yield Broken(path, f"{path}: not a readable video")
         elif ends_early(path, number, seconds * capture.get(cv2.CAP_PROP_FPS) + 1, video.frames):
             stated = f" of {video.frames}" if video.frames > number else ""
@@ -290,18 +294,36 @@ def read_video(target: str, path: Path, vid_stride: int, timeout: float = 0) -> 
         capture.release()
 
 
-def grab_frames(capture: cv2.VideoCapture, vid_stride: int) -> Iterator[tuple[float, np.ndarray | None]]:
-    """The time in seconds of each frame, and every `vid_stride`-th frame itself, (H, W, 3) uint8 BGR."""
-    number = 0
-    while capture.grab():
-        bgr = None
-        if number % vid_stride == 0:
-            ok, bgr = capture.retrieve()
-            if not ok:
-                return
-        number += 1
-        seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        yield seconds if math.isfinite(seconds) else 0.0, bgr
+class GrabbedFrames:
+    """The time in seconds of each frame, and every `vid_stride`-th frame itself, (H, W, 3) uint8 BGR, else None.
+
+    Attributes:
+        waited: seconds that the last frame, or the end instead of it, took.
+    """
+
+    def __init__(self, capture: cv2.VideoCapture, vid_stride: int, waited: float):
+        self.capture, self.vid_stride, self.waited = capture, vid_stride, waited
+
+    def __iter__(self) -> Iterator[tuple[float, np.ndarray | None]]:
+        number = 0
+        while self.grab():
+            bgr = None
+            if number % self.vid_stride == 0:
+                ok, bgr = self.capture.retrieve()
+                if not ok:
+                    return
+            number += 1
+            seconds = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            yield seconds if math.isfinite(seconds) else 0.0, bgr
+
+    def grab(self) -> bool:
+        """Whether there is another frame."""
+        if not self.capture.isOpened():
+            return False
+        start = time.monotonic()
+        found = self.capture.grab()
+        self.waited = time.monotonic() - start
+        return found
 
 
 def ends_early(path: Path, read: int, reached: float, stated: int) -> bool:

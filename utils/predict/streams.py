@@ -136,8 +136,9 @@ class Stream(DecoderThread):
             if (self.timeout and silent >= self.timeout) or (is_camera(self.source) and not self.number):
                 self.fail(f"no frame for {silent:.0f} s")
                 break
-            LOGGER.warning(f"{self.path}: no frame, reconnecting in {wait:g} s")
-            self.stopped.wait(min(wait, self.timeout - silent) if self.timeout else wait)
+            pause = min(wait, self.timeout - silent) if self.timeout else wait
+            LOGGER.warning(f"{self.path}: no frame, reconnecting in {pause:.2g} s")
+            self.stopped.wait(pause)
             wait = min(2 * wait, LONGEST_WAIT)
 
     def read_connection(self) -> bool:
@@ -148,12 +149,13 @@ class Stream(DecoderThread):
                 self.fail(f"frames of {size} pixels are too large")
             while not self.stopped.is_set() and not self.failure and capture.grab():
                 self.number += 1
-                self.last_time = time.monotonic()
-                if (self.number - 1) % self.vid_stride:
+                if video and (self.number - 1) % self.vid_stride:
+                    self.last_time = time.monotonic()
                     continue
                 ok, bgr = capture.retrieve()
-                if not ok:
+                if not ok:  # data, but no frame: the first one of each connection is decoded to know
                     break
+                self.last_time = time.monotonic()
                 video = video or video_info(capture, bgr, live=True)
                 frame = Frame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), self.path, self.number, video)
                 with self.changed:

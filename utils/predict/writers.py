@@ -162,8 +162,8 @@ def hybrid(found: Boxes, truth: Boxes, iou_thres: float) -> Boxes:
     another class by more than that or ONE_OBJECT: a second class on a labeled object would spoil its label.
     """
     limit = np.where(found.label[:, None] == truth.label[None], iou_thres, min(iou_thres, ONE_OBJECT))
-    covered: np.ndarray = (pairwise_iou(found.xyxy, truth.xyxy) > limit).any(axis=1)
-    return Boxes.join([truth, found[np.flatnonzero(~covered)]])
+    covered = np.asarray(pairwise_iou(found.xyxy, truth.xyxy) > limit)
+    return Boxes.join([truth, found[np.flatnonzero(~covered.any(axis=1))]])
 
 
 def writable_suffix(path: Path, image: np.ndarray) -> str:

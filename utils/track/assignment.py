@@ -32,7 +32,7 @@ def groups(linked: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows and columns (indices) of each connected part of a table (n, m) of links."""
     left = linked.any(axis=1)
     while left.any():
-        rows = np.zeros(len(linked), bool)
+        rows: np.ndarray = np.zeros(len(linked), bool)
         rows[left.argmax()] = True
         count = 0
         while count < rows.sum():

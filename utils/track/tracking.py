@@ -155,10 +155,11 @@ class Tracking:
         writer.writerow(COUNTS_HEADER)
         for path, area, counts in self.counts:
             points = " ".join(f"{x:g},{y:g}" for x, y in area.points)
-            for label in sorted({label for label, _ in counts}) or [None]:
-                name = "" if label is None else csv_text(self.names.get(label, label))
-                both = [0, 0] if label is None else [counts[label, "in"], counts[label, "out"]]
-                writer.writerow([csv_text(path), area.name, points, name, *both])
+            rows = [
+                (csv_text(self.names.get(label, label)), counts[label, "in"], counts[label, "out"])
+                for label in sorted({label for label, _ in counts})
+            ]
+            writer.writerows([csv_text(path), area.name, points, *row] for row in rows or [("", 0, 0)])
         return text.getvalue()
 
     def lines(self) -> list[str]:
