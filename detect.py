@@ -73,6 +73,18 @@ class DetectConfig(Config):
     stream_timeout: float = flag(
         60.0, "seconds without a frame after which a stream is closed; 0: never", bounds=AT_LEAST_0
     )
+    track: bool = flag(
+        False,
+        "follow objects from frame to frame: identities in all outputs, and tracks/ in MOT Challenge's format",
+        group="tracking",
+    )
+    count_line: tuple[str, ...] = flag(
+        (),
+        "track and count what crosses these lines, each x1,y1,x2,y2: pixels, or fractions of the image if all are 0..1",
+    )
+    count_zone: tuple[str, ...] = flag(
+        (), "track and count what enters and leaves these polygons, each x1,y1,x2,y2,x3,y3,...: pixels or fractions"
+    )
     line_thickness: int = flag(
         0, "line width of boxes, pixels; 0: chosen by image size", bounds=AT_LEAST_0, group="output"
     )
@@ -93,7 +105,7 @@ if __name__ == "__main__":
 import logging
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -119,6 +131,9 @@ from utils.predict.summary import RunSummary, written
 from utils.predict.threads import ending_at_once
 from utils.runs import OutputFiles, Run, weights_or_newest
 from utils.text import clean, counted, first
+from utils.track.bytetrack import TrackSettings
+from utils.track.counting import parse_areas
+from utils.track.tracking import Tracking
 
 LOGGER = logging.getLogger(__name__)
 
@@ -127,11 +142,12 @@ def main(cfg: DetectConfig) -> Path:
     """Detect in every frame of the source; returns the run's folder.
 
     Raises:
-        ValueError, FileNotFoundError: see build_predictor, open_source, weights_or_newest; some inputs could not be
-            read, after all others are done.
+        ValueError, FileNotFoundError: see build_predictor, open_source, weights_or_newest, parse_areas; some inputs
+            could not be read, after all others are done.
     """
+    areas = parse_areas("line", cfg.count_line) + parse_areas("zone", cfg.count_zone)
     frames = open_source(cfg.source, cfg.vid_stride, cfg.stream_timeout)
-    cfg = replace(cfg, weights=weights_or_newest(cfg.weights))
+    cfg = replace(cfg, weights=weights_or_newest(cfg.weights), track=cfg.track or bool(areas))
     show = open_window() if cfg.view_img else None
     predictor = build_predictor(cfg)
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
@@ -139,8 +155,12 @@ def main(cfg: DetectConfig) -> Path:
     settings = OutputSettings(**{f.name: getattr(cfg, f.name) for f in fields(OutputSettings)})
     summary, broken = RunSummary(), list[Path]()
     progress = InputProgress(len(source_files(cfg.source)))
-    annotations = PreAnnotations(cfg.annotate, files, predictor.backend.names, cfg.annotate_root)
-    with closing(frames), annotations, Output(settings, files, predictor.backend.names, progress) as output:
+    names = predictor.backend.names
+    annotations = PreAnnotations(cfg.annotate, files, names, cfg.annotate_root)
+    tracking = Tracking(TrackSettings(cfg.conf_thres), areas, files, names) if cfg.track else None
+    overlay = tracking.overlay if tracking else None
+    output = Output(settings, files, names, progress, overlay)
+    with closing(frames), annotations, tracking or nullcontext(), output:
         for frame in frames:
             if isinstance(frame, Broken):
                 LOGGER.warning(clean(frame.reason, 400))
@@ -148,6 +168,7 @@ def main(cfg: DetectConfig) -> Path:
                 progress.number(frame.path)
                 continue
             found = predictor([frame.image])[0]
+            found = tracking(frame, found) if tracking else found
             drawn = output.add(frame, found)
             annotations.add(frame.path, frame.image, found.boxes, output.stem(frame), frame.video is not None)
             if cfg.visualize:
@@ -156,7 +177,7 @@ def main(cfg: DetectConfig) -> Path:
             progress.step(frame)
             if show and drawn is not None and show(frame.path, drawn):
                 break
-    for line in summary.lines(predictor.backend.names, cfg.agnostic_nms):
+    for line in [*summary.lines(names, cfg.agnostic_nms), *(tracking.lines() if tracking else ())]:
         LOGGER.info(line)
     LOGGER.info(f"results in {folder}")
     for what, path in written(files):
@@ -208,7 +229,8 @@ def build_predictor(cfg: DetectConfig) -> Predictor:
     if cfg.visualize and not isinstance(backend, TorchBackend):
         raise ValueError("--visualize: expected one .pt checkpoint, without --augment")
     classes = class_indices(cfg.classes, backend.names) or None
-    nms = NmsSettings(cfg.conf_thres, cfg.iou_thres, cfg.max_det, classes, cfg.agnostic_nms)
+    score = TrackSettings(cfg.conf_thres).low if cfg.track else cfg.conf_thres
+    nms = NmsSettings(score, cfg.iou_thres, cfg.max_det, classes, cfg.agnostic_nms)
     return Predictor(backend, device, cfg.imgsz, nms, cfg.half, cfg.rect is not False, cfg.tile)
 
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "utils.evaluate": {"utils.data"},
     "utils.predict": {"utils.data"},
     "utils.proof": {"utils.data"},
+    "utils.track": {"utils.predict"},
     "utils.train": {"utils.data", "utils.evaluate"},
     "models": set(),
     "models.weights": {"models"},

@@ -75,6 +75,17 @@ class Truth(Boxes):
 
 
 @dataclass(frozen=True, eq=False)
+class Tracked(Boxes):
+    """The boxes of one frame of a video, with the identities of their objects.
+
+    Attributes:
+        identity: (n,) int64, 1, 2, ...: the same object has the same number in all frames.
+    """
+
+    identity: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Targets:
     """The ground truth of a batch, for the loss.
 

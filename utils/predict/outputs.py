@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,11 @@ from utils.predict.writers import (
     ImageIds,
     JsonFile,
     Stems,
+    by_identity,
     coco_rows,
     count_classes,
     csv_text,
+    identities,
     label_text,
     shown_names,
     writable_suffix,
@@ -39,6 +41,7 @@ from utils.runs import OutputFiles
 from utils.text import first
 
 LOGGER = logging.getLogger(__name__)
+Overlay = Callable[[Frame, np.ndarray], np.ndarray]  # draws on the annotated image of a frame
 CSV_HEADER = ("Image Name", "Prediction", "Confidence", "x1", "y1", "x2", "y2", "Path")
 
 
@@ -54,6 +57,7 @@ class OutputSettings:
     nosave: bool = False
     view_img: bool = False
     vid_stride: int = 1
+    track: bool = False
     line_thickness: int = 0
     hide_labels: bool = False
     hide_conf: bool = False
@@ -68,13 +72,15 @@ class Output:
         files: OutputFiles,
         names: Mapping[int, str],
         progress: InputProgress | None = None,
+        overlay: Overlay | None = None,
     ):
         self.settings, self.files, self.folder, self.names = settings, files, files.folder, names
         self.shown = shown_names(names)
         self.stems, self.ids, self.crops = Stems(), ImageIds(), Crops(self.folder / "crops", names, files)
         self.videos: dict[Path, VideoFile] = {}
-        self.progress = progress or InputProgress()
-        self.csv = CsvFile(files.check(self.folder / "predictions.csv"), CSV_HEADER) if settings.save_csv else None
+        self.progress, self.overlay = progress or InputProgress(), overlay
+        header = (*CSV_HEADER, "Track") if settings.track else CSV_HEADER
+        self.csv = CsvFile(files.check(self.folder / "predictions.csv"), header) if settings.save_csv else None
         self.json = JsonFile(files.check(self.folder / "predictions.json")) if settings.save_json else None
 
     def __enter__(self) -> Output:
@@ -113,7 +119,8 @@ class Output:
         drawn = None
         if not settings.nosave or settings.view_img:
             thickness, hidden = settings.line_thickness or None, (settings.hide_labels, settings.hide_conf)
-            drawn = draw_boxes(frame.image, found.boxes, self.shown, thickness, *hidden)
+            drawn = draw_boxes(frame.image, *by_identity(found.boxes, self.shown), thickness, *hidden)
+            drawn = self.overlay(frame, drawn) if self.overlay else drawn
         text = count_classes(found.boxes, self.names) or "no detections"
         self.end_videos(frame)
         if frame.video:
@@ -142,10 +149,17 @@ class Output:
             self.crops.add(stem, frame.image, boxes)
         if self.csv:
             name = stem if frame.video else frame.path.name
-            rows = zip(classes, boxes.score.tolist(), boxes.xyxy.tolist(), strict=True)
+            rows = zip(classes, boxes.score.tolist(), boxes.xyxy.tolist(), identities(boxes), strict=True)
             self.csv.add(
-                [csv_text(name), csv_text(label), f"{score:.4f}", *(f"{v:.1f}" for v in xyxy), csv_text(frame.path)]
-                for label, score, xyxy in rows
+                [
+                    csv_text(name),
+                    csv_text(label),
+                    f"{score:.4f}",
+                    *(f"{v:.1f}" for v in xyxy),
+                    csv_text(frame.path),
+                    *own,
+                ]
+                for label, score, xyxy, own in rows
             )
         if self.json:
             self.json.add(coco_rows(self.ids(stem), boxes, path=frame.path))

@@ -89,11 +89,18 @@ def written(files: OutputFiles) -> list[tuple[str, str]]:
         rows.append(("labels", f"{relative(folder / 'labels')}: {counted(labels, 'file')}"))
     if crops := counts.pop("crops/", 0):
         rows.append(("crops", f"{relative(folder / 'crops')}: {counted(crops, 'file')}"))
-    for name, what in (("predictions.csv", "table"), ("predictions.json", "COCO"), ("renamed.csv", "other names")):
+    for name, what in (
+        ("predictions.csv", "table"),
+        ("predictions.json", "COCO"),
+        ("renamed.csv", "other names"),
+        ("counts.csv", "counts"),
+    ):
         if counts.pop(name, 0):
             rows.append((what, relative(folder / name)))
     if counts.pop("annotations/", 0):
         rows.append(("annotations", relative(folder / "annotations")))
+    if tracks := counts.pop("tracks/", 0):
+        rows.append(("tracks", f"{relative(folder / 'tracks')}: {counted(tracks, 'file')}"))
     if counts.pop("visualize/", 0):
         rows.append(("maps", relative(folder / "visualize")))
     videos = sum(Path(name).suffix == ".mp4" for name in counts)

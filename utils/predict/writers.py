@@ -18,7 +18,7 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from utils.boxes import Boxes, pairwise_iou, xyxy2ltwh, xyxy2xywhn
+from utils.boxes import Boxes, Tracked, pairwise_iou, xyxy2ltwh, xyxy2xywhn
 from utils.files import write_atomic
 from utils.images import imwrite
 from utils.runs import OutputFiles
@@ -109,13 +109,27 @@ def write_renamed(files: OutputFiles, stems: Stems) -> None:
 
 
 def label_text(boxes: Boxes, size: tuple[int, int], scores: bool) -> str:
-    """Lines 'class cx cy w h [score]' in 0..1 for boxes in pixels of an image of `size` (height, width)."""
+    """Lines 'class cx cy w h [score] [identity]' in 0..1 for boxes in pixels of an image of `size` (height, width)."""
     rows = np.column_stack([xyxy2xywhn(boxes.xyxy, size), boxes.score])[:, : 5 if scores else 4]
     lines = (
-        " ".join([str(label), *(f"{value:.6f}" for value in row)])
-        for label, row in zip(boxes.label.tolist(), rows, strict=True)
+        " ".join([str(label), *(f"{value:.6f}" for value in row), *map(str, identity)])
+        for label, row, identity in zip(boxes.label.tolist(), rows, identities(boxes), strict=True)
     )
     return "".join(f"{line}\n" for line in lines)
+
+
+def identities(boxes: Boxes) -> list[list[int]]:
+    """A list for each box, which holds its identity; empty ones without tracking."""
+    return boxes.identity[:, None].tolist() if isinstance(boxes, Tracked) else [[] for _ in range(len(boxes))]
+
+
+def by_identity(boxes: Boxes, names: Mapping[int, str]) -> tuple[Boxes, Mapping[int, str]]:
+    """Boxes and names for drawing: tracked ones as '#7 car', each object in a color of its own."""
+    if not isinstance(boxes, Tracked):
+        return boxes, names
+    pairs = zip(boxes.identity.tolist(), boxes.label.tolist(), strict=True)
+    texts = {identity: f"#{identity} {names.get(label, str(label))}" for identity, label in pairs}
+    return Boxes(boxes.xyxy, boxes.identity, boxes.score), texts
 
 
 def write_labels(files: OutputFiles, path: Path, text: str) -> None:
@@ -167,17 +181,20 @@ def writable_suffix(path: Path, image: np.ndarray) -> str:
 def coco_rows(
     image_id: int | str, boxes: Boxes, categories: dict[int, int] | None = None, path: Path | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of a COCO result file: image_id, category_id, bbox x, y, width, height in pixels, score, and the path.
+    """Rows of a COCO result file: image_id, category_id, bbox x, y, width, height in pixels, score; identity, path.
 
     Args:
         categories: class index -> category id; None: the index itself. path: of the image; None leaves it out.
     """
     rows = []
     ltwh = xyxy2ltwh(boxes.xyxy.astype(np.float64)).tolist()
-    for bbox, label, score in zip(ltwh, boxes.label.tolist(), boxes.score.tolist(), strict=True):
+    columns = boxes.label.tolist(), boxes.score.tolist(), identities(boxes)
+    for bbox, label, score, identity in zip(ltwh, *columns, strict=True):
         category = categories.get(label, label) if categories else label
         rounded = [round(v, 3) for v in bbox]
         row = {"image_id": image_id, "category_id": category, "bbox": rounded, "score": round(score, 5)}
+        if identity:
+            row["track_id"] = identity[0]
         rows.append(row if path is None else row | {"path": str(path)})
     return rows
 
