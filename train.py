@@ -41,6 +41,7 @@ from utils.runs import Run, newest_checkpoint
 from utils.train.autoanchor import check_anchors, label_sizes
 from utils.train.errors import user_error
 from utils.train.memory import choose_batch_size
+from utils.train.mlflow_log import MlflowLog
 from utils.train.optim import OPTIMIZERS, ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
 from utils.train.plots import plot_labels, plot_results
 from utils.train.progress import epoch_line, result_row, show_progress
@@ -100,6 +101,7 @@ class TrainConfig(Config):
     sync_bn: bool = flag(False, "batch norm over the batches of all processes (SyncBatchNorm)")
     seed: int = flag(0, "random seed", bounds=AT_LEAST_0)
     workers: int = flag(2, "data loader processes per training process, at most one per CPU", bounds=AT_LEAST_0)
+    logger: str = flag("", "also log to MLflow: locally, or to the server in MLFLOW_TRACKING_URI", choices=("mlflow",))
     device: str = flag("", "cpu, mps, a GPU number, or 0,1 under torchrun; empty: the first GPU, else the CPU")
     project: str = flag("runs/train", "folder of the runs")
     name: str = flag("exp", "name of this run's folder, numbered if it exists")
@@ -109,6 +111,8 @@ class TrainConfig(Config):
         super().__post_init__()
         if self.rect and self.image_weights:
             raise ValueError("--rect --image-weights: sampled images cannot be batched by shape, expected one of them")
+        if self.logger and self.evolve:
+            raise ValueError(f"--logger {self.logger} --evolve: a search's trials are not logged, expected one of them")
 
     @property
     def total_epochs(self) -> int:
@@ -133,6 +137,7 @@ def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint 
             )
         return finish(job) if dist.rank == 0 else None
     except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, FloatingPointError) as error:
+        job.mlflow.stop()
         log_how_to_resume(job)
         raise user_error(error, job.cfg.batch_size, job.cfg.imgsz) from error
 
@@ -155,6 +160,7 @@ class Job:
     criterion: Criterion
     state: TrainState
     board: TensorBoard | None
+    mlflow: MlflowLog
 
 
 def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint | None = None) -> Job:
@@ -208,8 +214,9 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
     if dist.rank == 0 and not cfg.noplots:
         board = TensorBoard(run.dir, start=state.epoch)
         board.graph(model, imgsz)
+    mlflow = MlflowLog(run.dir if cfg.logger and dist.rank == 0 else None, asdict(cfg), hyp.as_dict(), state.epoch)
     loaders = (scan, loader, val_loader)
-    return Job(cfg, hyp, dist, run, data.names, *loaders, model, parallel, frozen, criterion, state, board)
+    return Job(cfg, hyp, dist, run, data.names, *loaders, model, parallel, frozen, criterion, state, board, mlflow)
 
 
 def choose_hyp(
@@ -362,6 +369,7 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
     job.run.log(row)
     if job.board is not None:
         job.board.scalars(row)
+    job.mlflow.scalars(row)
     LOGGER.info(epoch_line(epoch, cfg.total_epochs, losses, metrics, seconds))
     fitness = metrics.fitness if metrics else math.nan
     best = state.stopper.improved(fitness, epoch) or state.stopper.best == -math.inf
@@ -411,6 +419,7 @@ def finish(job: Job) -> Metrics:
             job.board.images(sorted(job.run.dir.glob("*batch*.jpg")))
             job.board.close()
         LOGGER.info(f"report: {write_report(job.run.dir)}")
+    job.mlflow.finish(metrics.as_dict())
     LOGGER.info(f"best weights: {best}")
     return metrics
 
