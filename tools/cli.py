@@ -41,6 +41,7 @@ COMMANDS = {
     "doctor": Command("tools.doctor", "DoctorConfig"),
     "report": Command("utils.train.report", "ReportConfig"),
     "convert": Command("tools.convert", "ConvertConfig"),
+    "hub": Command("tools.hub", "HubConfig"),
     "classify": Command("tools.classify", "ClassifyConfig"),
     "benchmark": Command("tools.benchmark", "BenchmarkConfig"),
     "study": Command("tools.study", "StudyConfig"),
