@@ -77,6 +77,9 @@ class TrainConfig(Config):
     nosave: bool = flag(False, "save only the final checkpoint")
     save_period: int = flag(-1, "save a checkpoint every N epochs", shown="never")
     noplots: bool = flag(False, "write no plots and no report")
+    logger: str = flag(
+        "", "also log to MLflow: locally, or to the server in MLFLOW_TRACKING_URI", choices=("", "mlflow"), shown="none"
+    )
     verbose: bool = flag(False, "print every tensor that was not transferred, and the whole recipe")
     device: str = flag(
         "", "cpu, mps, a GPU number, or 0,1 under torchrun; empty: the first GPU, else the CPU", group="hardware"
@@ -89,6 +92,8 @@ class TrainConfig(Config):
         super().__post_init__()
         if self.rect and self.image_weights:
             raise ValueError("--rect --image-weights: sampled images cannot be batched by shape, expected one of them")
+        if self.logger and self.evolve:
+            raise ValueError(f"--logger {self.logger} --evolve: a search's trials are not logged, expected one of them")
 
     @property
     def total_epochs(self) -> int:
@@ -136,6 +141,7 @@ from utils.text import counted
 from utils.train.autoanchor import check_anchors, label_sizes
 from utils.train.errors import user_error
 from utils.train.memory import choose_batch_size
+from utils.train.mlflow_log import MlflowLog
 from utils.train.optim import ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
 from utils.train.plots import plot_labels, plot_results
 from utils.train.progress import epoch_header, epoch_row, result_row, resume_line
@@ -168,6 +174,7 @@ def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint 
             )
         return finish(job) if dist.rank == 0 else None
     except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, FloatingPointError) as error:
+        job.mlflow.stop()
         with undisturbed_by_workers():
             if dist.rank == 0:
                 LOGGER.info(resume_line(job.run.dir / "weights" / "last.pt", state.saved))
@@ -194,6 +201,7 @@ class Job:
     criterion: Criterion
     state: TrainState
     board: TensorBoard | None
+    mlflow: MlflowLog
 
 
 def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint | None = None) -> Job:
@@ -251,8 +259,9 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
     if dist.rank == 0 and not cfg.noplots:
         board = TensorBoard(run.dir, start=state.epoch)
         board.graph(model, imgsz)
+    mlflow = MlflowLog(run.dir if cfg.logger and dist.rank == 0 else None, asdict(cfg), hyp.as_dict(), state.epoch)
     loaders = (scan, loader, val_loader)
-    return Job(cfg, hyp, dist, run, data.names, *loaders, model, parallel, frozen, criterion, state, board)
+    return Job(cfg, hyp, dist, run, data.names, *loaders, model, parallel, frozen, criterion, state, board, mlflow)
 
 
 def choose_hyp(
@@ -403,6 +412,7 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
     job.run.log(row)
     if job.board is not None:
         job.board.scalars(row)
+    job.mlflow.scalars(row)
     if metrics:
         LOGGER.info("\n".join(metrics.table().splitlines()[:2]))
     fitness = metrics.fitness if metrics else math.nan
@@ -457,6 +467,7 @@ def finish(job: Job) -> Metrics:
             job.board.images(sorted(job.run.dir.glob("*batch*.jpg")))
             job.board.close()
         LOGGER.info(f"report: {write_report(job.run.dir)}")
+    job.mlflow.finish(metrics.as_dict())
     forget_previous(job.run.weights)
     LOGGER.info(f"best weights: {best}")
     LOGGER.info(step_lines(run_steps(job.run.dir, asdict(job.cfg))))

@@ -44,6 +44,7 @@ COMMANDS = {
     "report": Command("utils.train.report", "ReportConfig"),
     "serve": Command("tools.serve", "ServeConfig"),
     "convert": Command("tools.convert", "ConvertConfig"),
+    "hub": Command("tools.hub", "HubConfig"),
     "classify": Command("tools.classify", "ClassifyConfig"),
     "benchmark": Command("tools.benchmark", "BenchmarkConfig"),
     "study": Command("tools.study", "StudyConfig"),

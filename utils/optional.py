@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from types import ModuleType
 
@@ -28,3 +29,9 @@ def import_openvino() -> ModuleType:
     """OpenVINO without its telemetry: the converter and nncf send usage data to Intel unless that package is absent."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it now fails
     return import_optional("openvino")
+
+
+def import_mlflow() -> ModuleType:
+    """MLflow without its reports of use to its makers, which are off unless MLFLOW_DISABLE_TELEMETRY is set."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when the package is imported
+    return import_optional("mlflow", "requirements-mlflow.txt")

@@ -19,6 +19,7 @@ from torch import Tensor
 from utils.boxes import Boxes
 from utils.drawing import draw_boxes
 from utils.images import imwrite
+from utils.predict import exchange
 from utils.predict.notebook import PREVIEWED, has_viewer, html, png, smaller
 from utils.predict.writers import (
     Crops,
@@ -208,6 +209,14 @@ class Detections:
             for file, table in zip(self.files, tables, strict=True)
         ]
         return json_text(images)
+
+    def to_supervision(self) -> list[Any]:
+        """One supervision.Detections per image, with class names; needs the package."""
+        return [exchange.to_supervision(rows, [self.name(c) for c in rows[:, 5]]) for rows in self.xyxy]
+
+    def to_fiftyone(self) -> list[Any]:
+        """One fiftyone.Detections per image, a value for a sample's field; needs the package."""
+        return [exchange.to_fiftyone(rows, [self.name(c) for c in rows[:, 5]]) for rows in self.xyxyn]
 
     def tolist(self) -> list[Detections]:
         """One Detections per image."""
