@@ -139,7 +139,7 @@ from utils.progress import Progress, clock
 from utils.runs import Run, newest_checkpoint
 from utils.text import counted
 from utils.train.autoanchor import check_anchors, label_sizes
-from utils.train.errors import user_error
+from utils.train.errors import check_batches, user_error
 from utils.train.memory import choose_batch_size
 from utils.train.mlflow_log import MlflowLog
 from utils.train.optim import ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
@@ -230,6 +230,7 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
         cfg, hyp = choose_hyp(cfg, hyp, scan, model, transferred)
         set_norm_momentum(model, hyp.norm_momentum)
         settings = loader_settings(cfg, model, imgsz)
+        check_batches(len(scan), cfg.batch_size // dist.world, imgsz / float(model.stride.max()))
         loader, val_loader = training_loaders(scan, val_scan, hyp, settings, dist.rank, dist.world)
     anchors = model.head.anchors
     if checkpoint is None and not cfg.noautoanchor and anchors is not None:

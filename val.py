@@ -56,7 +56,9 @@ class ValConfig(Config):
     save_conf: bool = flag(False, "with --save-txt: the confidence as a sixth column")
     save_hybrid: bool = flag(False, "like --save-txt, but labels come first and replace detections that overlap them")
     save_json: bool = flag(False, "write predictions.json, COCO's result format")
-    plots: bool = flag(True, "write curves, the confusion matrix and images of the first batches")
+    plots: bool = flag(
+        True, "write curves, the confusion matrix, errors.html, suspects.csv and images of the first batches"
+    )
     verbose: bool = flag(False, "print every class even if there are many")
     project: str = flag("runs/val", "folder of the runs")
     name: str = flag("exp", "name of this run's folder, numbered if it exists")
@@ -95,8 +97,10 @@ from utils.data.scan import Scan
 from utils.device import select_device
 from utils.drawing import plot_batch, plot_boxes
 from utils.evaluate.curves import plot_confusion, plot_curves, plot_study
+from utils.evaluate.error_page import write_errors
 from utils.evaluate.metrics import DetectionMetrics, Metrics
 from utils.evaluate.timing import Stopwatch
+from utils.evaluate.verdicts import ErrorAnalysis
 from utils.files import write_atomic
 from utils.images import size_text, to_input
 from utils.loss import Criterion, LossParts
@@ -150,7 +154,8 @@ def main(cfg: ValConfig) -> Metrics:
     plots = folder if cfg.plots else None
     result = detect_all(network, loader, data.names, device, eval_settings(cfg), desc=cfg.task, plots=plots)
     if cfg.plots:
-        write_plots(result.detections, folder)
+        title = f"{', '.join(Path(path).name for path in weight_files(cfg.weights))} on {cfg.task} of {data.yaml}"
+        write_plots(result.detections, image_paths(loader, result), folder, title)
     found = cast(DetectionDataset, loader.dataset).scan
     warn_of_max_det(found, cfg.max_det)
     save_detections(cfg, data, result.detections, found.paths[result.rows].tolist(), folder)
@@ -223,13 +228,13 @@ def evaluate(
             training mode it was in, its parameters unchanged.
         names: class index -> name. settings: None: those of COCO's protocol.
         criterion: (raw maps, targets) -> (loss, parts); `Metrics.loss` is the mean over the images.
-        plots: a folder for curves, confusion_matrix.png and val_batch*_{labels,pred}.jpg; None: no plots.
+        plots: a folder for what write_plots writes, and val_batch*_{labels,pred}.jpg; None: no plots.
     """
     result = detect_all(
         model, loader, names, device, settings or EvalSettings.of(False), criterion=criterion, desc=desc, plots=plots
     )
     if plots:
-        write_plots(result.detections, plots)
+        write_plots(result.detections, image_paths(loader, result), plots, f"best.pt on {desc}")
     return result.metrics()
 
 
@@ -315,10 +320,21 @@ def plot_first_batch(batch: Batch, found: list[Boxes], names: Mapping[int, str],
     plot_boxes(batch.images, confident, names, stem.with_name(f"{stem.name}_pred.jpg"), titles)
 
 
-def write_plots(detections: DetectionMetrics, folder: Path) -> None:
-    """PR, P, R and F1 curves and confusion_matrix.png."""
+def image_paths(loader: DataLoader, result: EvalResult) -> list[str]:
+    """The paths of the images in the order of the detections."""
+    paths: list[str] = cast(DetectionDataset, loader.dataset).scan.paths[result.rows].tolist()
+    return paths
+
+
+def write_plots(detections: DetectionMetrics, paths: Sequence[str], folder: Path, title: str) -> None:
+    """PR, P, R and F1 curves, confusion_matrix.png, errors.html and suspects.csv.
+
+    Args:
+        paths: of the images, in the order of the detections. title: what was measured, for errors.html.
+    """
     plot_curves(detections.curves(), folder)
     plot_confusion(detections.confusion_matrix(), list(detections.names.values()), folder / "confusion_matrix.png")
+    write_errors(folder, ErrorAnalysis.of(detections), paths, title)
 
 
 def read_data(name: str, single_cls: bool = False) -> Data:

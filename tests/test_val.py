@@ -48,7 +48,13 @@ def test_a_perfect_model_has_every_chart_and_number(run, caplog) -> None:
     assert result.map50 == pytest.approx(1) and result.coco["AP75"] > 0.9
     charts = {f"{name}_curve.png" for name in ("P", "R", "F1", "PR")} | {"confusion_matrix.png"}
     charts |= {f"val_batch{k}_{kind}.jpg" for k in range(2) for kind in ("labels", "pred")}
-    assert {p.name for p in folder.iterdir()} == charts | {"metrics.json", "labels", ".outputs"}
+    assert {p.name for p in folder.iterdir()} == charts | {
+        "metrics.json",
+        "labels",
+        ".outputs",
+        "errors.html",
+        "suspects.csv",
+    }
     assert all(imread(folder / name).std() > 5 for name in charts)
     assert json.loads((folder / "metrics.json").read_text())["coco"]["APs"] == pytest.approx(result.coco["APs"])
     assert "AR300" in caplog.text and "speed:" in caplog.text

@@ -21,9 +21,11 @@ def after_training(folder: Path, data: str, images: str = IMAGES, finished: bool
     """
     best, last = folder / "weights" / "best.pt", folder / "weights" / "last.pt"
     steps: Steps = []
+    if (folder / "errors.html").is_file():
+        steps.append(("see where it fails, and which labels to check", relative(folder / "errors.html")))
     if best.is_file():
         weights = ("--weights", relative(best))
-        steps = [
+        steps += [
             ("detect in images and videos", command("detect", *weights, "--source", images)),
             ("measure it on a data set", command("val", *weights, "--data", data)),
             ("export it for other runtimes", command("export", *weights, "--include", "onnx", "openvino")),
@@ -38,6 +40,7 @@ def after_training(folder: Path, data: str, images: str = IMAGES, finished: bool
 def after_validation(folder: Path, weights: str, best_confidence: float | None) -> Steps:
     """The files of a validation that are worth a look, and the confidence threshold to detect with."""
     files = {
+        "errors.html": "where it fails: the worst images, what to correct first, suspected label errors",
         "val_batch0_pred.jpg": "what it finds, beside val_batch0_labels.jpg",
         "confusion_matrix.png": "which classes it confuses",
         "PR_curve.png": "precision over recall of each class",

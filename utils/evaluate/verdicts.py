@@ -14,6 +14,7 @@ import numpy as np
 
 from utils.boxes import Boxes, Truth, pairwise_iou
 from utils.evaluate.matching import MATCH_IOU, average_precision, covered, match_greedily
+from utils.evaluate.metrics import DetectionMetrics
 
 NEAR_IOU = 0.1  # a detection that overlaps a label less has nothing to do with it
 
@@ -127,6 +128,11 @@ class ErrorAnalysis:
     found: Sequence[Boxes]
     truth: Sequence[Truth]
     confidence: float
+
+    @classmethod
+    def of(cls, detections: DetectionMetrics) -> ErrorAnalysis:
+        """The errors at the confidence of the best F1."""
+        return cls(detections.names, detections.found, detections.truth, detections.best_confidence)
 
     @cached_property
     def shown(self) -> list[Boxes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from utils.data.loader import lost_worker
+from utils.text import counted
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -12,6 +13,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     signs = ("can't allocate memory", "out of memory", "Unable to allocate")
     kinds = MemoryError | torch.OutOfMemoryError
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
+
+
+def check_batches(images: int, batch_size: int, cells: float) -> None:
+    """Raise a ValueError if the last batch of an epoch is too small for batch norm: one image with maps of one cell.
+
+    Args:
+        batch_size: of one process. cells: side of the smallest map.
+    """
+    if cells <= 1 and images and (batch_size == 1 or images % batch_size == 1):
+        raise ValueError(
+            f"--batch-size {batch_size} with {counted(images, 'image')}: the last batch is one image whose smallest "
+            f"map has one cell, too few values for batch norm; expected a larger --imgsz or another --batch-size"
+        )
 
 
 def is_lost_peer(error: BaseException) -> bool:
