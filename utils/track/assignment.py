@@ -30,7 +30,7 @@ def best_pairs(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def groups(linked: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows and columns (indices) of each connected part of a table (n, m) of links."""
-    left = linked.any(axis=1)
+    left = np.array(linked.any(axis=1))
     while left.any():
         rows, columns = np.array([left.argmax()]), np.zeros(0, np.int64)
         count = 0
