@@ -211,6 +211,27 @@ def test_files_are_complete_after_an_error(tmp_path: Path) -> None:
     assert (tmp_path / "tracks" / "cam.txt").read_text().count("\n") == 2 and (tmp_path / "counts.csv").exists()
 
 
+def test_a_full_disk_leaves_no_half_file_and_completes_the_others(tmp_path: Path) -> None:
+    class Full:
+        def writelines(self, _: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None:
+            pass
+
+    files = OutputFiles(tmp_path)
+    with (
+        pytest.raises(OSError, match=r"cam1\.txt"),
+        Tracking(TrackSettings(), parse_areas("line", ["0,1,1,1"]), files, {}) as t,
+    ):
+        for number in (1, 2):
+            for frame in streams(number, "cam2", "cam1"):
+                t(frame, moving(number))
+            t.sources[Path("cam1")].file.file = Full()  # type: ignore[assignment]
+    assert [path.name for path in (tmp_path / "tracks").iterdir()] == ["cam2.txt"]
+    assert len((tmp_path / "counts.csv").read_text().splitlines()) == 3
+
+
 def test_a_track_file_of_somebody_else_stays(tmp_path: Path) -> None:
     (tmp_path / "tracks").mkdir()
     (tmp_path / "tracks" / "cam.txt").write_text("mine")

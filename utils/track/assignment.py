@@ -30,17 +30,16 @@ def best_pairs(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def groups(linked: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows and columns (indices) of each connected part of a table (n, m) of links."""
-    left = linked.any(axis=1)
+    left = np.array(linked.any(axis=1))
     while left.any():
-        rows: np.ndarray = np.zeros(len(linked), bool)
-        rows[left.argmax()] = True
+        rows, columns = np.array([left.argmax()]), np.zeros(0, np.int64)
         count = 0
-        while count < rows.sum():
-            count = int(rows.sum())
-            columns = linked[rows].any(axis=0)
-            rows = np.asarray(linked[:, columns].any(axis=1))
-        left &= ~rows
-        yield np.flatnonzero(rows), np.flatnonzero(columns)
+        while count < len(rows):
+            count = len(rows)
+            columns = np.flatnonzero(linked[rows].any(axis=0))
+            rows = np.flatnonzero(linked[:, columns].any(axis=1))
+        left[rows] = False
+        yield rows, columns
 
 
 def cheapest(cost: np.ndarray) -> np.ndarray:

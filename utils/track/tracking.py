@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -100,13 +101,10 @@ class Tracking:
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            for path in list(self.sources):
-                self.end(path)
-        finally:
-            if self.areas:
-                with self.files.writing(self.files.folder / "counts.csv") as path:
-                    write_atomic(path, self.counts_csv())
+        with ExitStack() as stack:  # all files are completed, even if one cannot be
+            stack.callback(self.write_counts)
+            for path in reversed(self.sources):
+                stack.callback(self.end, path)
 
     def __call__(self, frame: Frame, found: Prediction) -> Prediction:
         """The detections that are of objects with an identity, as `Tracked` boxes."""
@@ -141,15 +139,18 @@ class Tracking:
         source = self.sources.pop(path)
         self.counts += [(path, counter.area, counter.counts) for counter in source.counters]
         source.file.close()
-        self.files.add(source.file.path)
+        if not source.file.failed:
+            self.files.add(source.file.path)
 
     def overlay(self, frame: Frame, drawn: np.ndarray) -> np.ndarray:
         """The annotated image of the frame that was tracked last, with its lines, zones and counts."""
         counters = self.source(frame).counters
         return draw_areas(drawn, counters, shown_names(self.names)) if counters else drawn
 
-    def counts_csv(self) -> str:
-        """The text of counts.csv: a row for each source, area and class."""
+    def write_counts(self) -> None:
+        """counts.csv, a row for each source, area and class; not written without areas."""
+        if not self.areas:
+            return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COUNTS_HEADER)
@@ -160,7 +161,8 @@ class Tracking:
                 for label in sorted({label for label, _ in counts})
             ]
             writer.writerows([csv_text(path), area.name, points, *row] for row in rows or [("", 0, 0)])
-        return text.getvalue()
+        with self.files.writing(self.files.folder / "counts.csv") as target:
+            write_atomic(target, text.getvalue())
 
     def lines(self) -> list[str]:
         """The lines of the log, once all sources have ended: objects by class, and counts by area, of all sources."""
