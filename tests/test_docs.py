@@ -34,7 +34,7 @@ from models import common, yolo
 from models.mobilevit import MobileViT, to_published
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
-from tools import classify, coco_parity, convert, import_labels, kill_and_resume
+from tools import classify, coco_parity, convert, import_labels, kill_and_resume, proposal_study
 from utils.config import parse_cli
 from utils.files import REPO
 from utils.images import imwrite
@@ -52,6 +52,7 @@ SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
     "tools/coco_parity.py": (coco_parity.main, val.ValConfig),
     "tools/convert.py": (convert.main, convert.ConvertConfig),
     "tools/import_labels.py": (import_labels.main, import_labels.ImportConfig),
+    "tools/proposal_study.py": (proposal_study.main, proposal_study.ProposalConfig),
     "tools/kill_and_resume.py": (kill_and_resume.main, kill_and_resume.KillConfig),
 }
 NAMES = ["wide", "high", "star"]
@@ -239,7 +240,7 @@ def test_commands_run(
 
 def test_commands_and_pages_have_been_found() -> None:
     run = {split(line)[1] for line in commands(RUN, "bash")}
-    assert run == set(SCRIPTS) - {"tools/kill_and_resume.py", "tools/import_labels.py"}
+    assert run == set(SCRIPTS) - {f"tools/{name}.py" for name in ("kill_and_resume", "import_labels", "proposal_study")}
     assert len(commands(RUN, "bash")) > 35 and len(commands(PARSED, "sh")) > 15
     for config, name in ((train.TrainConfig, "train"), (val.ValConfig, "val"), (detect.DetectConfig, "detect")):
         assert (config().project, config().name) == (f"runs/{name}", "exp")  # as the pages say
