@@ -545,5 +545,5 @@ def test_verdicts_of_the_study() -> None:
     )
     xyxy = np.array([[0, 0, 10, 14.0], [0, 0, 10, 10], [20, 0, 30, 15], [40, 0, 50, 10], [80, 0, 90, 10]])
     found = Boxes(xyxy, np.array([0, 0, 0, 0, 1]), np.array([0.9, 0.8, 0.7, 0.6, 0.5]))
-    assert judge(found, truth, 0.75) == (["delete", "right", "move", "rename", "delete"], 1)
-    assert judge(found[:0], truth, 0.75) == ([], 4) and judge(found[:1], truth[:0], 0.75) == (["delete"], 0)
+    assert judge(found, truth, 0.75) == (["delete", "right", "move", "rename", "unlabeled"], 1)
+    assert judge(found[:0], truth, 0.75) == ([], 4) and judge(found[:1], truth[:0], 0.75) == (["unlabeled"], 0)
