@@ -486,7 +486,7 @@ def mutated(value: object, rng: np.random.Generator, junk: list[object]) -> obje
 
 
 def test_damaged_exports_end_in_one_line_or_are_read(photos: Path, tmp_path: Path) -> None:
-    junk = [None, True, -1, 1e400, "", "x", [], {}, [1], [[1, 2, 3]], {"a": 1}, "NaN", 10**400, "a\udcff"]
+    junk: list[object] = [None, True, -1, 1e400, "", "x", [], {}, [1], [[1, 2, 3]], {"a": 1}, "NaN", 10**400, "a\udcff"]
     square = {"x": 50, "y": 20, "width": 10, "height": 20, "rotation": 5}
     regions = [
         rectangle(10, 20, 30, 40, "cell", id="r"),
