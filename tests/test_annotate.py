@@ -486,7 +486,7 @@ def mutated(value: object, rng: np.random.Generator, junk: list[object]) -> obje
 
 
 def test_damaged_exports_end_in_one_line_or_are_read(photos: Path, tmp_path: Path) -> None:
-    junk = [None, True, -1, 1e400, "", "x", [], {}, [1], [[1, 2, 3]], {"a": 1}, "NaN", 10**400, "a\udcff"]
+    junk: list[object] = [None, True, -1, 1e400, "", "x", [], {}, [1], [[1, 2, 3]], {"a": 1}, "NaN", 10**400, "a\udcff"]
     square = {"x": 50, "y": 20, "width": 10, "height": 20, "rotation": 5}
     regions = [
         rectangle(10, 20, 30, 40, "cell", id="r"),
@@ -545,5 +545,5 @@ def test_verdicts_of_the_study() -> None:
     )
     xyxy = np.array([[0, 0, 10, 14.0], [0, 0, 10, 10], [20, 0, 30, 15], [40, 0, 50, 10], [80, 0, 90, 10]])
     found = Boxes(xyxy, np.array([0, 0, 0, 0, 1]), np.array([0.9, 0.8, 0.7, 0.6, 0.5]))
-    assert judge(found, truth, 0.75) == (["delete", "right", "move", "rename", "delete"], 1)
-    assert judge(found[:0], truth, 0.75) == ([], 4) and judge(found[:1], truth[:0], 0.75) == (["delete"], 0)
+    assert judge(found, truth, 0.75) == (["delete", "right", "move", "rename", "unlabeled"], 1)
+    assert judge(found[:0], truth, 0.75) == ([], 4) and judge(found[:1], truth[:0], 0.75) == (["unlabeled"], 0)

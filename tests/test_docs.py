@@ -34,7 +34,17 @@ from models import common, yolo
 from models.mobilevit import MobileViT, to_published
 from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
-from tools import classify, coco_parity, compare, convert, doctor, import_labels, kill_and_resume, serve
+from tools import (
+    classify,
+    coco_parity,
+    compare,
+    convert,
+    doctor,
+    import_labels,
+    kill_and_resume,
+    proposal_study,
+    serve,
+)
 from utils.config import parse_cli
 from utils.files import REPO
 from utils.images import imwrite
@@ -55,6 +65,7 @@ SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
     "tools/convert.py": (convert.main, convert.ConvertConfig),
     "tools/doctor.py": (doctor.diagnose, doctor.DoctorConfig),
     "tools/import_labels.py": (import_labels.main, import_labels.ImportConfig),
+    "tools/proposal_study.py": (proposal_study.main, proposal_study.ProposalConfig),
     "tools/kill_and_resume.py": (kill_and_resume.main, kill_and_resume.KillConfig),
 }
 NAMES = ["wide", "high", "star"]
@@ -254,7 +265,7 @@ def test_commands_run(
 
 def test_commands_and_pages_have_been_found() -> None:
     run = {split(line)[1] for line in commands(RUN, "bash")}
-    tested_elsewhere = ("kill_and_resume", "compare", "serve", "import_labels")
+    tested_elsewhere = ("kill_and_resume", "compare", "serve", "import_labels", "proposal_study")
     own = {f"tools/{name}.py" for name in tested_elsewhere}
     assert run == set(SCRIPTS) - own
     assert len(commands(RUN, "bash")) > 35 and len(commands(PARSED, "sh")) > 15

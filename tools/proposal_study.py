@@ -63,7 +63,8 @@ from val import match_classes, read_data
 
 LOGGER = logging.getLogger(__name__)
 SAME_OBJECT = 0.5  # IoU above which a box that needs a correction is of that object
-VERDICTS = ("right", "move", "rename", "delete")
+NO_OBJECT = 0.3  # IoU with all labels below which a box lies where nobody has labeled anything
+VERDICTS = ("right", "move", "rename", "delete", "unlabeled")
 
 
 def main(cfg: ProposalConfig) -> str:
@@ -134,8 +135,8 @@ def table(detections: Sequence[Boxes], truth: Scan, thresholds: Sequence[float],
     images = len(detections)
     lines = [
         f"| confidence | boxes | no correction (IoU >= {good_iou:g}) | to move | to rename | to delete "
-        "| labels with a box that needs no correction | to draw |",
-        "|---|---|---|---|---|---|---|---|",
+        "| where no label is | labels with a box that needs no correction | to draw |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for threshold in thresholds:
         counts, drawn, labels = Counter[str](), 0, 0
@@ -155,7 +156,8 @@ def judge(found: Boxes, truth: Boxes, good_iou: float) -> tuple[list[str], int]:
     """What each detection needs, one of VERDICTS, and the number of labels that no detection is of.
 
     Each label belongs to one detection: first to those that need no correction, the best score first, then to those
-    that have to be moved, then to those of another class. A second box on an object has to be deleted.
+    that have to be moved, then to those of another class. A second box on an object has to be deleted; so has one where
+    no label is, unless the labels lack that object.
     """
     iou = pairwise_iou(found.xyxy, truth.xyxy) if len(found) and len(truth) else np.zeros((len(found), len(truth)))
     same = found.label[:, None] == truth.label[None]
@@ -170,6 +172,8 @@ def judge(found: Boxes, truth: Boxes, good_iou: float) -> tuple[list[str], int]:
             overlap = np.where(fits[i] & free, iou[i], -1.0)
             if verdicts[i] == "delete" and len(truth) and overlap.max() >= least:
                 verdicts[i], free[overlap.argmax()] = verdict, False
+    far = iou.max(axis=1, initial=0.0) < NO_OBJECT
+    verdicts = ["unlabeled" if away and v == "delete" else v for v, away in zip(verdicts, far, strict=True)]
     return verdicts, int(free.sum())
 
 
