@@ -52,6 +52,7 @@ from utils.images import imwrite
 RUN = ("README.md", "docs/training.md", "docs/val.md", "docs/detect.md", "docs/weights.md", "docs/export.md")
 RUN += ("docs/doctor.md", "docs/annotate.md", "docs/track.md")
 PARSED = ("README.md", "docs/index.md", *(page for page in RUN if page != "docs/export.md"))  # its own: test_export.py
+PARSED += ("docs/devices.md",)
 PYTHON = ("README.md", "docs/index.md", "docs/python-api.md", "docs/weights.md")
 SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
     "train.py": (train.main, train.TrainConfig),
