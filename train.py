@@ -125,7 +125,7 @@ from models.weights.start import resumed_model, start_model
 from models.weights.transfer import TransferReport, freeze
 from models.yolo import DetectionModel
 from utils.data.loader import EpochBatchSampler, LoaderSettings, image_weights, training_loaders, undisturbed_by_workers
-from utils.data.scan import Scan
+from utils.data.scan import Scan, warn_of_shared_images
 from utils.device import amp_dtype, seed_everything
 from utils.distributed import Dist, setup_device
 from utils.drawing import plot_batch
@@ -227,6 +227,8 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
         cfg = replace(cfg, batch_size=dist.broadcast(choose_batch_size(model, largest, dist)))
     with dist.rank_zero_first():  # the other processes find its caches on disk
         scan, val_scan = data.training_scan(cfg.fraction, cfg.seed), data.scan("val")
+        if dist.rank == 0:
+            warn_of_shared_images(scan, val_scan)
         cfg, hyp = choose_hyp(cfg, hyp, scan, model, transferred)
         set_norm_momentum(model, hyp.norm_momentum)
         settings = loader_settings(cfg, model, imgsz)

@@ -217,7 +217,7 @@ def _same(a: Any, b: Any) -> bool:
     return a[1] == b[1] and all(np.array_equal(a[0][k], b[0][k], equal_nan=True) for k in a[0].keys() | b[0].keys())
 
 
-DATA_FUZZERS: dict[str, Callable[[random.Random, Path], None]] = {
+FUZZERS: dict[str, Callable[[random.Random, Path], None]] = {
     "labels": labels,
     "coco": coco,
     "voc": voc,

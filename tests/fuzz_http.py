@@ -379,6 +379,9 @@ def fuzz_http(chance: random.Random, folder: Path) -> None:
             raise
 
 
+FUZZERS = {"http": fuzz_http}
+
+
 def table_row(name: str, kind: str) -> str:
     """The row of a fault and a kind of source in the table."""
     with Server(FAULTS[name]) as server:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import pytest
 from bad_data import FAULTS, IMAGES, LARGE, healthy, output, report, write_yaml
-from fuzz_data import DATA_FUZZERS, SAVED, image_bytes
+from fuzz_data import FUZZERS, SAVED, image_bytes
 from PIL import Image, PngImagePlugin
 
 from utils.data import label_cache
@@ -71,10 +71,10 @@ def test_a_fault_is_a_clean_line(healthy_set: Path, name: str, capfd: pytest.Cap
             assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", DATA_FUZZERS)
+@pytest.mark.parametrize("name", FUZZERS)
 def test_fuzz(tmp_path: Path, name: str) -> None:
     for k in range({"label_cache": 200, "images": 250}.get(name, 150)):
-        DATA_FUZZERS[name](random.Random(f"{name} {k}"), tmp_path)
+        FUZZERS[name](random.Random(f"{name} {k}"), tmp_path)
 
 
 def test_pipes_in_a_set_are_not_waited_for(tmp_path: Path) -> None:

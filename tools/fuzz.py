@@ -29,6 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.config import AT_LEAST_0, Config, flag, run_script
+from utils.files import REPO
 from utils.text import visible
 
 LOGGER = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ MEMORY = 1.0  # GB that inputs may add to what the first one needed
 LINE = 400  # characters of an error
 
 FUZZERS: dict[str, Fuzzer] = {}  # filled from MODULES when this file is run
-MODULES = ("tools.fuzz_models",)  # each has a dict FUZZERS; they import this module, so it imports them late
+# Each has a dict FUZZERS; some import this module, so it imports them late. Those of tests/ are in a clone only.
+MODULES = ("tools.fuzz_models", "fuzz_data", "fuzz_http")
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def keep_files(folder: Path, to: Path) -> None:
 
 def main(cfg: FuzzConfig) -> Counter[str]:
     """Run the fuzzers and print their counts; returns the sums, exits with 1 on a breach."""
+    sys.path.append(str(REPO / "tests"))
     for module in MODULES:
         FUZZERS.update(importlib.import_module(module).FUZZERS)
     unknown = sorted(set(cfg.only) - FUZZERS.keys())

@@ -137,6 +137,8 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
     rows = max(BAND // max(values[:1].size, 1), 1)
     bands = [values[top : top + rows] for top in range(0, len(values), rows)]  # as float64 all of it would be too much
     ranges = [(float(f.min()), float(f.max())) for band in bands if (f := _finite(band)).size]
+    if values.size and not ranges:
+        raise ValueError("no pixel is a finite number")
     low, high = min((r[0] for r in ranges), default=0.0), max((r[1] for r in ranges), default=0.0)
     kind, out = values.dtype.kind, np.empty(values.shape, np.uint8)
     for k, band in enumerate(bands):

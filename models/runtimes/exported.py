@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +95,9 @@ class TorchScriptBackend(ExportedBackend):
     def __init__(self, path: Path, device: torch.device, half: bool, threads: int):
         extra = {MEMBER: ""}
         try:
-            self.module = torch.jit.load(path, map_location=device, _extra_files=extra)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of torch, about a successor of TorchScript
+                self.module = torch.jit.load(path, map_location=device, _extra_files=extra)
         except RuntimeError as error:
             raise ValueError(f"{path}: not a TorchScript file ({first_line(error)})") from error
         super().__init__(path, Metadata.from_json(extra[MEMBER], path), half)

@@ -22,7 +22,7 @@ from utils.device import cpu_count
 from utils.files import write_atomic
 from utils.progress import Progress
 from utils.reading import read_bytes
-from utils.text import ErrorList, clean, counted
+from utils.text import ErrorList, clean, counted, first
 
 LOGGER = logging.getLogger(__name__)
 MAX_MESSAGES = 10  # of one kind, in the log or in an error
@@ -165,6 +165,14 @@ def scan(images: Sequence[str | Path], nc: int, reader: LabelReader | None = Non
         f"{bad.total} bad images{left_out}"
     )
     return result
+
+
+def warn_of_shared_images(train: Scan, val: Scan) -> None:
+    """Log how many images are trained with and measured on: metrics of these say little about other images."""
+    shared = sorted(set(train.paths.tolist()) & set(val.paths.tolist()))
+    if shared:
+        what = "all images of val" if len(shared) == len(val) else f"{counted(len(shared), 'image')} of val"
+        LOGGER.warning(f"{what} are in train too, so metrics will be too good: {first(shared, 1)}")
 
 
 def _shortened(messages: Messages, what: str, file: Path) -> list[str]:
