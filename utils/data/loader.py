@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data._utils import signal_handling
 
 from utils.boxes import Targets, Truth
 from utils.data.dataset import DetectionDataset, Sample
@@ -123,7 +124,11 @@ class BatchLoader(DataLoader):  # type: ignore[type-arg]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         wake_up_children()  # torch waits for all of them before the first batch of an epoch
-        batches, waited = super().__iter__(), False
+        waited = False
+        try:
+            batches = super().__iter__()
+        except (RuntimeError, OSError, EOFError) as error:
+            raise ended_worker(self._iterator) or lost_worker(error) or error from None
         while True:
             try:
                 batch = next(batches)
@@ -135,7 +140,7 @@ class BatchLoader(DataLoader):  # type: ignore[type-arg]
                     LOGGER.warning(f"no batch from the data loader processes for {self.timeout:g} s, waking them up")
                     wake_up_children()
                     continue
-                raise lost_worker(error) or ended_worker(batches) or error from None
+                raise ended_worker(batches) or lost_worker(error) or error from None
             waited = False
             yield batch
 
@@ -149,14 +154,18 @@ def wake_up_children() -> None:
 
 @contextmanager
 def undisturbed_by_workers() -> Iterator[None]:
-    """A block in which the end of loader processes raises nothing: torch's handler of SIGCHLD raises at any line."""
+    """A block in which the end of loader processes raises nothing: torch's handler of SIGCHLD raises at any line.
+
+    Nor does it after an error in the block: the run ends, and so do its loader processes. The next loader that is made
+    sets torch's handler again.
+    """
     applies = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if applies else None
-    try:
-        yield
-    finally:
-        if applies:
-            signal.signal(signal.SIGCHLD, before)
+    signal_handling._SIGCHLD_handler_set = False
+    yield
+    if applies:
+        signal.signal(signal.SIGCHLD, before)
+    signal_handling._SIGCHLD_handler_set = applies
 
 
 def lost_worker(error: BaseException) -> ChildProcessError | None:
@@ -176,6 +185,7 @@ def lost_worker(error: BaseException) -> ChildProcessError | None:
 def ended_worker(batches: Any) -> ChildProcessError | None:
     """One line for the user if a process of torch's iterator has ended with an error; else None."""
     for worker in getattr(batches, "_workers", ()):
+        worker.join(0.1)  # one that has just been killed
         if worker.exitcode:
             code = worker.exitcode
             reason = f"is killed by signal: {signal.strsignal(-code)}" if code < 0 else f"ended with code {code}"
