@@ -195,7 +195,7 @@ def next_commands(cfg: DetectConfig) -> list[tuple[str, str]]:
     if not (cfg.save_txt or cfg.save_csv or cfg.save_json or cfg.save_crop) and cfg.source != "-":
         source = ["--source", without_secrets(cfg.source), "--save-txt", "--save-csv", "--save-crop"]
         rows.append(("write labels, a table and crops too", command("detect", *words, *source)))
-    if cfg.annotate:
+    if cfg.annotate and Path(cfg.source).exists():
         back = ["EXPORT", "--images", without_secrets(cfg.source), "--out", "my-set"]
         rows.append(("read the corrected labels", command("tools.import_labels", *back)))
     rows.append(("measure it on a data set", command("val", *words)))

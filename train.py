@@ -85,7 +85,12 @@ class TrainConfig(Config):
         "", "cpu, mps, a GPU number, or 0,1 under torchrun; empty: the first GPU, else the CPU", group="hardware"
     )
     workers: int = flag(2, "data loader processes per training process, at most one per CPU", bounds=AT_LEAST_0)
-    amp: str = flag("auto", "mixed precision; auto: fp16 on CUDA, else off", choices=("auto", "fp16", "bf16", "off"))
+    amp: str = flag(
+        "auto",
+        "mixed precision; auto (the default) is fp16 on CUDA, else off",
+        choices=("auto", "fp16", "bf16", "off"),
+        shown="",
+    )
     sync_bn: bool = flag(False, "batch norm over the batches of all processes (SyncBatchNorm)")
 
     def __post_init__(self) -> None:
@@ -242,11 +247,11 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
         anchors.copy_(fitted)
         LOGGER.info(line)
 
+    frozen = freeze(model, cfg.freeze)
     run = start_run(cfg, hyp, scan, model, data.names, imgsz, dist)
     decay = hyp.weight_decay * cfg.batch_size * accumulation(hyp, cfg.batch_size) / hyp.nominal_batch
     optimizer = build_optimizer(model, cfg.optimizer, hyp, decay)
     schedule = Schedule(optimizer, hyp, cfg.total_epochs, len(loader), cfg.batch_size, cfg.cos_lr)
-    frozen = freeze(model, cfg.freeze)
     ema = ModelEMA(model, hyp.ema_decay, hyp.ema_ramp)
     state = TrainState(model, ema, optimizer, scaler, schedule, EarlyStopping(cfg.patience), data=data_digest(scan))
     if checkpoint is not None and checkpoint.training is not None:
@@ -434,7 +439,16 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
 def validate(job: Job, model: DetectionModel, criterion: Criterion | None = None, plots: Path | None = None) -> Metrics:
     """Metrics of `model` on the val split; `plots` is a folder for curves and images."""
     settings = EvalSettings.of(job.cfg.single_cls)
-    return evaluate(model, job.val_loader, job.names, job.dist.device, settings, criterion=criterion, plots=plots)
+    return evaluate(
+        model,
+        job.val_loader,
+        job.names,
+        job.dist.device,
+        settings,
+        criterion=criterion,
+        plots=plots,
+        title=f"best.pt on val of {job.cfg.data}",
+    )
 
 
 def save(job: Job, metrics: Metrics | None, best: bool) -> None:
@@ -507,6 +521,7 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
         "device": cfg.device,
         "workers": cfg.workers,
         "epochs": cfg.epochs or old.epochs,
+        "verbose": cfg.verbose,
         "data": resumed_data(cfg.data, old.data, path),
     }
     cfg = replace(old, **place, **kept)

@@ -220,6 +220,7 @@ def evaluate(
     criterion: Criterion | None = None,
     desc: str = "val",
     plots: Path | None = None,
+    title: str = "",
 ) -> Metrics:
     """Metrics of `model` on the batches of `loader`, whose data set must not augment.
 
@@ -229,12 +230,13 @@ def evaluate(
         names: class index -> name. settings: None: those of COCO's protocol.
         criterion: (raw maps, targets) -> (loss, parts); `Metrics.loss` is the mean over the images.
         plots: a folder for what write_plots writes, and val_batch*_{labels,pred}.jpg; None: no plots.
+        title: what is measured, for errors.html.
     """
     result = detect_all(
         model, loader, names, device, settings or EvalSettings.of(False), criterion=criterion, desc=desc, plots=plots
     )
     if plots:
-        write_plots(result.detections, image_paths(loader, result), plots, f"best.pt on {desc}")
+        write_plots(result.detections, image_paths(loader, result), plots, title or desc)
     return result.metrics()
 
 

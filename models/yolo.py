@@ -26,6 +26,7 @@ from models.cost import ARGUMENTS, check_number
 from models.heads import HEADS, Head
 from models.plan import ModelPlan, measure, run_rows
 from models.rows import Row, build_rows, parse_rows, shown
+from utils.config import one_line_errors
 from utils.files import find, read_yaml
 from utils.images import POSITIONS
 from utils.plain_data import plain_data
@@ -244,8 +245,9 @@ def main() -> None:
     )
     parser.add_argument("--imgsz", type=int, default=640, help="image size for which GFLOPs are counted, pixels")
     args = parser.parse_args()
-    for cfg in args.cfg:
-        print(DetectionModel(cfg).summary(args.imgsz))
+    with one_line_errors():
+        for cfg in args.cfg:
+            print(DetectionModel(cfg).summary(args.imgsz))
 
 
 if __name__ == "__main__":

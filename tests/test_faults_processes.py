@@ -194,7 +194,7 @@ def test_two_signals(
     after = [signal.signal(signal.SIGINT, before[0]), signal.getsignal(signal.SIGTERM)]
     assert after == [signal.default_int_handler, before[1]]
     assert stop.value.code == code and capsys.readouterr().err == "interrupted\n"
-    assert "epochs saved: 1; resume with: python train.py --resume" in caplog.text
+    assert "1 epoch is saved; resume with: python train.py --resume" in caplog.text
     assert not list(tmp_path.rglob("*.part"))
     resume(tmp_path / "run")
     assert differences(tmp_path / "run", whole) == []

@@ -139,7 +139,7 @@ def test_fine_tuning_keeps_all_but_the_new_classes(tmp_path: Path, caplog: pytes
     assert len(report.skipped) == 6  # weight and bias of the class convolutions
     for own, before in zip(model.head.classes, old.head.classes, strict=True):
         assert torch.equal(own.weight[1], before.weight[16]) and not torch.equal(own.weight[0], before.weight[0])
-    assert "; classes by name: dog; new: ship" in caplog.text
+    assert "1 new class: ship; 1 class known by name: dog" in caplog.text
 
 
 def test_a_run_starts_from_yolox_weights(tmp_path: Path, small_set: Path) -> None:

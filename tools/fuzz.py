@@ -45,7 +45,10 @@ MODULES = ("tools.fuzz_models", "fuzz_data", "fuzz_http")
 
 @dataclass(frozen=True)
 class FuzzConfig(Config):
-    """Run the fuzzers of all inputs, or some of them, and count the outcomes; exit code 1 on a breach."""
+    """Run the fuzzers of all inputs, or some of them, and count the outcomes; exit code 1 on a breach.
+
+    Example: --minutes 5 --only labels yaml
+    """
 
     minutes: float = flag(1.0, "time for all fuzzers together", bounds=AT_LEAST_0)
     only: tuple[str, ...] = flag((), "names of the fuzzers to run, all without it")

@@ -17,15 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from hostile import CORPUS
-from hostile_plain import PLAIN
-from tiny import write_tiny
 
 import detect
 from utils.config import Config, flag, run_script
+from utils.files import REPO
 from utils.text import clean, visible
 
 SECONDS, MEMORY, LINE = 5.0, 1.0, 400
@@ -94,6 +90,9 @@ def run_detect(weights: Path, source: Path, project: Path, limit: float) -> Run:
 
 def files(left: Path) -> dict[str, tuple[str, Callable[[Path], object]]]:
     """Name -> (suffix, what writes it) of all files; those that would run something would make the file `left`."""
+    from hostile import CORPUS  # of tests/, which are in a clone only
+    from hostile_plain import PLAIN
+
     command = f"touch '{left}'"
     running = {title: (".pt", lambda path, w=write: w(path, command)) for title, write in CORPUS.items()}
     return running | PLAIN
@@ -101,6 +100,9 @@ def files(left: Path) -> dict[str, tuple[str, Callable[[Path], object]]]:
 
 def main(cfg: TableConfig) -> Counter[str]:
     """Print the table and the totals."""
+    sys.path.insert(0, str(REPO / "tests"))
+    from tiny import write_tiny
+
     counts: Counter[str] = Counter()
     slowest, largest = 0.0, 0.0
     with tempfile.TemporaryDirectory() as name:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
-
-from torch import Tensor
+import sys
+from typing import TYPE_CHECKING, Any
 
 from utils.text import clean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # name -> (highest value, what it is counted in, why that much). The yardstick is yolov5x, times ten.
 LIMITS: dict[str, tuple[int, str, str]] = {
@@ -124,10 +126,16 @@ def copy(value: Any, where: str, finite: bool, tensors: bool, path: Path) -> Any
         return {key: copy(item, where, finite, tensors, (*path, key)) for key, item in value.items()}
     if kind in (list, tuple):
         return kind(copy(item, where, finite, tensors, (*path, i)) for i, item in enumerate(value))
-    if tensors and isinstance(value, Tensor):
+    if tensors and is_tensor(value):
         return value
     words = "numbers, words, lists and mappings" + (" and tensors" if tensors else "")
     raise refusal(where, path, f"is a {clean(kind.__name__, 40)}", words)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor; torch is not imported for it, since a script answers --help without torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def state_dict(value: Any, where: str, name: str) -> dict[str, Tensor]:
@@ -143,7 +151,7 @@ def state_dict(value: Any, where: str, name: str) -> dict[str, Tensor]:
     for key, tensor in value.items():
         if type(key) is not str or len(key) > limit("key"):
             raise refusal(where, (name,), "has a key that is no word or a long one", "the names of tensors")
-        if not isinstance(tensor, Tensor):
+        if not is_tensor(tensor):
             raise refusal(where, (name, key), f"is a {clean(type(tensor).__name__, 40)}", "a tensor")
         if tensor.is_complex():
             raise refusal(where, (name, key), "holds complex numbers", "real ones")

@@ -168,10 +168,13 @@ def freeze(model: DetectionModel, numbers: tuple[int, ...]) -> list[nn.Module]:
     Raises:
         ValueError: no such layer, or all parameters would be frozen.
     """
+    count = len(model.model)
+    if len(numbers) == 1 and not 0 <= numbers[0] <= count:
+        raise ValueError(f"--freeze {numbers[0]}: expected a number of layers, 0..{count}")
     chosen = range(numbers[0]) if len(numbers) == 1 else numbers
-    bad = [i for i in chosen if not 0 <= i < len(model.model)]
+    bad = [i for i in chosen if not 0 <= i < count]
     if bad:
-        raise ValueError(f"--freeze {bad[-1]}: no such layer, expected 0..{len(model.model) - 1}")
+        raise ValueError(f"--freeze {bad[-1]}: no such layer, expected 0..{count - 1}")
     layers = [model.model[i] for i in chosen]
     for layer in layers:
         layer.requires_grad_(False)
