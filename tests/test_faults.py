@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import config, resume
 
 import train
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
+from runs import config, resume
 from tools.kill_and_resume import differences
 from utils.files import write_atomic
 from utils.images import imwrite

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import config, resume
 
 import train
+from runs import config, resume
 from tools.kill_and_resume import differences
 from utils.data.data_yaml import read_data_yaml
 from utils.data.dataset import DetectionDataset

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import config, resume
 
 import train
+from runs import config, resume
 from tools.kill_and_resume import KillConfig, differences
 from tools.kill_and_resume import main as kill_and_resume
 from utils.config import run_script

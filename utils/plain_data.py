@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from utils.text import clean
+
+if TYPE_CHECKING:  # importing torch takes a second, and --help reads files too
+    from torch import Tensor
 
 # name -> (highest value, what it is counted in, why that much). The yardstick is yolov5x, times ten.
 LIMITS: dict[str, tuple[int, str, str]] = {
@@ -124,8 +125,11 @@ def copy(value: Any, where: str, finite: bool, tensors: bool, path: Path) -> Any
         return {key: copy(item, where, finite, tensors, (*path, key)) for key, item in value.items()}
     if kind in (list, tuple):
         return kind(copy(item, where, finite, tensors, (*path, i)) for i, item in enumerate(value))
-    if tensors and isinstance(value, Tensor):
-        return value
+    if tensors:
+        from torch import Tensor
+
+        if isinstance(value, Tensor):
+            return value
     words = "numbers, words, lists and mappings" + (" and tensors" if tensors else "")
     raise refusal(where, path, f"is a {clean(kind.__name__, 40)}", words)
 
@@ -136,6 +140,8 @@ def state_dict(value: Any, where: str, name: str) -> dict[str, Tensor]:
     Raises:
         ValueError: something else.
     """
+    from torch import Tensor
+
     if type(value) is not dict:
         raise refusal(where, (name,), f"is a {type(value).__name__}", "a mapping of names to tensors")
     if len(value) > limit("tensors"):
