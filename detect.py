@@ -14,7 +14,7 @@ from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, check_cli,
 class DetectConfig(Config):
     """Detect objects in images, videos, webcams, streams and on the screen.
 
-    Example: --weights runs/train/exp/weights/best.pt --source images/ --save-txt
+    Example: --weights best.pt --source images/ --save-txt
     """
 
     weights: str | tuple[str, ...] = flag(
@@ -118,7 +118,7 @@ from models.visualize import record_activations
 from utils.annotate.proposals import PreAnnotations
 from utils.commands import command, relative
 from utils.device import select_device
-from utils.next_steps import step_lines
+from utils.next_steps import step_lines, threshold
 from utils.nms import NmsSettings
 from utils.predict.activations import save_attention, save_features
 from utils.predict.frames import Broken
@@ -136,6 +136,7 @@ from utils.track.counting import parse_areas
 from utils.track.tracking import Tracking
 
 LOGGER = logging.getLogger(__name__)
+LOWEST = 0.001  # a confidence threshold below which boxes are noise, that of val.py
 
 
 def main(cfg: DetectConfig) -> Path:
@@ -182,17 +183,20 @@ def main(cfg: DetectConfig) -> Path:
     LOGGER.info(f"results in {folder}")
     for what, path in written(files):
         LOGGER.info(f"  {what}: {path}")
-    LOGGER.info(step_lines(next_commands(cfg)))
+    LOGGER.info(step_lines(next_commands(cfg, summary.classes.total() > 0)))
     if broken:
         raise ValueError(f"{counted(len(broken), 'input')} could not be read: {first(broken)}")
     return folder
 
 
-def next_commands(cfg: DetectConfig) -> list[tuple[str, str]]:
-    """What to do next, and the command for it, with the weights and the source of this run."""
+def next_commands(cfg: DetectConfig, found: bool = True) -> list[tuple[str, str]]:
+    """What to do next, and the command for it, with the weights and the source of this run; `found`: any boxes."""
     weights = [cfg.weights] if isinstance(cfg.weights, str) else list(cfg.weights)
     words, rows = ["--weights", *map(relative, weights)], list[tuple[str, str]]()
-    if not (cfg.save_txt or cfg.save_csv or cfg.save_json or cfg.save_crop) and cfg.source != "-":
+    if not found and cfg.source != "-" and cfg.conf_thres > LOWEST:
+        lower = ["--source", without_secrets(cfg.source), "--conf-thres", threshold(max(cfg.conf_thres / 10, LOWEST))]
+        rows.append(("nothing was found: look with a lower confidence threshold", command("detect", *words, *lower)))
+    elif found and not (cfg.save_txt or cfg.save_csv or cfg.save_json or cfg.save_crop) and cfg.source != "-":
         source = ["--source", without_secrets(cfg.source), "--save-txt", "--save-csv", "--save-crop"]
         rows.append(("write labels, a table and crops too", command("detect", *words, *source)))
     if cfg.annotate and Path(cfg.source).exists():

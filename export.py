@@ -16,7 +16,7 @@ NAMES = ("torchscript", "onnx", "openvino", "torch_export", "coreml", "tflite", 
 class ExportConfig(Config):
     """Export a detector to other runtimes, and compare each file with PyTorch.
 
-    Example: --weights runs/train/exp/weights/best.pt --include onnx openvino
+    Example: --weights best.pt --include onnx openvino
     """
 
     weights: str = flag("", "checkpoint to export; empty: best.pt of the newest training run", group="model")

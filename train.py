@@ -226,6 +226,7 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
     if dist.device.type == "cpu":
         model = model.to(memory_format=torch.channels_last)  # a fifth less time; on a GPU it depends on the card
     imgsz = check_imgsz(cfg.imgsz, model.grid)[0]
+    cfg = replace(cfg, imgsz=imgsz)  # what opt.yaml, the checkpoint and the report say is what it was trained at
     scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype(cfg.amp, dist.device) == torch.float16)
     if cfg.batch_size == -1:
         largest = math.ceil(1.5 * imgsz / model.grid) * model.grid if cfg.multi_scale else imgsz
@@ -289,7 +290,8 @@ def choose_hyp(
         attention=any(isinstance(module, Attention | SeparableAttention) for module in model.modules()),
         backbone=bool(cfg.backbone_weights),
     )
-    recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, cfg.hyp, cfg.verbose)
+    source = cfg.hyp or ("the interrupted run" if cfg.resume else "")
+    recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, source, cfg.verbose)
     fitted: dict[str, Any] = {
         "optimizer": recipe.optimizer,
         "close_mosaic": recipe.close_mosaic,
@@ -476,7 +478,7 @@ def finish(job: Job) -> Metrics:
     best = job.run.weights / "best.pt"
     plots = None if job.cfg.noplots else job.run.dir
     metrics = validate(job, build_model(load_checkpoint(best)).to(job.dist.device), plots=plots)
-    LOGGER.info(metrics.table())
+    LOGGER.info(f"best weights, on the validation images:\n{metrics.table()}")
     write_atomic(job.run.dir / "metrics.json", json.dumps(metrics.as_dict(), indent=2))
     if not job.cfg.noplots:
         plot_results(job.run.dir / "results.csv", job.run.dir / "results.png")

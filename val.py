@@ -89,6 +89,7 @@ from models.runtimes.load import load_model
 from utils.backend import Backend, input_size, refuse_nms
 from utils.boxes import Boxes
 from utils.classes import class_order
+from utils.commands import relative
 from utils.data.coco import CocoLabels
 from utils.data.data_yaml import Data, find_data_yaml, read_data_yaml
 from utils.data.dataset import DetectionDataset, Sample
@@ -160,7 +161,8 @@ def main(cfg: ValConfig) -> Metrics:
     warn_of_max_det(found, cfg.max_det)
     save_detections(cfg, data, result.detections, found.paths[result.rows].tolist(), folder)
     metrics = result.metrics()
-    report(metrics, cfg, data.nc, folder)
+    images = relative(Path(found.paths[0]).parent) + "/"
+    report(metrics, cfg, data.nc, folder, images)
     return metrics
 
 
@@ -478,8 +480,8 @@ def save_detections(
         write_renamed(files, stems)
 
 
-def report(metrics: Metrics, cfg: ValConfig, nc: int, folder: Path) -> None:
-    """Print the table, COCO's figures and the speed; write metrics.json."""
+def report(metrics: Metrics, cfg: ValConfig, nc: int, folder: Path, images: str) -> None:
+    """Print the table, COCO's figures, the speed and how to detect in `images`; write metrics.json."""
     table = metrics.table()
     LOGGER.info(table if cfg.verbose or nc < TABLE_CLASSES else "\n".join(table.splitlines()[:2]))
     LOGGER.info(metrics.coco_table())
@@ -487,7 +489,7 @@ def report(metrics: Metrics, cfg: ValConfig, nc: int, folder: Path) -> None:
     write_atomic(folder / "metrics.json", json.dumps(metrics.as_dict(), indent=2) + "\n")
     LOGGER.info(f"results in {folder}")
     weights = cfg.weights if isinstance(cfg.weights, str) else cfg.weights[0]
-    if steps := after_validation(folder, weights, metrics.best_confidence):
+    if steps := after_validation(folder, weights, metrics.best_confidence, images):
         LOGGER.info(step_lines(steps))
 
 

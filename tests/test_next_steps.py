@@ -62,6 +62,15 @@ def test_after_a_validation_come_its_images_and_the_threshold_of_the_best_f1(run
     (about, path), (_, line) = after_validation(run, "best.pt", 0.374)
     assert about == "which classes it confuses" and path == "my runs/exp/confusion_matrix.png"
     assert parse_cli(detect.DetectConfig, shlex.split(line)[2:]).conf_thres == 0.37
+    assert "--source set/val/ " in after_validation(run, "best.pt", 0.374, "set/val/")[-1][1]
+
+
+@pytest.mark.parametrize(("confidence", "lower"), [(0.25, 0.025), (0.005, 0.001), (0.001, None)])
+def test_after_no_boxes_comes_a_lower_threshold_and_nothing_to_write(confidence: float, lower: float | None) -> None:
+    steps = detect.next_commands(detect.DetectConfig(weights="best.pt", conf_thres=confidence), found=False)
+    found = [parse_cli(detect.DetectConfig, shlex.split(line)[2:]) for _, line in steps if "detect.py" in line]
+    assert [cfg.conf_thres for cfg in found] == ([] if lower is None else [lower])
+    assert "--save-txt" not in step_lines(steps)
 
 
 @pytest.mark.parametrize(("confidence", "text"), [(0.374, "0.37"), (0.1, "0.10"), (0.00213, "0.0021"), (1.0, "1.00")])

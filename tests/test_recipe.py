@@ -152,7 +152,7 @@ def test_the_recipe_is_two_lines_and_the_rest_for_verbose(caplog: pytest.LogCapt
     caplog.set_level("INFO")
     applied(close_mosaic=1)
     first, second = caplog.messages
-    assert first == "recipe: AdamW, learning rate 0.004, batch 16, mosaic 33%, not in the last 1 epoch"
+    assert first == "recipe: AdamW, learning rate 0.004, batch 16, mosaic 33%, not in the last epoch"
     assert second.strip().startswith("fitted to 205 images, 2,500 boxes, 390 batches in 30 epochs, from scratch; ")
     assert "hyp.yaml" in second and "weight decay" not in second
     caplog.clear()

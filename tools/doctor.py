@@ -17,7 +17,7 @@ from utils.config import AT_LEAST_1, Config, check_cli, flag, run_script
 
 @dataclass(frozen=True)
 class DoctorConfig(Config):
-    """Examine a data set: what would make training wrong, what is odd, and what it consists of.
+    """Examine a data set: what would spoil training, what is odd, what it holds.
 
     Example: --data my.yaml --html doctor.html
     """

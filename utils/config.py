@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -219,6 +220,10 @@ class HelpText(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=28, width=min(shutil.get_terminal_size().columns - 2, WIDEST))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Lines of a help text, broken at spaces only: a flag or 'built-in' stays whole."""
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import secrets
@@ -32,7 +33,11 @@ def find(name: str, folder: str = "") -> Path:
     for path in tries:
         if path.is_file():
             return path
-    raise FileNotFoundError(f"'{name}' not found, tried: {', '.join(str(p) for p in dict.fromkeys(tries))}")
+    places = {path.absolute(): path for path in reversed(tries)}  # the working folder may be the repository
+    known = [path.name for path in (REPO / folder).glob("*.yaml")] if folder else []
+    near = difflib.get_close_matches(Path(name).name, known, 1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    raise FileNotFoundError(f"'{name}' not found{meant}, tried: {', '.join(map(str, reversed(places.values())))}")
 
 
 def missing_weights(path: Path) -> str:

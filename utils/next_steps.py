@@ -37,8 +37,8 @@ def after_training(folder: Path, data: str, images: str = IMAGES, finished: bool
     return steps
 
 
-def after_validation(folder: Path, weights: str, best_confidence: float | None) -> Steps:
-    """The files of a validation that are worth a look, and the confidence threshold to detect with."""
+def after_validation(folder: Path, weights: str, best_confidence: float | None, images: str = IMAGES) -> Steps:
+    """The files of a validation that are worth a look, and the confidence threshold to detect in `images` with."""
     files = {
         "errors.html": "where it fails: the worst images, what to correct first, suspected label errors",
         "val_batch0_pred.jpg": "what it finds, beside val_batch0_labels.jpg",
@@ -47,7 +47,7 @@ def after_validation(folder: Path, weights: str, best_confidence: float | None) 
     }
     steps = [(about, relative(folder / name)) for name, about in files.items() if (folder / name).is_file()]
     if best_confidence is not None:
-        words = ("--weights", weights, "--source", IMAGES, "--conf-thres", threshold(best_confidence))
+        words = ("--weights", weights, "--source", images, "--conf-thres", threshold(best_confidence))
         steps.append(("detect at the threshold of the best F1", command("detect", *words)))
     return steps
 

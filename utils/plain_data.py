@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.text import clean
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # importing torch takes a second, and --help reads files too
     from torch import Tensor
 
 # name -> (highest value, what it is counted in, why that much). The yardstick is yolov5x, times ten.
@@ -144,6 +144,7 @@ def state_dict(value: Any, where: str, name: str) -> dict[str, Tensor]:
     Raises:
         ValueError: something else.
     """
+
     if type(value) is not dict:
         raise refusal(where, (name,), f"is a {type(value).__name__}", "a mapping of names to tensors")
     if len(value) > limit("tensors"):

@@ -72,7 +72,8 @@ class Recipe:
     @property
     def summary(self) -> str:
         """A line with what a person needs: optimizer, learning rate, batch and mosaic."""
-        close = f", not in the last {counted(self.close_mosaic, 'epoch')}" if self.close_mosaic else ""
+        last = "epoch" if self.close_mosaic == 1 else f"{self.close_mosaic} epochs"
+        close = f", not in the last {last}" if self.close_mosaic else ""
         mosaic = f"mosaic {self.hyp.mosaic:.0%}{close}" if self.hyp.mosaic else "no mosaic"
         return f"{self.optimizer}, learning rate {self.hyp.lr0:g}, batch {self.batch_size}, {mosaic}"
 

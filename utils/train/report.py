@@ -152,9 +152,9 @@ def facts(
 
 def model_name(options: Mapping[str, Any]) -> str:
     """The model YAML of a run's flags, or the weights that it was fine-tuned from; best.pt with the run's name."""
-    if cfg := options.get("cfg"):
-        return Path(str(cfg)).stem
-    weights = Path(str(options.get("weights") or ""))
+    cfg, weights = options.get("cfg"), Path(str(options.get("weights") or ""))
+    if cfg or (cfg == "" and weights == Path()):
+        return Path(str(cfg or "yolov5-mobilevit.yaml")).stem
     own = weights.stem in ("best", "last") and weights.parent.name == "weights"
     return f"{weights.parent.parent.name}/{weights.name}" if own else weights.stem
 
