@@ -6,35 +6,22 @@ no optimizer and no paths of your machine. Needs huggingface_hub, its login (`hf
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint
-from tools.convert import ConvertConfig
-from tools.convert import main as convert
-from utils.config import Config, argument, flag, run_script
-from utils.files import write_atomic
-from utils.optional import import_optional
-
-LOGGER = logging.getLogger(__name__)
-FILE = "model.safetensors"  # in a repository
-METRICS = {"map50_95": "mAP50-95", "map50": "mAP50", "precision": "precision", "recall": "recall"}
-PROJECT = "yolov5-mobilevit"
+from utils.config import Config, argument, check_cli, flag, run_script
 
 
 @dataclass(frozen=True)
 class HubConfig(Config):
-    """Share a checkpoint on the Hugging Face Hub: push it with a model card, or pull and check one."""
+    """Share a checkpoint on the Hugging Face Hub: push it with a model card, or pull and check one.
+
+    Example: pull me/cells --out cells.safetensors
+    """
 
     action: str = argument("push or pull")
     repo: str = argument("repository on the hub: OWNER/NAME")
@@ -55,6 +42,28 @@ class HubConfig(Config):
             raise ValueError("push: expected --weights with the checkpoint to upload")
         if self.out and Path(self.out).suffix != ".safetensors":
             raise ValueError(f"--out {self.out}: expected a name that ends in .safetensors")
+
+
+if __name__ == "__main__":
+    check_cli(HubConfig)  # before the imports that take seconds: --help and mistakes are answered at once
+
+import logging
+import os
+import tempfile
+from typing import Any
+
+import yaml
+
+from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint
+from tools.convert import ConvertConfig
+from tools.convert import main as convert
+from utils.files import write_atomic
+from utils.optional import import_optional
+
+LOGGER = logging.getLogger(__name__)
+FILE = "model.safetensors"  # in a repository
+METRICS = {"map50_95": "mAP50-95", "map50": "mAP50", "precision": "precision", "recall": "recall"}
+PROJECT = "yolov5-mobilevit"
 
 
 def push(cfg: HubConfig) -> str:

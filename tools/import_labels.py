@@ -19,7 +19,7 @@ from utils.config import Bounds, Config, argument, check_cli, flag, run_script
 class ImportConfig(Config):
     """Make a data set in YOLO format from the export of an annotation tool.
 
-    Example: export.zip --images photos --out my-set --names runs/detect/exp/annotations/classes.txt
+    Example: export.zip --images photos --out my-set --names classes.txt
     """
 
     export: str = argument(
