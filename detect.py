@@ -195,7 +195,7 @@ def next_commands(cfg: DetectConfig, found: bool = True) -> list[tuple[str, str]
     words, rows = ["--weights", *map(relative, weights)], list[tuple[str, str]]()
     if not found and cfg.source != "-" and cfg.conf_thres > LOWEST:
         lower = ["--source", without_secrets(cfg.source), "--conf-thres", threshold(max(cfg.conf_thres / 10, LOWEST))]
-        rows.append(("nothing was found: look with a lower confidence threshold", command("detect", *words, *lower)))
+        rows.append(("nothing was found; look with a lower confidence threshold", command("detect", *words, *lower)))
     elif found and not (cfg.save_txt or cfg.save_csv or cfg.save_json or cfg.save_crop) and cfg.source != "-":
         source = ["--source", without_secrets(cfg.source), "--save-txt", "--save-csv", "--save-crop"]
         rows.append(("write labels, a table and crops too", command("detect", *words, *source)))

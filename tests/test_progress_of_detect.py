@@ -146,9 +146,9 @@ def test_the_end_of_a_run_names_files_and_commands(tmp_path: Path, caplog: pytes
     assert [line.split()[1] for line in lines if line.startswith("image ")] == ["1/3", "2/3", "3/3"]
     end = "\n".join(lines[next(k for k, line in enumerate(lines) if " in 3 images; each took " in line) :])
     assert "6 boxes in 3 images" in end and "by class: " in end and "results in runs/exp" in end
-    assert "images  runs/exp: 3 files" in end
+    assert "images: runs/exp: 3 files" in end
     for words in ("detect.py --weights 'best of all.pt' --source", "val.py --weights", "export.py --weights"):
         assert words in end
     weighted = detect.DetectConfig(weights=("a.pt", "b.onnx"), source="rtsp://me:secret@host/a", save_txt="yolo")
-    assert [purpose for purpose, _ in detect.next_commands(weighted)] == ["metrics"]
+    assert [purpose for purpose, _ in detect.next_commands(weighted)] == ["measure it on a data set"]
     assert "secret" not in str(detect.next_commands(detect.DetectConfig(weights="a.pt", source="rtsp://me:secret@h/a")))

@@ -20,7 +20,7 @@ from utils.config import Config, argument, check_cli, flag, run_script
 class HubConfig(Config):
     """Share a checkpoint on the Hugging Face Hub: push it with a model card, or pull and check one.
 
-    Example: push me/cells --weights runs/train/exp/weights/best.pt
+    Example: pull me/cells --out cells.safetensors
     """
 
     action: str = argument("push or pull")
