@@ -19,6 +19,7 @@ if __name__ == "__main__":  # run as a file: the project's root is not on the pa
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models.common import Conv, MobileViTBlock, MV2Block
+from utils.text import counted
 
 STEM = 16
 DEPTHS = (2, 4, 3)  # transformer layers at strides 8, 16, 32
@@ -204,7 +205,9 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if len(renamed) != len(state):
         known = set(names.values())
         unknown = [key for key in state if key.rpartition(".")[0] not in known]
-        raise ValueError(f"{len(unknown)} tensors do not belong to a MobileViT, the first is {unknown[0]}")
+        raise ValueError(
+            f"{counted(len(unknown), 'tensor does', 'tensors do')} not belong to a MobileViT, the first is {unknown[0]}"
+        )
     return renamed
 
 
@@ -233,7 +236,8 @@ def from_checkpoint(size: str, state_dict: Mapping[str, Tensor]) -> MobileViT:
     if wrong:
         found, wanted = shapes.get(wrong[0]), tuple(own[wrong[0]].shape) if wrong[0] in own else None
         raise ValueError(
-            f"{len(wrong)} tensors do not fit mobilevit-{size}, the first is {wrong[0]}: {found}, expected {wanted}"
+            f"{counted(len(wrong), 'tensor does', 'tensors do')} not fit mobilevit-{size}, "
+            f"the first is {wrong[0]}: {found}, expected {wanted}"
         )
     model.load_state_dict(state)
     model.color_order = "BGR" if layout_of(state_dict) == "cvnets" else "RGB"

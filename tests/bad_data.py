@@ -179,7 +179,7 @@ IMAGES = {
     "socket x.jpg": special(make_socket, r"x\.jpg: left out, a socket, expected a file"),
     "link to /dev/zero": special(lambda path: path.symlink_to("/dev/zero"), r"x\.jpg: left out, a device, expected"),
     "link to /dev/tty": special(lambda path: path.symlink_to("/dev/tty"), r"x\.jpg: left out, a device, expected"),
-    "folder x.jpg": special(lambda path: path.mkdir(), "1 images, 0 of them"),
+    "folder x.jpg": special(lambda path: path.mkdir(), "1 image, 0 of them"),
     "link to itself": special(lambda path: path.symlink_to("x.jpg"), LEFT_OUT + "Too many levels of symbolic links"),
     "link to nothing": special(lambda path: path.symlink_to("gone"), LEFT_OUT + "No such file"),
     "2 GB of nothing": special(
@@ -188,7 +188,7 @@ IMAGES = {
     "escapes in a file name": special(
         lambda path: path.with_name("x\x1b[2J\n.jpg").write_bytes(b"?"), r"x \[2J \.jpg: left out"
     ),
-    "1,200 folders in each other": special(lambda path: deep(path.parent), "1 images"),
+    "1,200 folders in each other": special(lambda path: deep(path.parent), "1 image,"),
 }
 
 
@@ -240,7 +240,7 @@ LABELS = {
     "a line of 10 MB": label(lambda: "0 " + "0.5 " * 2_500_000, r"a\.txt:1: more than 20,001 numbers"),
     "a million equal rows": label(lambda: ROW * 1_000_000, r"a\.txt:2: the same box as in line 1, dropped"),
     "a million bad rows": label(lambda: "x 1 2 3 4\n" * 1_000_000, r"^.*1,000,000 label errors:"),
-    "a million different rows": label(lambda: rows(1_000_000), "1 images, 0 of them background, 1000000 boxes"),
+    "a million different rows": label(lambda: rows(1_000_000), "1 image, 0 of them background, 1,000,000 boxes"),
     "more than a million rows": label(lambda: rows(1_000_001), r"a\.txt:1000001: more than the 1,000,000 lines"),
     "named pipe a.txt": special(lambda path: os.mkfifo(path), r"a\.txt:1: .*a named pipe, expected", "labels/a.txt"),
     "folder a.txt": special(lambda path: path.mkdir(), r"a\.txt:1: .*a folder, expected a file", "labels/a.txt"),
@@ -317,7 +317,7 @@ VOC = {
         f"<a><object><name>\u202e\u2028é</name>{BOX}</object></a>", "object 1: class 'é', expected one"
     ),
     "namespaces": voc(
-        f'<v:a xmlns:v="u"><!-- c --><?p q?>{CAT.replace("<", "<v:").replace("<v:/", "</v:")}</v:a>', "1 boxes"
+        f'<v:a xmlns:v="u"><!-- c --><?p q?>{CAT.replace("<", "<v:").replace("<v:/", "</v:")}</v:a>', "1 box,"
     ),
     "encoding punycode": voc(
         f'<?xml version="1.0" encoding="punycode"?><a>{CAT}</a>', "encoding 'punycode' is not known"
@@ -430,7 +430,7 @@ COCO = {
         put("categories.name", "\x1b[2J\u202e"), r"annotation 7: class '\[2J', expected one of the names"
     ),
     "a number instead of a file": coco(b"12", "not a COCO annotation file: a int, expected a mapping"),
-    "a million rows of 200 MB": coco(million, "1 images, 0 of them background, 100000 boxes"),
+    "a million rows of 200 MB": coco(million, "1 image, 0 of them background, 100,000 boxes"),
     "a million bad rows of COCO": coco(
         lambda c: (
             json.dumps(c | {"annotations": ["HERE"]})

@@ -96,8 +96,8 @@ NAN = float("nan")
     [
         (np.empty((0, 2)), "0 boxes are too few to fit 9 anchors"),
         (np.full((5, 2), 3.0), "5 boxes are too few to fit 9 anchors"),
-        (np.full((500, 2), 2000.0), "1 different sizes among the boxes are too few to fit 9 anchors"),
-        (2000 + boxes(500, 0.1, 0.4), "1 different sizes among the boxes are too few to fit 9 anchors"),
+        (np.full((500, 2), 2000.0), "1 box size is too few to fit 9 anchors"),
+        (2000 + boxes(500, 0.1, 0.4), "1 box size is too few to fit 9 anchors"),
         (np.full((50, 2), NAN), "0 boxes are too few to fit 9 anchors"),
         (np.zeros((50, 2)), "(without 50 below 2 px)"),
         (np.array([[np.inf, 5.0], [5.0, -1.0]] * 20), "0 boxes are too few to fit 9 anchors"),

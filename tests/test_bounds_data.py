@@ -129,12 +129,7 @@ def test_pixels_in_bands_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch)
     rng = np.random.default_rng(0)
     rgb = Image.fromarray(rng.integers(0, 255, (37, 23, 3), dtype=np.uint8))
     modes = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"]
-    floats = [
-        rng.normal(0, 300, (31, 7)),
-        rng.random((31, 7)),
-        rng.integers(0, 70000, (31, 7)),
-        np.full((9, 9), np.nan),
-    ]
+    floats = [rng.normal(0, 300, (31, 7)), rng.random((31, 7)), rng.integers(0, 70000, (31, 7))]
     whole = [from_pillow(rgb.convert(mode)) for mode in modes], [to_uint8(values) for values in floats]
     monkeypatch.setattr("utils.decode.BAND", 60)
     assert all(np.array_equal(from_pillow(rgb.convert(m)), image) for m, image in zip(modes, whole[0], strict=True))

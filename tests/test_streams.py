@@ -24,6 +24,7 @@ from utils.predict.download import download
 from utils.predict.frames import Broken, Frame
 from utils.predict.sources import list_files, open_source
 from utils.predict.streams import stream_name, unique_names
+from utils.reading import LIMITS
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -245,13 +246,13 @@ def test_pipes_sockets_and_devices_are_not_opened(special: Path, tmp_path: Path)
     assert [item.path.name for item in items if isinstance(item, Frame)] == ["good.jpg"]
     reasons = {item.path.name: item.reason for item in items if isinstance(item, Broken)}
     assert {name: reason.rpartition(": ")[2] for name, reason in reasons.items() if name != "loop.jpg"} == {
-        "pipe.jpg": "is a pipe, expected a file",
-        "pipe.mp4": "is a pipe, expected a file",
+        "pipe.jpg": "is a named pipe, expected a file",
+        "pipe.mp4": "is a named pipe, expected a file",
         "socket.jpg": "is a socket, expected a file",
         "zero.jpg": "is a device, expected a file",
     }
     assert "loop.jpg" in reasons and time.monotonic() - start < 2
-    for name, kind in (("pipe.jpg", "pipe"), ("zero.jpg", "device")):
+    for name, kind in (("pipe.jpg", "named pipe"), ("zero.jpg", "device")):
         with pytest.raises(ValueError, match=f"is a {kind}, expected a file"):
             list_files(str(special / name))
     listing = tmp_path / "list.txt"
@@ -268,8 +269,11 @@ def test_lists_with_absurd_names_are_one_line(tmp_path: Path, monkeypatch: pytes
             list_files(str(listing))
         message = str(error.value)
         assert message.isprintable() and len(message) < 400 + len(str(tmp_path)) and "line 2" in message
-    monkeypatch.setattr("utils.predict.sources.MAX_LIST", 10)
-    with pytest.raises(ValueError, match="expected at most"):
+    (tmp_path / "a.jpg").touch()
+    listing.write_text("a.jpg\r\n", encoding="utf-16")
+    assert list_files(str(listing)) == [tmp_path / "a.jpg"]
+    monkeypatch.setitem(LIMITS, "list of images", 10)
+    with pytest.raises(ValueError, match="more than the 0 MiB of any list of images"):
         list_files(str(listing))
 
 
@@ -280,7 +284,7 @@ def test_a_video_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.M
         writer.write(np.full((48, 64, 3), 50 * k, np.uint8))
     writer.release()
     assert len(list(open_source(str(path)))) == 3
-    monkeypatch.setattr(frames_module, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(frames_module, "MAX_FRAME_PIXELS", 64 * 48 - 1)
     items = list(open_source(str(path)))
     assert (
         len(items) == 1 and isinstance(items[0], Broken) and "frames of 64x48 pixels are too large" in items[0].reason

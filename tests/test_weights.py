@@ -524,7 +524,7 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
         from_checkpoint("m", to_published(MobileViT("xxs").state_dict(), "timm"))
     with pytest.raises(ValueError, match=r"tensors do not fit mobilevit-s, the first is"):
         from_checkpoint("s", to_published(MobileViT("xxs").state_dict(), "timm"))
-    with pytest.raises(ValueError, match=r"1 tensors do not belong to a MobileViT, the first is extra\.weight"):
+    with pytest.raises(ValueError, match=r"1 tensor does not belong to a MobileViT, the first is extra\.weight"):
         from_checkpoint("xxs", to_published(MobileViT("xxs").state_dict(), "timm") | {"extra.weight": torch.zeros(1)})
 
 

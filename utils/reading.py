@@ -47,6 +47,18 @@ def check_file(path: str | Path, what: str) -> int:
     return _check(path, state, what)
 
 
+def kind_of(path: str | Path) -> str:
+    """What is there instead of a regular file: 'a folder', 'a named pipe', 'a device'; '' for a file and for nothing.
+
+    Whoever opens a pipe or a device may wait forever.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return ""
+    return "" if stat.S_ISREG(mode) else _kind(mode)
+
+
 def is_file(path: str | Path) -> bool:
     """Whether there is a regular file of this name; False too for names that no file can have."""
     try:
@@ -92,9 +104,12 @@ def read_bytes(path: str | Path, what: str) -> bytes:
 
 def _check(path: str | Path, state: os.stat_result, what: str) -> int:
     if not stat.S_ISREG(state.st_mode):
-        kind = next((name for is_kind, name in KINDS if is_kind(state.st_mode)), "something else")
-        raise ValueError(f"{path}: {kind}, expected a file")
+        raise ValueError(f"{path}: {_kind(state.st_mode)}, expected a file")
     return _check_size(path, state.st_size, what)
+
+
+def _kind(mode: int) -> str:
+    return next((name for is_kind, name in KINDS if is_kind(mode)), "something else")
 
 
 def _check_size(path: str | Path, size: int, what: str) -> int:

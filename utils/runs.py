@@ -94,7 +94,7 @@ class Run:
             lines = path.read_text(encoding="utf-8", errors="replace").replace("\0", "?").splitlines()
             rows = [old for old in list(csv.reader(lines))[1:] if len(old) == len(row) and old[0].isdecimal()]
             if len(rows) < len(lines) - 1:
-                LOGGER.warning(f"{path}: {len(lines) - 1 - len(rows)} line(s) are damaged and left out")
+                LOGGER.warning(f"{path}: {counted(len(lines) - 1 - len(rows), 'damaged line')} left out")
             writer.writerows(old for old in rows if int(old[0]) < row["epoch"])
         writer.writerow(v if isinstance(v, int) else f"{v:.6g}" for v in row.values())
         write_atomic(path, text.getvalue())

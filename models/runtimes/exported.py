@@ -21,7 +21,7 @@ from utils.backend import ModelLimits
 from utils.images import PAD
 from utils.optional import import_openvino, import_optional
 from utils.plain_data import limit
-from utils.text import clean
+from utils.text import clean, counted
 
 LOGGER = logging.getLogger(__name__)
 
@@ -276,7 +276,7 @@ def only_file(folder: Path, pattern: str) -> Path:
     """
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
-        raise ValueError(f"{folder}: {len(found)} files {pattern} in it, expected one")
+        raise ValueError(f"{folder}: {counted(len(found), 'file')} {pattern} in it, expected one")
     return found[0]
 
 

@@ -28,11 +28,12 @@ from utils.boxes import xywhn2xyxy
 from utils.classes import class_names
 from utils.data.coco import CocoLabels
 from utils.data.labels import NOT_LABELS, read_labels
-from utils.data.listing import SYSTEM_FOLDERS, read_text
+from utils.data.listing import SYSTEM_FOLDERS
 from utils.data.objects import AnnotatedObject
 from utils.data.voc import read_object
 from utils.files import read_yaml
 from utils.images import IMAGE_SUFFIXES
+from utils.reading import lines_of, read_text
 from utils.text import clean, counted, first
 
 KINDS = {
@@ -256,7 +257,7 @@ def _read_yolo(root: Path, files: Sequence[Path], ledger: Ledger) -> Export:
             ledger.add("boxes outside of their image, without area or given twice, clipped or dropped", message)
         for message in labels.errors:
             ledger.add(UNREADABLE, message)
-        polygons = 0 if labels.errors else sum(len(line.split()) > 6 for line in read_text(file).splitlines())
+        polygons = 0 if labels.errors else sum(len(line.split()) > 6 for line in lines_of(read_text(file)))
         for _ in range(polygons):
             ledger.add(POLYGONS, file)
         parts = file.relative_to(root).with_suffix("").parts
@@ -291,7 +292,7 @@ def read_names(path: Path) -> dict[int, str]:
     """
     if path.suffix.lower() in (".yaml", ".yml"):
         return class_names(read_yaml(path).get("names"), str(path))
-    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line.strip() for line in lines_of(read_text(path))]
     while lines and not lines[-1]:
         lines.pop()
     return class_names(lines, str(path))

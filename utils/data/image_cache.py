@@ -20,6 +20,7 @@ from torch import Tensor
 from utils.device import cpu_count
 from utils.files import partial_path
 from utils.progress import Progress
+from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 CACHES = ("", "ram", "disk")
@@ -141,7 +142,7 @@ def cache_images(
         LOGGER.warning(f"--cache ram is off: the images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         return None
     cache = MemoryCache(sizes, read)
-    LOGGER.info(f"{len(sizes)} images cached in memory, {needed / 1e9:.2f} GB")
+    LOGGER.info(f"{counted(len(sizes), 'image')} cached in memory, {needed / 1e9:.2f} GB")
     return cache
 
 
@@ -166,7 +167,7 @@ def open_or_write(file: Path, sizes: np.ndarray, key: str, read: Read) -> DiskCa
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
-    LOGGER.info(f"{len(sizes)} images cached in {file}, {needed / 1e9:.2f} GB")
+    LOGGER.info(f"{counted(len(sizes), 'image')} cached in {file}, {needed / 1e9:.2f} GB")
     try:
         return DiskCache(file, sizes, key)
     except ValueError as error:

@@ -136,8 +136,8 @@ def scan(images: Sequence[str | Path], nc: int, reader: LabelReader | None = Non
         raise ValueError("no images to scan")
     reader = reader or TextLabels(nc)
     notes = [*notes, *reader.match([Path(image) for image in images])]
-    first = label_path(images[0]) if isinstance(reader, TextLabels) else reader.file(Path(images[0]))
-    where = first if first.suffix == ".json" else first.parent
+    labels = label_path(images[0]) if isinstance(reader, TextLabels) else reader.file(Path(images[0]))
+    where = labels if labels.suffix == ".json" else labels.parent
     cache, key = cache_file(images, reader), _fingerprint(images, reader)
     known = _load_cache(cache, key)
     if known is None:
@@ -151,18 +151,20 @@ def scan(images: Sequence[str | Path], nc: int, reader: LabelReader | None = Non
     if not len(result):
         reason = f"{(bad.lines or unlisted.lines)[0]}"
         notes = "".join(f"; {note}" for note in notes)
-        raise ValueError(f"{Path(images[0]).parent}: none of {len(images)} images can be used: {reason}{notes}"[:399])
+        raise ValueError(
+            f"{Path(images[0]).parent}: none of {counted(len(images), 'image')} can be used: {reason}{notes}"[:399]
+        )
     background = int((np.diff(result.offsets) == 0).sum())
     for note in notes:
         LOGGER.warning(clean(note, MESSAGE))
     if background == len(result):
         LOGGER.warning(f"no labels found, looked for files such as {reader.file(Path(result.paths[0]))}")
     elif result.crowd.all():
-        LOGGER.warning(f"{where}: all {result.box_count} boxes are crowds or difficult objects: none can be learned")
+        LOGGER.warning(f"{where}: no box can be learned, all are crowds or difficult objects")
     left_out = f", {unlisted.total} left out" if unlisted.total else ""
     LOGGER.info(
-        f"{where}: {len(result)} images, {background} of them background, {result.box_count} boxes, "
-        f"{bad.total} bad images{left_out}"
+        f"{where}: {counted(len(result), 'image')}, {background} of them background, "
+        f"{counted(result.box_count, 'box', 'boxes')}, {counted(bad.total, 'bad image')}{left_out}"
     )
     return result
 
@@ -196,8 +198,8 @@ def _shortened(messages: Messages, what: str, file: Path) -> list[str]:
 
 def cache_file(images: Sequence[str | Path], reader: LabelReader) -> Path:
     """The cache of a scan of these images, in the parent of the labels folder, one for each list of images."""
-    first = Path(images[0])
-    own = label_path(first) if isinstance(reader, TextLabels) else reader.file(first)  # not where a link leads to
+    image = Path(images[0])
+    own = label_path(image) if isinstance(reader, TextLabels) else reader.file(image)  # not where a link leads to
     folder = own.parent
     text = "\n".join(str(image) for image in images)
     names = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

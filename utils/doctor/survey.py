@@ -25,6 +25,7 @@ from utils.data.listing import find_images
 from utils.data.objects import ImageLabels, LabelReader
 from utils.data.scan import THREADS
 from utils.decode import PILLOW_ERRORS, decode, pillow_formats
+from utils.reading import read_bytes
 
 THUMB = 16  # side of the gray miniature by which near-duplicates are confirmed, pixels
 
@@ -165,7 +166,7 @@ def read_record(path: Path, reader: LabelReader) -> ImageRecord:
         record.problem = "no such file"
     else:
         try:
-            content = path.read_bytes()
+            content = read_bytes(path, "image")
             record.digest = hashlib.blake2b(content, digest_size=16).digest()
             image, record.orientation = decode(content, path)
             record.size = image.shape[0], image.shape[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 
 DEFAULT_FPS = 30.0  # of videos and cameras that do not report a frame rate
-MAX_PIXELS = 1 << 27  # of a frame of a video; one of 8K has 33 million
+MAX_FRAME_PIXELS = 1 << 27  # of a frame of a video; one of 8K has 33 million
 PLAUSIBLE_FPS = 240.0  # a higher rate is that of a container's clock, unless the frames follow each other so fast
 
 
@@ -60,17 +59,6 @@ class Broken:
     reason: str
 
 
-SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
-
-
-def special_file(path: Path) -> str:
-    """'pipe', 'socket' or 'device' if `path` is one, which may block whoever opens it; '' for all else."""
-    try:
-        return SPECIAL.get(stat.S_IFMT(os.stat(path).st_mode), "")
-    except (OSError, ValueError):
-        return ""
-
-
 def is_text(path: Path) -> bool:
     """Whether a video file begins like text: FFmpeg would take it for a playlist and open the files that it names.
 
@@ -85,9 +73,9 @@ def is_text(path: Path) -> bool:
 
 
 def too_large(capture: cv2.VideoCapture) -> str:
-    """'WxH' if the frames of an open capture would have more than MAX_PIXELS, else ''."""
+    """'WxH' if the frames of an open capture would have more than MAX_FRAME_PIXELS, else ''."""
     width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
-    return f"{width:.0f}x{height:.0f}" if width * height > MAX_PIXELS else ""
+    return f"{width:.0f}x{height:.0f}" if width * height > MAX_FRAME_PIXELS else ""
 
 
 def video_info(

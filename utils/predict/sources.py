@@ -26,7 +26,7 @@ from utils.files import REPO
 from utils.images import IMAGE_SUFFIXES, imread
 from utils.predict.animations import count_frames, read_animation, warn_of_pages
 from utils.predict.download import download
-from utils.predict.frames import Broken, Frame, is_text, media_path, misses_bytes, special_file, too_large, video_info
+from utils.predict.frames import Broken, Frame, is_text, media_path, misses_bytes, too_large, video_info
 from utils.predict.streams import (
     LONGEST_IO,
     is_camera,
@@ -38,13 +38,13 @@ from utils.predict.streams import (
     without_secrets,
 )
 from utils.predict.threads import END_WAIT, GRACE, DecoderThread
+from utils.reading import kind_of, lines_of, read_text
 from utils.runs import LIST_OF_FILES
 from utils.text import clean, counted, first
 
 LOGGER = logging.getLogger(__name__)
 VIDEO_SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 Frames: TypeAlias = Generator[Frame | Broken, None, None]  # closing it stops threads and closes files
-MAX_LIST = 100_000_000  # bytes of a list of files: a million names, and more
 READ_AHEAD = 4  # frames that are decoded while the network works on an earlier one
 COUNT_ERROR = 0.02  # a container may be wrong about its number of frames by this fraction
 RATE_FRAMES = 8  # at the start of a video, from which its frame rate is checked
@@ -119,21 +119,7 @@ def read_stream_list(path: Path) -> list[str]:
     """The URLs and camera numbers in a .streams file, one a line; lines that start with # are comments."""
     if not path.is_file():
         raise FileNotFoundError(f"source '{path}' not found, expected a list of stream URLs, one a line")
-    return [line for line in stripped(read_text(path).split("\n")) if not line.startswith("#")]
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
-
-    Raises:
-        ValueError: it is not UTF-8, or larger than MAX_LIST.
-    """
-    if (size := path.stat().st_size) > MAX_LIST:
-        raise ValueError(f"{path}: a list of {size / 1e6:.0f} MB, expected at most {MAX_LIST / 1e6:.0f} MB")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text, expected one name a line") from error
+    return [line for line in stripped(lines_of(read_text(path, "list of images"))) if not line.startswith("#")]
 
 
 def list_files(source: str, quiet: bool = False) -> list[Path]:
@@ -160,8 +146,8 @@ def list_files(source: str, quiet: bool = False) -> list[Path]:
                     f"{first([file])}: unknown suffix '{suffix}', expected one of: {' '.join(sorted(known))}"
                 )
         return files
-    elif path and (kind := special_file(path)):
-        raise ValueError(f"source '{clean(source)}' is a {kind}, expected a file; for a webcam give its number")
+    elif path and (kind := kind_of(path)):
+        raise ValueError(f"source '{clean(source)}' is {kind}, expected a file; for a webcam give its number")
     elif glob.has_magic(source):
         found, what = sorted(Path(p) for p in glob.glob(source, recursive=True)), "pattern"
     else:
@@ -200,7 +186,7 @@ def read_list(path: Path) -> list[Path]:
         FileNotFoundError, ValueError: a line names no file; there is no line; it is not text.
     """
     files = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(lines_of(read_text(path, "list of images")), start=1):
         if not (name := line.strip()):
             continue
         file = next((p for p in (Path(name), path.parent / name) if os.path.isfile(p)), None)
@@ -215,8 +201,8 @@ def read_list(path: Path) -> list[Path]:
 def read_files(files: Iterable[Path], vid_stride: int) -> Frames:
     """Frames of images and videos, file after file; animated images are videos."""
     for path in files:
-        if kind := special_file(path):
-            yield Broken(path, f"{path}: is a {kind}, expected a file")
+        if kind := kind_of(path):
+            yield Broken(path, f"{path}: is {kind}, expected a file")
             continue
         frames = count_frames(path)
         if frames > 1 or (frames and path.suffix.lower() in VIDEO_SUFFIXES):

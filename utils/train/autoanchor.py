@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.data.scan import Scan
+from utils.text import counted
 
 MIN_RECALL = 0.98  # anchors with a recall of this or more are kept, as in YOLOv5
 MIN_RECALL_TRAINED = 0.9  # for the anchors of a trained head, with others its boxes would be wrong
@@ -137,7 +138,7 @@ def check_anchors(
     ignored = f" (without {left_out} below {MIN_SIDE:.0f} px)" if left_out else ""
     given = anchors.detach().cpu().double().numpy().reshape(-1, 2)
     recall = best_possible_recall(boxes, given, anchor_t)
-    line = f"AutoAnchor: {recall:.2%} of {len(boxes)} boxes can match the model's anchors{ignored}"
+    line = f"AutoAnchor: {recall:.2%} of {counted(len(boxes), 'box', 'boxes')} can match the model's anchors{ignored}"
     if recall >= (MIN_RECALL_TRAINED if trained_head else MIN_RECALL):
         return anchors, f"{line}; kept{' because the head was trained with them' if recall < MIN_RECALL else ''}"
     reason = too_few(boxes, len(given))
@@ -157,8 +158,8 @@ def check_anchors(
 def too_few(boxes: np.ndarray, count: int) -> str | None:
     """The reason why `count` anchors cannot be fitted to `boxes` (M, 2) pixels; None if they can."""
     if len(boxes) < count:
-        return f"{len(boxes)} boxes are too few to fit {count} anchors"
+        return f"{counted(len(boxes), 'box is', 'boxes are')} too few to fit {count} anchors"
     different = len(np.unique(boxes.round(), axis=0))
     if different < count:
-        return f"{different} different sizes among the boxes are too few to fit {count} anchors"
+        return f"{counted(different, 'box size is', 'different box sizes are')} too few to fit {count} anchors"
     return None
