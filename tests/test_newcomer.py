@@ -23,6 +23,7 @@ from utils.train.report import model_name
         ("yolov5-mobilevitt.yaml", "models", " (did you mean yolov5-mobilevit.yaml?)"),
         ("hyp.scratch-lo.yaml", "data/hyps", " (did you mean hyp.scratch-low.yaml?)"),
         ("zzz", "models", ""),
+        ("nothing.yaml", "models", ""),
     ],
 )
 def test_a_file_that_is_not_found_may_be_a_known_one_misspelled(name: str, folder: str, meant: str) -> None:
