@@ -290,7 +290,7 @@ def choose_hyp(
         attention=any(isinstance(module, Attention | SeparableAttention) for module in model.modules()),
         backbone=bool(cfg.backbone_weights),
     )
-    source = cfg.hyp or ("the interrupted run" if cfg.resume else "")
+    source = cfg.hyp or ("the resumed run" if cfg.resume else "")
     recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, source, cfg.verbose)
     fitted: dict[str, Any] = {
         "optimizer": recipe.optimizer,

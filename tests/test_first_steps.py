@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import config
+from runs import config, resume
 
 import train
 from models.runtimes.load import load_model
@@ -23,6 +23,7 @@ from utils.train.report import model_name
         ("yolov5-mobilevitt.yaml", "models", " (did you mean yolov5-mobilevit.yaml?)"),
         ("hyp.scratch-lo.yaml", "data/hyps", " (did you mean hyp.scratch-low.yaml?)"),
         ("zzz", "models", ""),
+        ("nothing.yaml", "models", ""),
     ],
 )
 def test_a_file_that_is_not_found_may_be_a_known_one_misspelled(name: str, folder: str, meant: str) -> None:
@@ -66,3 +67,18 @@ def test_a_size_that_is_rounded_up_is_the_size_of_the_run(small_set: Path, tmp_p
     weights = tmp_path / "run" / "weights" / "best.pt"
     assert read_yaml(tmp_path / "run" / "opt.yaml")["imgsz"] == 64
     assert load_model(str(weights), torch.device("cpu")).limits.imgsz == (64, 64)
+
+
+def test_a_resumed_run_does_not_speak_of_a_flag_that_was_not_given(small_set: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    train.main(config(small_set, tmp_path, epochs=1))
+    assert "best weights, on the validation images:\n" in caplog.text and "resumed run" not in caplog.text
+    caplog.clear()
+    resume(tmp_path / "run", epochs=2)
+    assert "        from the resumed run; " in caplog.text and "--hyp" not in caplog.text
+
+
+def test_long_names_do_not_make_the_error_page_wider_than_a_phone() -> None:
+    page = (REPO / "utils" / "evaluate" / "errors.html.j2").read_text(encoding="utf-8")
+    (rule,) = [line for line in page.splitlines() if line.startswith(".soft, figcaption {")]
+    assert "overflow-wrap: anywhere" in rule

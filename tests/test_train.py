@@ -46,7 +46,8 @@ def test_train_val_detect_and_the_files_they_leave(shapes_set: Path, tmp_path: P
     files = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file() and "tfevents" not in p.name}
     plots = {"labels.jpg", "train_batch0.jpg", "train_batch1.jpg", "train_batch2.jpg", "results.png", "report.html"}
     written = {"opt.yaml", "hyp.yaml", "results.csv", "metrics.json", "weights/best.pt", "weights/last.pt"}
-    plots |= {f"{name}_curve.png" for name in ("PR", "F1", "P", "R")} | {"confusion_matrix.png"}
+    plots |= {f"{name}_curve.png" for name in ("PR", "F1", "P", "R")}
+    plots |= {"confusion_matrix.png", "errors.html", "suspects.csv"}
     plots |= {f"val_batch0_{kind}.jpg" for kind in ("labels", "pred")}
     assert files == written | plots
     rows = list(csv.DictReader((run / "results.csv").open()))

@@ -34,9 +34,9 @@ def find(name: str, folder: str = "") -> Path:
         if path.is_file():
             return path
     places = {path.absolute(): path for path in reversed(tries)}  # the working folder may be the repository
-    known = [path.name for path in (REPO / folder).glob("*.yaml")] if folder else []
-    near = difflib.get_close_matches(Path(name).name, known, 1)
-    meant = f" (did you mean {near[0]}?)" if near else ""
+    known = [path.stem for path in (REPO / folder).glob("*.yaml")] if folder else []
+    near = difflib.get_close_matches(Path(name).name.removesuffix(".yaml"), known, 1, 0.8)
+    meant = f" (did you mean {near[0]}.yaml?)" if near else ""
     raise FileNotFoundError(f"'{name}' not found{meant}, tried: {', '.join(map(str, reversed(places.values())))}")
 
 
