@@ -160,7 +160,7 @@ def cards(found: Finding, records: Mapping[Path, ImageRecord], names: Mapping[in
     out = []
     for item in found.examples:
         images = [
-            picture(records[image], names, item, k == 0) for k, image in enumerate(item.images) if image in records
+            small_image(records[image], names, item, k == 0) for k, image in enumerate(item.images) if image in records
         ]
         out.append(Card(printable(item.text), [image for image in images if image]))
     return out
@@ -172,12 +172,12 @@ def samples(result: Diagnosis) -> list[tuple[str, list[Card]]]:
     for split in result.survey.values():
         usable = split.usable
         chosen = np.random.default_rng(SEED).permutation(len(usable))[:SAMPLES]
-        shown = [(usable[i], picture(usable[i], result.data.label_names)) for i in sorted(chosen.tolist())]
+        shown = [(usable[i], small_image(usable[i], result.data.label_names)) for i in sorted(chosen.tolist())]
         found.append((split.name, [Card(printable(record.path.name), [image]) for record, image in shown if image]))
     return [(name, own) for name, own in found if own]
 
 
-def picture(
+def small_image(
     record: ImageRecord, names: Mapping[int, str], example: Example | None = None, mark: bool = False
 ) -> Shown | None:
     """An image with its labels, small, and with the marked boxes of an example; None if it cannot be read now."""
