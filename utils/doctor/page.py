@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils.doctor.examine import Diagnosis
 from utils.doctor.findings import LEVELS, Example, Finding
@@ -19,6 +18,7 @@ from utils.doctor.survey import ImageRecord
 from utils.drawing import draw_boxes
 from utils.files import write_atomic
 from utils.images import imread
+from utils.templates import render
 from utils.text import counted
 
 TEMPLATE = "doctor.html.j2"
@@ -124,13 +124,6 @@ def write_html(result: Diagnosis, path: Path) -> None:
     """
     records = {record.path: record for split in result.survey.values() for record in split.records}
     names = result.data.label_names
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     groups = [
         (
             level,
@@ -139,7 +132,9 @@ def write_html(result: Diagnosis, path: Path) -> None:
         )
         for level, title in LEVELS.items()
     ]
-    page = environment.get_template(TEMPLATE).render(
+    page = render(
+        Path(__file__).parent,
+        TEMPLATE,
         yaml=result.data.yaml,
         imgsz=result.imgsz,
         folder=result.folder,
