@@ -41,7 +41,8 @@ def test_counts_classes_sizes_and_recipe(healthy: Path) -> None:
     assert [(row.name, row.counts, row.share) for row in summary.classes] == [(n, [20, 3, 2], 0.5) for n in NAMES]
     sizes = {row.name: row.counts for row in summary.sizes}
     assert sizes["32 to 96 px"] == [40, 6, 4] and sum(map(sum, sizes.values())) == 50
-    assert len(result.recipe) == 1 and "20 images, 40 boxes" in result.recipe[0]
+    line = "recipe of train.py: AdamW, learning rate 0.004, batch 16, mosaic 100%, not in the last 15 epochs"
+    assert result.recipe == (line,)
 
 
 # ---- faults of files ------------------------------------------------------------------------------------------------

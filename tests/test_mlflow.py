@@ -143,7 +143,7 @@ def test_the_server_that_a_variable_names(
     log.scalars({"epoch": 1, "x": 1.0})
     log.finish(METRICS)
     assert caplog.text.count("MLflow logs end here, training goes on: no connection") == 1
-    with pytest.raises(ValueError, match=r"^--logger mlflow: the server in MLFLOW_TRACKING_URI .*: no connection$"):
+    with pytest.raises(ValueError, match=r"^--logger mlflow: the server in MLFLOW.*: no connection and more$"):
         MlflowLog(folder, FLAGS, {})
     assert "secret" not in caplog.text
 

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from shared import oracle, randomize_norms, shared
 from torch import Tensor, nn
@@ -262,6 +263,9 @@ def test_a_damaged_safetensors_file_is_one_line(data: bytes, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"w\.safetensors: not a checkpoint of this project in safetensors") as caught:
         load_checkpoint(tmp_path / "w.safetensors")
     assert "\n" not in str(caught.value)
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match=r"foreign\.safetensors: .* \(no key 'checkpoint' in its metadata\)"):
+        load_checkpoint(tmp_path / "foreign.safetensors")
 
 
 def test_convert_strips_and_changes_the_format(tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ if __name__ == "__main__":
 import logging
 
 import numpy as np
-from tqdm import tqdm
 
 from models.runtimes.load import load_model
 from utils.data.data_yaml import Data
@@ -61,6 +60,7 @@ from utils.doctor.suspects import LOWEST, Suspects, classes_by_name, in_data_cla
 from utils.images import imread
 from utils.nms import NmsSettings
 from utils.predict.predictor import Predictor
+from utils.progress import Progress
 from utils.train.recipe import RunInfo, choose_recipe
 from val import read_data
 
@@ -122,7 +122,7 @@ def suspects(cfg: DoctorConfig, data: Data, found: Survey) -> list[Finding]:
     predictor = Predictor(model, device, cfg.imgsz, NmsSettings(conf_thres=LOWEST, max_det=300))
     result, known = Suspects(), set(common.values())
     records = [record for _, record in all_records(found) if record.usable]
-    for record in tqdm(records, desc="predicting", leave=False, disable=None):
+    for record in Progress(records, len(records), lambda: "predicting"):
         boxes = in_data_classes(predictor([read(record.path)])[0].boxes, common)
         result.add(record, boxes, data.label_names, known)
     return list(result.findings(cfg.weights))

@@ -234,12 +234,15 @@ def load_safetensors(path: Path) -> dict[str, Any]:
             names = list(file.keys())
             if len(names) > limit("tensors"):
                 raise over("it", ("model",), "tensors", f"has {len(names):,} tensors")
-            content = load_json((file.metadata() or {})["checkpoint"], "its metadata")
+            metadata = file.metadata() or {}
+            if "checkpoint" not in metadata:
+                raise ValueError("no key 'checkpoint' in its metadata")
+            content = load_json(metadata["checkpoint"], "its metadata")
             if not isinstance(content, dict):
                 raise TypeError("the metadata is no mapping")
             content = {key: value for key, value in content.items() if key not in ("plan", "ema")}
             content["model"] = {name: file.get_tensor(name) for name in names}
-    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except (safetensors.SafetensorError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = clean(error, 240)
         raise ValueError(f"{where}: not a checkpoint of this project in safetensors ({reason})") from error
     return content

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from utils.annotate.exported import Export, Exported, Ledger
-from utils.data.labels import label_path
+from utils.data.labels import free_name, label_path
 from utils.data.objects import Frame, ImageLabels, labels_of, match_ends
 from utils.decode import ImageInfo, probe
 from utils.files import remove, write_atomic
@@ -163,7 +163,9 @@ def write_dataset(
     try:
         for image, info in infos.items():
             split = "val" if image in held_back else "train"
-            target = _free_name(partial / "images" / split / image.relative_to(base), used, ledger)
+            target = free_name(partial / "images" / split / image.relative_to(base), used)
+            if target.name != image.name:
+                ledger.add("images renamed that would share a label file", f"{image.name} -> {target.name}")
             labels = labels_in(found[image], info, classes, ledger)
             boxes += _write_image(image, target, labels)
             counts[split] += 1
@@ -202,15 +204,3 @@ def validation(names: Mapping[Path, str], share: float) -> set[Path]:
     order = sorted(digests, key=lambda path: digests[path])
     chosen = {path for path in order if digests[path] < share} or set(order[:1])
     return chosen if len(chosen) < len(names) else set(order[:-1])
-
-
-def _free_name(target: Path, used: set[str], ledger: Ledger) -> Path:
-    """`target`, or a name like it whose label file no other image has."""
-    free, copy = target, 1
-    while str(label_path(free)).casefold() in used:
-        copy += 1
-        free = target.with_name(f"{target.stem}-{copy}{target.suffix}")
-    used.add(str(label_path(free)).casefold())
-    if free != target:
-        ledger.add("images renamed that would share a label file", f"{target.name} -> {free.name}")
-    return free

@@ -34,6 +34,16 @@ def label_path(image: str | Path) -> Path:
     return Path(*parts)
 
 
+def free_name(image: Path, used: set[str]) -> Path:
+    """`image`, or a name like it whose label file is not in `used`, to which it is added; in any case of letters."""
+    free, number = image, 1
+    while str(label_path(free)).casefold() in used:
+        number += 1
+        free = image.with_name(f"{image.stem}-{number}{image.suffix}")
+    used.add(str(label_path(free)).casefold())
+    return free
+
+
 def read_labels(path: str | Path, nc: int, size: tuple[int, int] = (0, 0)) -> ImageLabels:
     """The labels in a label file; polygons become boxes. A file that is missing or empty means a background image.
 

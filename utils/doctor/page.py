@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils.doctor.examine import Diagnosis
 from utils.doctor.findings import LEVELS, Example, Finding
@@ -19,6 +18,7 @@ from utils.doctor.survey import ImageRecord
 from utils.drawing import draw_boxes
 from utils.files import write_atomic
 from utils.images import imread
+from utils.templates import render
 from utils.text import counted
 
 TEMPLATE = "doctor.html.j2"
@@ -124,13 +124,6 @@ def write_html(result: Diagnosis, path: Path) -> None:
     """
     records = {record.path: record for split in result.survey.values() for record in split.records}
     names = result.data.label_names
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     groups = [
         (
             level,
@@ -139,7 +132,9 @@ def write_html(result: Diagnosis, path: Path) -> None:
         )
         for level, title in LEVELS.items()
     ]
-    page = environment.get_template(TEMPLATE).render(
+    page = render(
+        Path(__file__).parent,
+        TEMPLATE,
         yaml=result.data.yaml,
         imgsz=result.imgsz,
         folder=result.folder,
@@ -160,7 +155,7 @@ def cards(found: Finding, records: Mapping[Path, ImageRecord], names: Mapping[in
     out = []
     for item in found.examples:
         images = [
-            picture(records[image], names, item, k == 0) for k, image in enumerate(item.images) if image in records
+            small_image(records[image], names, item, k == 0) for k, image in enumerate(item.images) if image in records
         ]
         out.append(Card(printable(item.text), [image for image in images if image]))
     return out
@@ -172,12 +167,12 @@ def samples(result: Diagnosis) -> list[tuple[str, list[Card]]]:
     for split in result.survey.values():
         usable = split.usable
         chosen = np.random.default_rng(SEED).permutation(len(usable))[:SAMPLES]
-        shown = [(usable[i], picture(usable[i], result.data.label_names)) for i in sorted(chosen.tolist())]
+        shown = [(usable[i], small_image(usable[i], result.data.label_names)) for i in sorted(chosen.tolist())]
         found.append((split.name, [Card(printable(record.path.name), [image]) for record, image in shown if image]))
     return [(name, own) for name, own in found if own]
 
 
-def picture(
+def small_image(
     record: ImageRecord, names: Mapping[int, str], example: Example | None = None, mark: bool = False
 ) -> Shown | None:
     """An image with its labels, small, and with the marked boxes of an example; None if it cannot be read now."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from utils.data.labels import label_path
+from utils.data.labels import free_name, label_path
 from utils.doctor.box_checks import twin_pairs
 from utils.doctor.examine import Diagnosis
 from utils.doctor.survey import ImageRecord, SplitSurvey, Survey
@@ -127,7 +127,8 @@ def write_split(split: SplitSurvey, root: Path, dropped: set[int], done: Repairs
     base = Path(os.path.commonpath(parents)) if parents else root
     for record, parent in zip(records, parents, strict=True):
         inner = [part for part in parent.relative_to(base).parts if part != "images"]  # see label_path
-        target = free_name(folder.joinpath(*inner, record.path.name), used, done)
+        target = free_name(folder.joinpath(*inner, record.path.name), used)
+        done.changes["images renamed that shared a label file"] += target.name != record.path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(record.path, target)
         label, xywhn = repaired_labels(record, done)
@@ -138,17 +139,6 @@ def write_split(split: SplitSurvey, root: Path, dropped: set[int], done: Repairs
         file.write_text(text, encoding="utf-8")
         done.images, done.boxes = done.images + 1, done.boxes + len(label)
     return folder.relative_to(root).as_posix() if records else ""
-
-
-def free_name(target: Path, used: set[str], done: Repairs) -> Path:
-    """`target`, or a name like it whose label file no other image has."""
-    free, number = target, 1
-    while str(label_path(free)).casefold() in used:
-        number += 1
-        free = target.with_name(f"{target.stem}-{number}{target.suffix}")
-    used.add(str(label_path(free)).casefold())
-    done.changes["images renamed that shared a label file"] += free != target
-    return free
 
 
 def repaired_labels(record: ImageRecord, done: Repairs) -> tuple[np.ndarray, np.ndarray]:

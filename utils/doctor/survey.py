@@ -16,7 +16,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from utils.boxes import Boxes, xywhn2xyxy
 from utils.data.data_yaml import Data
@@ -25,6 +24,7 @@ from utils.data.listing import find_images
 from utils.data.objects import ImageLabels, LabelReader
 from utils.data.scan import THREADS
 from utils.decode import PILLOW_ERRORS, decode, pillow_formats
+from utils.progress import Progress
 from utils.reading import read_bytes
 
 THUMB = 16  # side of the gray miniature by which near-duplicates are confirmed, pixels
@@ -154,7 +154,7 @@ def survey_split(data: Data, name: str) -> SplitSurvey:
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # of Pillow, about EXIF blocks that are cut short; set for all threads
         work = pool.map(lambda image: read_record(image, reader), listing.images)
-        records = list(tqdm(work, total=len(listing.images), desc=name, leave=False, disable=None))
+        records = list(Progress(work, len(listing.images), lambda: f"examining {name}"))
     return SplitSurvey(name, sources, records, reader, notes)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils.boxes import Boxes, areas
 from utils.evaluate.coco import AREAS
@@ -19,6 +18,7 @@ from utils.evaluate.suspects import Suspect, find_suspects
 from utils.evaluate.verdicts import ERRORS, NAMES, ErrorAnalysis, Verdict
 from utils.files import write_atomic
 from utils.images import imread
+from utils.templates import render
 from utils.text import cell, clean
 
 TEMPLATE = "errors.html.j2"
@@ -43,16 +43,11 @@ def write_errors(folder: Path, analysis: ErrorAnalysis, paths: Sequence[str], ti
     """
     suspects = find_suspects(analysis.found, analysis.truth, analysis.names)
     write_atomic(folder / "suspects.csv", suspects_table(suspects, paths, analysis.names))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     order = worst_images(analysis)
     names = [clean(name, 60) for name in analysis.names.values()]
-    page = environment.get_template(TEMPLATE).render(
+    page = render(
+        Path(__file__).parent,
+        TEMPLATE,
         title=clean(title),
         confidence=analysis.confidence if np.isfinite(analysis.confidence) else 1.0,
         map50=analysis.map50(),

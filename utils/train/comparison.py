@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import read_yaml, write_atomic
 from utils.progress import clock
+from utils.templates import render
 from utils.train.plots import LOSSES, read_results
 from utils.train.report import data_uri, model_name, read_json, read_or_empty
 
@@ -197,14 +197,9 @@ def write_page(runs: Sequence[RunFiles], images: Mapping[str, Sequence[bytes]], 
     Args:
         images: file name -> a JPEG for each run that has a checkpoint, in their order.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(TEMPLATE).render(
+    page = render(
+        Path(__file__).parent,
+        TEMPLATE,
         runs=[{"label": run.label, "color": COLORS[i % len(COLORS)], "row": run.row()} for i, run in enumerate(runs)],
         scores=score_rows(runs),
         more=len(class_scores(runs)) if len(class_scores(runs)) > CLASSES else 0,

@@ -12,6 +12,7 @@ from typing import Any
 
 from utils.files import read_yaml, write_atomic
 from utils.optional import import_mlflow
+from utils.text import clean
 
 LOGGER = logging.getLogger(__name__)
 EXPERIMENT = "yolov5-mobilevit"  # unless MLFLOW_EXPERIMENT_NAME is set
@@ -54,7 +55,7 @@ class MlflowLog:
                 self.log_flags(flags, hyp)
         except self.package.exceptions.MlflowException as error:
             where = "the server in MLFLOW_TRACKING_URI" if given else uri  # an address may contain a password
-            raise ValueError(f"--logger mlflow: {where} cannot be used: {first_line(error)}") from error
+            raise ValueError(f"--logger mlflow: {where} cannot be used: {clean(error)}") from error
         shown = "the server in MLFLOW_TRACKING_URI" if given else f"mlflow ui --backend-store-uri {uri}"
         LOGGER.info(f"MLflow logs: {shown}")
 
@@ -73,7 +74,7 @@ class MlflowLog:
         try:
             self.client.update_run(run_id, status="RUNNING")
         except self.package.exceptions.MlflowException as error:
-            LOGGER.warning(f"{file}: a new MLflow run instead of this one: {first_line(error)}")
+            LOGGER.warning(f"{file}: a new MLflow run instead of this one: {clean(error)}")
             return ""
         return run_id
 
@@ -122,10 +123,5 @@ class MlflowLog:
         try:
             log()
         except self.package.exceptions.MlflowException as error:
-            LOGGER.warning(f"MLflow logs end here, training goes on: {first_line(error)}")
+            LOGGER.warning(f"MLflow logs end here, training goes on: {clean(error)}")
             self.folder = None
-
-
-def first_line(error: Exception) -> str:
-    """Of an error's message, at most 200 characters."""
-    return (str(error).splitlines() or [""])[0][:200]

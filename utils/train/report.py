@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from utils.commands import relative
 from utils.data.data_yaml import read_data_yaml
 from utils.files import read_yaml, write_atomic
 from utils.next_steps import IMAGES, Steps, after_training, threshold
+from utils.templates import render
 from utils.train.plots import read_results, topic_charts
 
 LOGGER = logging.getLogger(__name__)
@@ -76,14 +76,9 @@ def write_report(run_dir: str | Path) -> Path:
         read_or_empty(folder / "results.csv", read_results),
         read_or_empty(folder / "metrics.json", read_json),
     )
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(TEMPLATE).render(
+    page = render(
+        Path(__file__).parent,
+        TEMPLATE,
         title=folder.resolve().name,
         folder=folder,
         tiles=[scores(metrics), facts(columns, metrics, options)],
