@@ -182,7 +182,7 @@ def test_results_that_are_damaged_are_left_out(tmp_path: Path, caplog: pytest.Lo
     file.write_bytes(file.read_bytes()[:-3] + b"\n\xff\0,x\n")
     run.log({"epoch": 3, "loss": 0.25})
     assert file.read_text().splitlines() == ["epoch,loss", "0,0.5", "1,0.5", "2,0", "3,0.25"]
-    assert "1 line(s) are damaged and left out" in caplog.text
+    assert "1 damaged line left out" in caplog.text
 
 
 # ---- NaN, memory, the clock -----------------------------------------------------------------------------------------
