@@ -105,7 +105,8 @@ def test_pillow_does_not_print_its_warnings(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_long_scan_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom utils.data import scan\n"
+        "import signal, sys, time\nfrom utils.data import scan\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which jobs in the background ignore
         "def slow(*_):\n time.sleep(0.1)\n raise ValueError('slow')\n"
         "scan.probe = slow\nprint('started', flush=True)\n"
         "try:\n scan.scan([sys.argv[1]] * 5000, 2)\nexcept KeyboardInterrupt:\n print('ended')\n"

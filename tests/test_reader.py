@@ -102,7 +102,9 @@ def test_deep_images_are_converted_by_one_rule(name: str, tmp_path: Path) -> Non
 
 def test_numbers_that_are_none_are_black() -> None:
     assert to_uint8(np.array([np.nan, np.inf, 0.0, 1.0, 0.5])).tolist() == [0, 0, 0, 255, 128]
-    assert to_uint8(np.full(3, np.nan)).tolist() == [0, 0, 0] and to_uint8(np.array([7.0, 7.0])).tolist() == [7, 7]
+    assert to_uint8(np.array([7.0, 7.0])).tolist() == [7, 7] and not to_uint8(np.zeros((0, 3))).size
+    with pytest.raises(ValueError, match="no pixel is a finite number"):
+        to_uint8(np.full(3, np.nan))
     assert to_uint8(np.array([-5.0, 5.0, 15.0])).tolist() == [0, 128, 255]
     assert to_uint8(np.array([True, False])).tolist() == [255, 0]
 

@@ -165,7 +165,8 @@ def test_frames_leave_no_descriptors_and_no_memory(monkeypatch: pytest.MonkeyPat
 def test_one_interrupt_ends_a_process() -> None:
     """Also while a thread is inside the decoder, which would abort the process when it returns."""
     code = (
-        "import sys\nfrom dataclasses import dataclass\nfrom contextlib import closing\n"
+        "import signal, sys\nfrom dataclasses import dataclass\nfrom contextlib import closing\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which jobs in the background ignore
         "from utils.config import Config, run_script\nfrom utils.predict.sources import open_source\n"
         "from utils.predict.threads import ending_at_once\n"
         "@dataclass(frozen=True)\nclass C(Config):\n    'Nothing.'\n"
