@@ -18,6 +18,7 @@ from utils.hyp import Hyp
 from utils.loss import AllReduce, Criterion, DetectionLoss, local_sum, loss_gains
 from utils.loss_simota import SimOtaLoss
 from utils.loss_tal import TaskAlignedLoss
+from utils.text import clean
 
 START = 2.0  # strides from the center of a cell to the sides of its box, before training
 
@@ -111,7 +112,7 @@ class Detect(Head):
 
     def __init__(self, nc: int, anchors: list[list[float]], ch: list[int]):
         super().__init__(nc, len(ch))
-        wrong = f"Detect: anchors {anchors}, expected {len(ch)} rows of positive w, h, w, h, ... pixels"
+        wrong = f"Detect: anchors {clean(anchors, 80)}, expected {len(ch)} rows of positive w, h, w, h, ... pixels"
         try:
             sizes = torch.tensor(anchors, dtype=torch.float32, device="cpu")  # values are needed even on "meta"
         except (TypeError, ValueError, RuntimeError) as error:

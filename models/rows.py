@@ -68,7 +68,7 @@ class Row:
             layers = [cls(**keywords)]
             for _ in range(self.repeats - 1):  # a stacked layer feeds the next one
                 layers.append(cls(**(keywords | {"c1": self.width} if "c1" in keywords else keywords)))
-        except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
+        except (TypeError, RuntimeError, OverflowError, ZeroDivisionError, IndexError, AttributeError) as error:
             raise ValueError(f"{self.block.__name__}: {clean(error)}") from error
         return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 

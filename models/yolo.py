@@ -33,7 +33,16 @@ from utils.plain_data import plain_data
 from utils.text import clean
 
 LOGGER = logging.getLogger(__name__)
-BUILD_ERRORS = (RuntimeError, OverflowError, TypeError, ZeroDivisionError, AssertionError)  # of torch, for bad rows
+# Of torch and of blocks, for rows that fit no network.
+BUILD_ERRORS = (
+    RuntimeError,
+    OverflowError,
+    TypeError,
+    ZeroDivisionError,
+    AssertionError,
+    AttributeError,
+    IndexError,
+)
 NORM_EPS, NORM_MOMENTUM = 1e-3, 0.03  # YOLOv5's constants for batch norms: steadier statistics at small batches
 
 
@@ -132,7 +141,7 @@ def plan_model(cfg: str | Path | Mapping, nc: int | None = None) -> ModelPlan:
                 raise ValueError(f"{where}: layer {clean(empty[0], 80)} has no channels, expected at least 1")
             grid, strides, cost = measure(layers, [row.routes for row in rows], where)
     except ValueError as error:
-        raise ValueError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
+        raise ValueError(f"{where}: {clean(str(error).removeprefix(f'{where}: '), 280)}") from error
     except BUILD_ERRORS as error:
         raise ValueError(f"{where}: its rows cannot be built ({clean(str(error).partition(chr(10))[0])})") from error
     return ModelPlan(yaml, where, rows, layers, grid, strides, cost)
