@@ -349,3 +349,11 @@ def test_values_of_the_yaml_are_shown_short(tmp_path: Path) -> None:
     healthy(tmp_path / "set")
     write_yaml(tmp_path / "set", nc=["x" * 10_000] * 20)
     assert len(output(tmp_path / "set")) < 400
+
+
+@pytest.mark.parametrize("seed", [3431, 5146])
+def test_a_png_whose_chunk_claims_4_gb_takes_no_memory(seed: int, tmp_path: Path) -> None:
+    """Found by tools/fuzz.py: OpenCV reserved what the length of a chunk said."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    FUZZERS["images"](random.Random(seed), tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB

@@ -241,6 +241,8 @@ def _pixels_of_png(data: bytes) -> bytes:
         if len(parts) > MAX_CHUNKS:
             raise ValueError(f"more than {MAX_CHUNKS:,} chunks")
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if end - at > len(data) + 12:
+            raise ValueError("a chunk that is longer than the file")  # for which OpenCV would reserve memory
         kind = data[at + 4 : at + 8]
         kept = kept and kind in PNG_CHUNKS
         parts.append(data[at:end] if kind in PNG_CHUNKS else b"")
