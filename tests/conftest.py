@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +35,3 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
         drawn = rectangles((64, 64), boxes[i], ((255, 255, 0), (255, 0, 255)), gray=0)
         images.append(np.where(drawn.any(axis=2, keepdims=True), drawn, image))
     return write_set(tmp_path_factory.mktemp("small"), images, boxes, ["a", "b"], split="all")
-
-
-@pytest.fixture(autouse=True)
-def loggers_that_speak() -> None:
-    """Undo what other tests and libraries did to the project's loggers: alembic disables all that exist."""
-    logging.disable(logging.NOTSET)
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if isinstance(logger, logging.Logger) and name.partition(".")[0] in ("utils", "models", "train", "val"):
-            logger.disabled = False
-            logger.setLevel(logging.NOTSET)
