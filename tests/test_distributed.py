@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import MODEL  # without max pooling, where rounding may change which cell is the maximum
 
 from models.weights.checkpoint import load_checkpoint
 from utils.data.loader import EpochBatchSampler
@@ -21,19 +22,6 @@ from utils.files import REPO
 
 LOSSES = ("train/box_loss", "train/obj_loss", "train/cls_loss", "val/box_loss")
 TOLERANCE = 1e-4  # relative; the processes add in another order
-MODEL = """nc: 2
-depth_multiple: 1.0
-width_multiple: 1.0
-anchors: [[10, 12, 24, 20], [40, 30, 50, 64]]
-backbone:
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [16, 3, 2]]
-  - [-1, 1, C3, [16]]
-  - [-1, 1, Conv, [24, 3, 2]]
-  - [-1, 1, Conv, [32, 3, 2]]
-head:
-  - [[3, 4], 1, Detect, [nc, anchors]]
-"""  # without max pooling, where rounding may change which cell is the maximum
 HYP = """nominal_batch: 8
 warmup_epochs: 1
 warmup_min_steps: 0
