@@ -161,7 +161,7 @@ def judge_yolo(data: bytes) -> list[Box] | None:
         if len(values) == 5:
             _, x, y, w, h = values
             edges = x - w / 2, y - h / 2, x + w / 2, y + h / 2
-        elif len(values) > 5:
+        elif len(values) > 5 and len(values) % 2:  # a class and pairs
             edges = min(values[1::2]), min(values[2::2]), max(values[1::2]), max(values[2::2])
         else:
             edges = (math.nan,) * 4
@@ -169,7 +169,7 @@ def judge_yolo(data: bytes) -> list[Box] | None:
             continue
         if not all(map(math.isfinite, values)):
             edges = (math.nan,) * 4
-        label = int(values[0]) if math.isfinite(values[0]) else -1
+        label = int(values[0]) if float(values[0]).is_integer() else -1
         boxes.append(Box(f":{row}: ", label, edges))
     return boxes
 
@@ -209,7 +209,7 @@ def judge_coco(data: bytes) -> list[Box] | None:
             x, y, w, h = (number(value) for value in row["bbox"])
             name = categories.get(number(row["category_id"]))
             label = NAMES.index(name) if name in NAMES else -1
-            place = f"annotation {row['id']}" if "id" in row else f"annotation in row {k}"
+            place = f"annotation {row['id']}"[:80] if "id" in row else f"annotation in row {k}"  # long ones are cut
             if number(row["image_id"]) != number(image["id"]):
                 place, label = "of images that it does not list", -1  # a count
             boxes.append(Box(place, label, edges_of(x, y, x + w, y + h)))
