@@ -10,7 +10,7 @@ import torch
 from shared import oracle
 from torchvision.ops import nms as torchvision_nms
 
-from utils.boxes import Boxes, Targets
+from utils.boxes import Boxes, Targets, paired_ciou, xywh2xyxy
 from utils.loss import DetectionLoss, LossGains, assign_targets
 from utils.nms import NmsSettings, non_max_suppression
 
@@ -155,3 +155,23 @@ def test_nms_options() -> None:
     assert found(0.99, 0.45).xyxy.shape == (0, 4)
     with pytest.raises(ValueError, match=r"conf_thres is 1.5, expected 0..1"):
         found(1.5, 0.45)
+
+
+@pytest.mark.parametrize("sides", [(0.0, 0.0), (0.0, 3.0), (3.0, 0.0), (1e-9, 1e-9), (1e-5, 40.0)])
+@pytest.mark.parametrize("center", [0.5, 80.0, 640.0])
+def test_a_collapsed_box_has_a_finite_iou_and_gradient(sides: tuple[float, float], center: float) -> None:
+    """A side of 0 made the gradient NaN: a small side is lost when it is added to a center."""
+    xywh = torch.tensor([[center, center, *sides], [center, center, 4.0, 5.0]], requires_grad=True)
+    truth = torch.tensor([[center - 1, center - 2, center + 2, center + 2]]).repeat(2, 1)
+    iou = paired_ciou(xywh2xyxy(xywh), truth)
+    (1 - iou).sum().backward()
+    assert torch.isfinite(iou).all() and torch.isfinite(xywh.grad).all()
+    assert iou[1] > 0.5 > iou[0]
+
+
+def test_logits_far_below_zero_teach_finite_gradients() -> None:
+    raw = [(level.detach() - 60).requires_grad_() for level in maps(64)]
+    total, parts = make_loss()(raw, targets_of(torch.tensor([[0, 1, 0.5, 0.5, 0.3, 0.4], [1, 2, 0.2, 0.7, 0.2, 0.1]])))
+    total.backward()
+    assert torch.isfinite(total) and all(torch.isfinite(part) for part in parts.values())
+    assert all(torch.isfinite(level.grad).all() for level in raw)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, complete_box_iou_loss
 
+SMALLEST = 1e-3  # pixels or cells; a predicted side below it has collapsed
+
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
@@ -175,9 +177,14 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
 def paired_ciou(a: Tensor, b: Tensor) -> Tensor:
     """Complete IoU of paired boxes, (n,): 1 for equal ones, down to about -1.5 for far, unlike ones.
 
+    Value and gradient are finite for every finite box: sides of `a` below SMALLEST count as larger by it.
+
     Args:
-        a, b: (n, 4) xyxy in one frame, x1 <= x2 and y1 <= y2; n may be 0.
+        a, b: (n, 4) xyxy in one frame, x1 <= x2 and y1 <= y2, the sides of `b` above 0; n may be 0.
 
     Source: Zheng et al. 2020, arXiv:1911.08287; the weight of the aspect term is a constant in backward.
     """
+    # The aspect term divides by the height. A small side is rounded to 0 when it is added to a center.
+    low, high = a[:, :2], a[:, 2:]
+    a = torch.cat([low, torch.where(high - low < SMALLEST, high + SMALLEST, high)], dim=1)
     return 1 - complete_box_iou_loss(a, b, reduction="none", eps=1e-7)

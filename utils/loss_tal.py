@@ -47,7 +47,7 @@ def assign_task_aligned(
     if not len(truth):
         return Assignment(empty, empty, p[:0, 0])
     inside = cells_inside(truth, grid, reach, least)
-    iou = complete_box_iou(truth, xyxy).clamp(min=0)  # (n, N)
+    iou = complete_box_iou(truth, xyxy).nan_to_num(0.0).clamp(min=0)  # (n, N); NaN for boxes without sides
     alignment = p[:, label].T ** ALPHA * iou**BETA
     ranked = alignment.masked_fill(~inside, 0.0).topk(min(MOST_CELLS, len(p)), dim=1)
     chosen = torch.zeros_like(inside).scatter(1, ranked.indices, ranked.values > 0)
