@@ -1,5 +1,6 @@
 # `make demo`: from nothing to a trained detector and its images. `make test`: the test suite. `make lint`: style and types.
-# `make docs`: the pages of docs/ as a site, in site/. `make fuzz MINUTES=30`: damaged inputs of every kind, for a time.
+# `make docs`: the pages of docs/ as a site, in site/. `make fuzz MINUTES=30`: damaged inputs of every kind for a time, then
+# as long each, guided by coverage, pickles and rows (atheris, Linux).
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -23,6 +24,9 @@ lint: $(VENV)/.installed-dev
 
 fuzz: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) tools/fuzz.py --minutes $(MINUTES)
+	$(RUN) -m pip install --disable-pip-version-check atheris
+	OMP_NUM_THREADS=1 $(RUN) tools/fuzz_coverage.py --target pickle --minutes $(MINUTES)
+	OMP_NUM_THREADS=1 $(RUN) tools/fuzz_coverage.py --target rows --minutes $(MINUTES)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python " + sys.version.split()[0] + $(TOO_OLD))'
