@@ -33,6 +33,7 @@ from utils.nms import NmsSettings
 from utils.predict.inputs import ImageLike, Named, gather, one_by_one
 from utils.predict.predictor import ClassesLike, Predictor, class_indices
 from utils.predict.results import Detections
+from utils.text import clean, counted
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "pandas", "yaml", "einops"]
 
@@ -76,6 +77,11 @@ class Model:
         self.stride, self.grid = self.backend.stride, self.backend.grid
         self._latest: tuple[Any, Predictor | None] = None, None  # settings of a call, and what was made for them
         return self
+
+    def __repr__(self) -> str:
+        weights = self.weights if isinstance(self.weights, str | Path) else ", ".join(self.weights)
+        classes = counted(len(self.names), "class", "classes")
+        return f"Model({clean(weights)}: {classes}, grid {self.grid} px, {self.device})"
 
     def to(self, device: str | int | torch.device | None) -> Model:
         """Move to a device; the weights are read again if it is another one. Returns the model, as the next ones do."""

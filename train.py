@@ -141,7 +141,7 @@ from utils.images import check_imgsz, rescale, to_input
 from utils.loss import Criterion, LossParts
 from utils.next_steps import step_lines
 from utils.progress import Progress, clock
-from utils.runs import Run, newest_checkpoint
+from utils.runs import Run, newest_to_resume
 from utils.text import counted
 from utils.train.autoanchor import check_anchors, label_sizes
 from utils.train.errors import check_batches, user_error
@@ -494,14 +494,12 @@ def finish(job: Job) -> Metrics:
 
 
 def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
-    """Resume the run of `cfg.resume` with its own settings; device, workers, and if given epochs and data are `cfg`'s.
+    """Resume the run of `cfg.resume` with its own settings; device, and if given workers, epochs and data, are `cfg`'s.
 
     Raises:
         FileNotFoundError, ValueError: no run; not one that can be resumed; its data are gone or have other classes.
     """
-    path = newest_checkpoint(Path(cfg.project)) if cfg.resume == "newest" else Path(cfg.resume)
-    if path is None:
-        raise FileNotFoundError(f"{cfg.project}: no run to resume, expected a folder with weights/last.pt below it")
+    path = newest_to_resume(Path(cfg.project)) if cfg.resume == "newest" else Path(cfg.resume)
     path = path / "weights" / "last.pt" if path.is_dir() else path
     checkpoint = load_last(path)
     if checkpoint.training is None or checkpoint.epoch is None:
@@ -521,7 +519,7 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
     kept: dict[str, Any] = {
         "resume": str(path),
         "device": cfg.device,
-        "workers": cfg.workers,
+        "workers": cfg.workers if cfg.workers != TrainConfig.workers else old.workers,
         "epochs": cfg.epochs or old.epochs,
         "verbose": cfg.verbose,
         "data": resumed_data(cfg.data, old.data, path),

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import statistics
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -74,15 +72,6 @@ def test_a_mistake_is_one_line_with_what_was_probably_meant(line: str, expected:
         parse_cli(CONFIGS["train"], line.split())
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.startswith(expected) and error.count("\n") == 1
-
-
-def test_help_takes_less_than_half_a_second() -> None:
-    def seconds() -> float:
-        began = time.perf_counter()
-        helped("train.py", "--help")
-        return time.perf_counter() - began
-
-    assert statistics.median(seconds() for _ in range(5)) < 0.5
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -169,5 +158,5 @@ def test_a_group_holds_until_the_next_one() -> None:
 
 def test_commands_are_those_of_the_clone_or_of_the_package() -> None:
     assert command("detect", "--weights", "my runs/best.pt") == "python detect.py --weights 'my runs/best.pt'"
-    assert command("tools.doctor") == "python -m tools.doctor"
+    assert command("tools.doctor") == "python tools/doctor.py"
     assert command("yolov5_mobilevit.detect", "x", package="yolov5_mobilevit.utils") == "yolov5-mobilevit detect x"

@@ -110,6 +110,10 @@ def test_sizes_of_the_input(model, caplog) -> None:
     assert len(caplog.records) == 1 and "--imgsz 150 is not a multiple" in caplog.text
 
 
+def test_a_model_is_printed_in_words(model) -> None:
+    assert repr(model) == "Model(x.pt: 2 classes, grid 32 px, cpu)"
+
+
 def test_names_may_be_replaced(model) -> None:
     image = draw((120, 160), BOXES)
     model.names = ["broad", "tall"]

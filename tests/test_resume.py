@@ -27,6 +27,7 @@ from utils.distributed import Dist
 from utils.files import REPO
 from utils.hyp import Hyp
 from utils.loss import DetectionLoss, LossGains
+from utils.runs import newest_to_resume
 from utils.train.memory import choose_batch_size
 
 
@@ -292,6 +293,29 @@ def test_resume_names_the_flags_that_it_ignores(
     train.main(config(small_set, tmp_path, name="run", epochs=1))
     train.main(train.TrainConfig(resume=str(tmp_path / "run"), imgsz=128, batch_size=2, device="cpu"))
     assert "ignored: --imgsz --batch-size" in caplog.text
+
+
+def test_resume_keeps_the_workers_of_the_run(small_set: Path, tmp_path: Path) -> None:
+    train.main(config(small_set, tmp_path, name="run", epochs=1, workers=0))
+    train.main(train.TrainConfig(resume=str(tmp_path / "run"), epochs=2, device="cpu"))
+    assert load_checkpoint(tmp_path / "run/weights/last.pt").opt["workers"] == 0
+
+
+def test_a_newer_run_without_a_checkpoint_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, time in (("exp", 1), ("exp2", 2)):
+        (tmp_path / name / "weights").mkdir(parents=True)
+        (tmp_path / name / "opt.yaml").touch()
+        os.utime(tmp_path / name / "opt.yaml", (time, time))
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        newest_to_resume(tmp_path)
+    last = tmp_path / "exp/weights/last.pt"
+    last.touch()
+    os.utime(last, (1.5, 1.5))
+    assert newest_to_resume(tmp_path) == last
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'exp2'}: a newer run, which ended before its first checkpoint; resuming {last}, "
+        "the newest one that can be"
+    ]
 
 
 def test_batch_size_is_chosen_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,7 +174,7 @@ def too_few_names(model: DetectionModel) -> None:
         (changed_conv, r"model\.1\.conv \(Conv2d\) has another stride"),
         (segment_head, r"its head is models\.yolo\.Segment, expected models\.yolo\.Detect"),
         (no_yaml, r"has no rows, expected a mapping 'yaml'"),
-        (no_bias, r"1 tensors do not fit the rows, the first is model\.24\.m\.0\.bias"),
+        (no_bias, r"1 tensor does not fit the rows, the first is model\.24\.m\.0\.bias"),
         (too_few_names, r"its names do not fit its 2 classes"),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_checkpoint_that_contradicts_itself_says_so(change: dict, message: str
 def test_weights_that_do_not_fit_their_rows_say_which(tmp_path: Path) -> None:
     content = Checkpoint.of(DetectionModel("yolov5n.yaml", nc=2))
     del content.model["model.3.bn.bias"]
-    with pytest.raises(ValueError, match=r"1 tensors do not fit the rows, the first is model\.3\.bn\.bias: None in"):
+    with pytest.raises(ValueError, match=r"1 tensor does not fit the rows, the first is model\.3\.bn\.bias: None in"):
         build_model(content)
 
 

@@ -171,7 +171,7 @@ STEM, LAST = "backbone.backbone.stem.conv.conv.weight", "head.cls_preds.0.bias"
         (put(LAST, torch.zeros(0)), r"no cls_preds\.0\.bias"),
         (put(LAST, torch.zeros(81)), "tensors do not fit the rows"),
         (put(LAST, torch.zeros(80, 2)), r"no cls_preds\.0\.bias"),
-        (drop("head.obj_preds.2.bias"), r"1 tensors do not fit the rows, the first is model\.24\.objectness\.2\.bias"),
+        (drop("head.obj_preds.2.bias"), r"1 tensor does not fit the rows, the first is model\.24\.objectness\.2\.bias"),
         (drop("backbone.C3_p3.conv3.bn.running_var"), r"model\.17\.cv3\.bn\.running_var"),
         (put("head.reg_preds.0.weight", torch.zeros(5, 64, 1, 1)), r"model\.24\.boxes\.0\.weight"),
         (put("neck.extra", torch.zeros(1)), "its tensor neck.extra is none of a YOLOX detector"),

@@ -10,7 +10,7 @@ PACKAGE, PROGRAM = "yolov5_mobilevit", "yolov5-mobilevit"  # the installed packa
 
 
 def program(module: str, package: str = __package__) -> str:
-    """What starts a module's command line: 'python train.py', 'python -m tools.doctor', 'yolov5-mobilevit train'.
+    """What starts a module's command line: 'python train.py', 'python tools/doctor.py', 'yolov5-mobilevit train'.
 
     Args:
         module: its name; '__main__' is the script that was started. package: of this file, other than `utils` if it is
@@ -24,7 +24,9 @@ def program(module: str, package: str = __package__) -> str:
             module = f"tools.{module}"
     if package.startswith(PACKAGE):
         return f"{PROGRAM} {module.rpartition('.')[2]}"
-    return f"python -m {module}" if "." in module else f"python {module}.py"
+    if module.startswith("tools.") or "." not in module:
+        return f"python {module.replace('.', '/')}.py"
+    return f"python -m {module}"
 
 
 def command(module: str, *words: object, package: str = __package__) -> str:

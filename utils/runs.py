@@ -202,6 +202,25 @@ def newest_checkpoint(project: Path, name: str = "last.pt") -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
+def newest_to_resume(project: Path) -> Path:
+    """The last.pt that was written last below `project`; a newer run that has none yet is named in a warning.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = newest_checkpoint(project)
+    if path is None:
+        raise FileNotFoundError(f"{project}: no run to resume, expected a folder with weights/last.pt below it")
+    newer = [o for o in project.rglob("opt.yaml") if not (o.parent / "weights" / "last.pt").exists()]
+    newer = [options.parent for options in newer if options.stat().st_mtime > path.stat().st_mtime]
+    if newer:
+        LOGGER.warning(
+            f"{newer[0]}: a newer run, which ended before its first checkpoint; "
+            f"resuming {path}, the newest one that can be"
+        )
+    return path
+
+
 def weights_or_newest(weights: str | tuple[str, ...]) -> str | tuple[str, ...]:
     """`weights`, or if empty best.pt of the newest training run, here or in the repository, which is logged.
 

@@ -213,8 +213,9 @@ def check_fit(plan: ModelPlan, state: Mapping[str, Tensor]) -> None:
     wrong = sorted(name for name in shapes.keys() | state.keys() if shape_in(state, name) != shapes.get(name))
     if wrong:
         name = wrong[0]
+        count = counted(len(wrong), "tensor does", "tensors do")
         raise ValueError(
-            f"{plan.where}: {len(wrong)} tensors do not fit the rows, the first is {clean(name, 80)}: "
+            f"{plan.where}: {count} not fit the rows, the first is {clean(name, 80)}: "
             f"{clean(shape_in(state, name), 60)} in the file, {shapes.get(name)} in the model"
         )
     strides = state[f"model.{len(plan.rows) - 1}.stride"]

@@ -38,7 +38,7 @@ class Row:
             size = f"{self.megabytes:.2f}" if self.path else "-"
             return [self.format, name, size, "-", "-", "-", "-", self.note]
         p = self.parity
-        state = self.note if self.failed else "ok"
+        state = self.note if self.failed else "ok" if p.total else "ok, but the model finds nothing to compare"
         if self.maps:
             state += f", mAP50-95 {self.maps[0]:.3f} -> {self.maps[1]:.3f}"
         ms = f"{self.ms:.1f} ({self.ratio:.2f})"
