@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.doctor.box_checks import class_counts
 from utils.doctor.survey import SplitSurvey, Survey
+from utils.text import counted
 
 BOUNDS = (0, 2, 8, 16, 32, 96, np.inf)  # of the shorter side at the input size, pixels
 
@@ -72,7 +73,7 @@ def split_facts(split: SplitSurvey) -> dict[str, str]:
     counts = np.bincount(boxes.row[~boxes.crowd], minlength=len(usable))
     sizes = Counter(record.size for record in usable)
     (h, w), most = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
-    more = f" ({most:,}) and {len(sizes) - 1} more" if len(sizes) > 1 else ""
+    more = f" ({most:,}), {counted(len(sizes) - 1, 'other size')}" if len(sizes) > 1 else ""
     return {
         "images": f"{len(usable):,}",
         "left out": f"{len(split.records) - len(usable):,}",
