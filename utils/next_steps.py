@@ -55,8 +55,8 @@ def after_validation(
     }
     steps = [(about, relative(folder / name)) for name, about in files.items() if (folder / name).is_file()]
     if best_confidence is not None:
-        words = ("--weights", weights, "--source", images, "--conf-thres", threshold(best_confidence), *tile_words(tile))
-        steps.append(("detect at the threshold of the best F1", command("detect", *words)))
+        words = ("--weights", weights, "--source", images, "--conf-thres", threshold(best_confidence))
+        steps.append(("detect at the threshold of the best F1", command("detect", *words, *tile_words(tile))))
     return steps
 
 

@@ -77,9 +77,7 @@ def random_affine(
     return warped, _clip_and_drop(boxes.at(moved)[visible], out_size, full_area[visible])
 
 
-def random_tile(
-    image: np.ndarray, boxes: Boxes, side: int, rng: np.random.Generator
-) -> tuple[np.ndarray, Boxes]:
+def random_tile(image: np.ndarray, boxes: Boxes, side: int, rng: np.random.Generator) -> tuple[np.ndarray, Boxes]:
     """A random part of an image, at most `side` high and wide, and its boxes; or, by chance WHOLE, the whole image.
 
     Boxes are clipped: one that the edge cuts ends there, by which detection recognizes that it was cut (utils.tiles).
