@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ FRAMES = ((320, 320), (240, 320), (320, 240), (180, 320), (320, 180), (256, 320)
 MIN_SIDE, MAX_SIDE = 8, 200  # long side of a labeled box, pixels
 MIN_VISIBLE = 0.3  # share of an object's area that must be visible, or the object is left out
 PER_SECOND = 40  # images, on one core
+LOG_EVERY = 30.0  # seconds between two lines about how far the drawing is
 REPO = Path(__file__).resolve().parents[1]
 LOGGER = logging.getLogger(__name__)
 
@@ -360,6 +362,7 @@ def draw_clip(path: Path, seed: int, frames: int) -> None:
 
 def write_set(folder: Path, recipe: dict[str, int]) -> None:
     """Draw the whole set of `recipe` into the new `folder`."""
+    shown, done, count = time.monotonic(), 0, recipe["train"] + recipe["val"]
     for split, name in ((TRAIN, "train"), (VAL, "val")):
         for kind in ("images", "labels"):
             (folder / kind / name).mkdir(parents=True)
@@ -369,6 +372,10 @@ def write_set(folder: Path, recipe: dict[str, int]) -> None:
             (folder / f"images/{name}/{index:06d}.jpg").write_bytes(jpeg.tobytes())
             label = label_text(layers, *image.shape[:2])
             (folder / f"labels/{name}/{index:06d}.txt").write_text(label, newline="\n")
+            done += 1
+            if time.monotonic() - shown >= LOG_EVERY:
+                shown = time.monotonic()
+                LOGGER.info(f"{done} of {count} images drawn")
     if recipe["clip_frames"]:
         draw_clip(folder / "clip.mp4", recipe["seed"], recipe["clip_frames"])
     names = "".join(f"  {i}: {name}\n" for i, name in enumerate(NAMES))

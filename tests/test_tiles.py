@@ -89,7 +89,7 @@ def test_a_random_tile_is_a_part_of_the_image_with_its_boxes_clipped() -> None:
         dropped += int(((inside[:, 2:] > inside[:, :2]).all(axis=1) & ~kept).sum())
         near += len(boxes) > 0
     assert abs(whole / 400 - WHOLE) < 0.08 and cut > 30 and dropped > 3
-    assert near > 0.6 * (400 - whole)  # half of them look for a box
+    assert near > 0.5 * (400 - whole)  # half of them look for a box
 
 
 def test_what_the_edge_of_a_training_tile_cuts_is_what_detection_drops() -> None:
@@ -127,7 +127,9 @@ def test_a_tile_fills_the_canvas_and_its_boxes_lie_on_the_objects(found: Scan) -
             assert sample is not None
             tiles += not bool((sample.image[:, 0] == 114).all())  # a whole image has gray borders
             for label, (x, y, w, h) in zip(sample.targets.label, sample.targets.xywhn * 128, strict=True):
-                inside = sample.image[:, int(y - h / 2 + 3) : int(y + h / 2 - 3), int(x - w / 2 + 3) : int(x + w / 2 - 3)]
+                inside = sample.image[
+                    :, int(y - h / 2 + 3) : int(y + h / 2 - 3), int(x - w / 2 + 3) : int(x + w / 2 - 3)
+                ]
                 assert not inside.numel() or inside[label].float().mean() > 235
     assert 16 <= tiles <= 30
 
