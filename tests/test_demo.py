@@ -62,4 +62,4 @@ def test_drawing_says_every_30_seconds_how_far_it_is(
     monkeypatch.setattr(shapes.time, "monotonic", lambda: next(clock))
     shapes.write_set(tmp_path / "set", {"version": 0, "seed": 0, "train": 7, "val": 2, "clip_frames": 0})
     lines = [record.message for record in caplog.records]
-    assert lines == ["3 of 9 images drawn", "5 of 9 images drawn", "7 of 9 images drawn", "9 of 9 images drawn"]
+    assert lines == [f"{done} of 9 images drawn" for done in (3, 6, 9)]

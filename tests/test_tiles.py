@@ -113,7 +113,7 @@ def test_samples_depend_on_seed_epoch_and_image_only(found: Scan, tmp_path: Path
             sample = plain[key]
             assert sample is not None and sample.image.shape == (3, 64, 64)
             assert all(same(sample, other[key]) for other in (again, *cached))
-            assert bool(((0 <= sample.targets.xywhn) & (sample.targets.xywhn <= 1)).all())
+            assert bool(((sample.targets.xywhn >= 0) & (sample.targets.xywhn <= 1)).all())
         assert any(not same(plain[0, i], plain[1, i]) for i in range(8))
         other = DetectionDataset(found, 64, 32, hyp=hyp, seed=4, tile=96)
         assert any(not same(plain[0, i], other[0, i]) for i in range(8))
