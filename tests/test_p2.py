@@ -72,7 +72,7 @@ def test_a_small_box_is_learned_at_stride_4(model: DetectionModel) -> None:
 
 
 def test_twelve_anchors_are_fitted_in_the_order_of_the_strides(model: DetectionModel) -> None:
-    sizes = np.exp(np.random.default_rng(0).uniform(np.log(2), np.log(5), (400, 2))) * [[1, 9]]
+    sizes = np.exp(np.random.default_rng(0).uniform(np.log(3), np.log(9), (400, 2))) * [[1, 20]]
     fitted, line = check_anchors(sizes, model.head.anchors, model.stride)
     assert "new anchors" in line and fitted.shape == (4, 3, 2)
     area = fitted.prod(dim=2).flatten().tolist()
