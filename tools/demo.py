@@ -25,7 +25,7 @@ class DemoConfig(Config):
     """
 
     full: bool = flag(False, "yolov5-mobilevit on the built-in data set, with report: some minutes instead of one")
-    epochs: int | None = flag(None, "passes over the training images", bounds=AT_LEAST_1, shown="16, with --full 24")
+    epochs: int | None = flag(None, "passes over the training images", bounds=AT_LEAST_1, shown="20, with --full 24")
     batch_size: int = flag(8, "images per batch; small, for many steps in little time", "--batch", bounds=AT_LEAST_1)
     imgsz: int | None = flag(
         None, "side of the model's input, pixels", "--img", bounds=AT_LEAST_1, shown="128, with --full 192"
@@ -45,7 +45,7 @@ import torch
 import detect
 import train
 import val
-from data.make_shapes import ensure_shapes, shapes_folder
+from data.make_shapes import TYPICAL_SIDE, ensure_shapes, shapes_folder
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class DemoRecipe:
 
     Attributes:
         folder: of the data set, beside that of the built-in one. train_images, val_images: to draw.
+        side: typical long side of an object, pixels; large ones are learned sooner.
         threads: CPU threads. Small inputs gain little by several, and on a busy machine they wait for each other.
         flags: of train.py.
     """
@@ -61,6 +62,7 @@ class DemoRecipe:
     folder: str
     train_images: int
     val_images: int
+    side: int
     epochs: int
     imgsz: int
     threads: int
@@ -68,9 +70,11 @@ class DemoRecipe:
 
 
 QUICK_FLAGS = {"hyp": "hyp.demo.yaml", "optimizer": "AdamW", "clip_grad": 1.0, "cache": "ram"}
-QUICK_FLAGS |= {"cfg": "yolov5-mobilevit-fast.yaml", "workers": 0, "noval": True, "noplots": True}
-QUICK = DemoRecipe("shapes-demo", 320, 60, epochs=16, imgsz=128, threads=1, flags=QUICK_FLAGS)
-FULL = DemoRecipe("shapes", 480, 120, epochs=24, imgsz=192, threads=0, flags={"cfg": "yolov5-mobilevit.yaml"})
+QUICK_FLAGS |= {"cfg": "yolov5-mobilevit-fast.yaml", "workers": 1, "noval": True, "noplots": True}
+QUICK = DemoRecipe("shapes-demo", 320, 60, side=110, epochs=20, imgsz=128, threads=1, flags=QUICK_FLAGS)
+FULL = DemoRecipe(
+    "shapes", 480, 120, TYPICAL_SIDE, epochs=24, imgsz=192, threads=0, flags={"cfg": "yolov5-mobilevit.yaml"}
+)
 LOWEST = 0.05  # confidence threshold for the images, if the best F1 is below it
 
 
@@ -79,7 +83,8 @@ def main(cfg: DemoConfig) -> None:
     recipe = FULL if cfg.full else QUICK
     if threads := recipe.threads if cfg.threads is None else cfg.threads:
         torch.set_num_threads(threads)
-    data = ensure_shapes(shapes_folder().with_name(recipe.folder), recipe.train_images, recipe.val_images)
+    folder = shapes_folder().with_name(recipe.folder)
+    data = ensure_shapes(folder, recipe.train_images, recipe.val_images, side=recipe.side)
     common: dict[str, Any] = {"imgsz": cfg.imgsz or recipe.imgsz, "device": cfg.device, "project": cfg.project}
     settings = {"epochs": cfg.epochs or recipe.epochs, "batch_size": cfg.batch_size} | recipe.flags | common
     metrics = train.main(train.TrainConfig(data=str(data), name="train", **settings))
