@@ -86,7 +86,9 @@ def main(cfg: DemoConfig) -> None:
     folder = shapes_folder().with_name(recipe.folder)
     data = ensure_shapes(folder, recipe.train_images, recipe.val_images, side=recipe.side)
     common: dict[str, Any] = {"imgsz": cfg.imgsz or recipe.imgsz, "device": cfg.device, "project": cfg.project}
-    settings = {"epochs": cfg.epochs or recipe.epochs, "batch_size": cfg.batch_size} | recipe.flags | common
+    settings: dict[str, Any] = (
+        {"epochs": cfg.epochs or recipe.epochs, "batch_size": cfg.batch_size} | recipe.flags | common
+    )
     metrics = train.main(train.TrainConfig(data=str(data), name="train", **settings))
     weights = max(Path(cfg.project).glob("train*/weights/best.pt"), key=lambda path: path.stat().st_mtime)
     if cfg.full:
@@ -95,7 +97,7 @@ def main(cfg: DemoConfig) -> None:
     threshold = max(metrics.best_confidence or LOWEST, LOWEST)
     found = []
     for source in (data.parent / "images" / "val", data.parent / "clip.mp4"):
-        options = {"conf_thres": round(threshold, 2), "name": "detect"} | common
+        options: dict[str, Any] = {"conf_thres": round(threshold, 2), "name": "detect"} | common
         found.append(detect.main(detect.DetectConfig(weights=str(weights), source=str(source), **options)))
         if len(found) == 1:
             print(f"images with boxes after {time.monotonic() - BEGAN:.0f} s: {found[0]}", flush=True)

@@ -42,6 +42,7 @@ if __name__ == "__main__":
     check_cli(TileStudyConfig)  # before the imports that take seconds: --help and mistakes are answered at once
 
 import statistics
+from typing import Any
 
 import cv2
 import torch
@@ -112,7 +113,7 @@ def trained(cfg: TileStudyConfig, data: str, model: str, tile: int, seed: int) -
 def measured(cfg: TileStudyConfig, data: str, weights: Path, tile: int) -> Metrics:
     """The metrics of a checkpoint on the val split, on whole images or also on their tiles."""
     name = f"{weights.parents[1].name}-{'tiles' if tile else 'whole'}"
-    common = {"imgsz": cfg.imgsz, "workers": 0, "plots": False, "exist_ok": True}
+    common: dict[str, Any] = {"imgsz": cfg.imgsz, "workers": 0, "plots": False, "exist_ok": True}
     project = str(Path(cfg.project) / "val")
     return val.main(val.ValConfig(data=data, weights=str(weights), tile=tile, project=project, name=name, **common))
 
