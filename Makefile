@@ -1,4 +1,4 @@
-# `make demo`: from nothing to a trained detector and its images, in a minute or two. `make demo-full`: the same with the
+# `make demo`: from nothing to a trained detector and its images, about two minutes of CPU. `make demo-full`: the same with the
 # whole built-in set, a larger network, validation and report, in some minutes of CPU. `make test`: the test suite. `make lint`: style and types.
 # `make docs`: the pages of docs/ as a site, in site/. `make fuzz MINUTES=30`: damaged inputs of every kind, for a time.
 PYTHON ?= python3

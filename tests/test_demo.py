@@ -46,6 +46,22 @@ def test_it_ends_with_images_a_video_and_the_paths(
     assert ("make demo-full" in text) != full
 
 
+def test_the_set_of_the_demo_has_larger_objects_and_is_another_set(tmp_path: Path) -> None:
+    sizes = []
+    for side in (shapes.TYPICAL_SIDE, 110):
+        layers = [layer for i in range(60) for layer in shapes.draw_image(0, 0, i, side)[1] if layer.label >= 0]
+        sizes.append(sorted(max(layer.alpha.shape) for layer in layers)[len(layers) // 2])
+    assert sizes[1] > 1.2 * sizes[0]
+    shapes.ensure_shapes(tmp_path / "set", 1, 1, clip_frames=0, side=110)
+    assert '"side": 110' in (tmp_path / "set" / "made.json").read_text()
+    with pytest.raises(FileExistsError, match="does not hold this data set"):
+        shapes.ensure_shapes(tmp_path / "set", 1, 1, clip_frames=0)
+    shapes.ensure_shapes(tmp_path / "plain", 1, 1, clip_frames=0)
+    assert "side" not in (tmp_path / "plain" / "made.json").read_text()
+    with pytest.raises(ValueError, match="side 8: expected more than 8 and less than 200 pixels"):
+        shapes.ensure_shapes(tmp_path / "other", 1, 1, side=8)
+
+
 def test_the_makefile_has_both() -> None:
     text = (REPO / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"^demo: .*\n\t\$\(RUN\) tools/demo.py --project \$\(DEMO\)\n", text, re.M)

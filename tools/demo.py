@@ -1,6 +1,6 @@
 """The demo: draw a data set, train on it, detect in images and a video. Nothing is downloaded.
 
-`make demo` runs it and needs a minute or two; `make demo-full` runs it with --full: more images, a larger network,
+`make demo` runs it and needs about two minutes of CPU; `make demo-full` runs it with --full: more images, a larger network,
 validation and report.
 """
 
