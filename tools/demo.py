@@ -1,7 +1,7 @@
 """The demo: draw a data set, train on it, detect in images and a video. Nothing is downloaded.
 
-`make demo` runs it and needs about two minutes of CPU; `make demo-full` runs it with --full: more images, a larger network,
-validation and report.
+`make demo` runs it and needs about two minutes of CPU; `make demo-full` runs it with --full: more images, a larger
+network, validation and report.
 """
 
 from __future__ import annotations
