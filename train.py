@@ -29,6 +29,11 @@ class TrainConfig(Config):
     fraction: float = flag(1.0, "fraction of the training images to use, 0..1", bounds=Bounds(above=0, high=1))
     image_weights: bool = flag(False, "sample images more often if their classes have a low mAP")
     rect: bool = flag(False, "rectangular batches; off for models whose grid is coarser than their stride")
+    tile_train: int = flag(
+        0,
+        "train on random parts of this many pixels of images that are larger, and validate with --tile; 0: off",
+        bounds=Bounds(low=32, also=(0,)),
+    )
     cache: str = flag(
         "", "cache decoded images: ram, or disk (a file beside the labels)", bare="ram", choices=("", "ram", "disk")
     )
@@ -97,6 +102,8 @@ class TrainConfig(Config):
         super().__post_init__()
         if self.rect and self.image_weights:
             raise ValueError("--rect --image-weights: sampled images cannot be batched by shape, expected one of them")
+        if self.rect and self.tile_train:
+            raise ValueError(f"--rect --tile-train {self.tile_train}: tiles are square, expected one of them")
         if self.logger and self.evolve:
             raise ValueError(f"--logger {self.logger} --evolve: a search's trials are not logged, expected one of them")
 
@@ -235,6 +242,7 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
         scan, val_scan = data.training_scan(cfg.fraction, cfg.seed), data.scan("val")
         if dist.rank == 0:
             warn_of_shared_images(scan, val_scan)
+            log_tiles(scan, cfg.tile_train)
         cfg, hyp = choose_hyp(cfg, hyp, scan, model, transferred)
         set_norm_momentum(model, hyp.norm_momentum)
         settings = loader_settings(cfg, model, imgsz)
@@ -243,7 +251,7 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
     anchors = model.head.anchors
     if checkpoint is None and not cfg.noautoanchor and anchors is not None:
         trained_head = transferred is not None and transferred.boxes
-        sizes = label_sizes(scan, imgsz)
+        sizes = label_sizes(scan, imgsz, cfg.tile_train)
         fitted, line = check_anchors(sizes, anchors, model.stride, hyp.anchor_t, cfg.seed, trained_head)
         anchors.copy_(fitted)
         LOGGER.info(line)
@@ -315,6 +323,21 @@ def loader_settings(cfg: TrainConfig, model: DetectionModel, imgsz: int) -> Load
         quad=cfg.quad,
         no_mosaic_from=cfg.total_epochs - cfg.close_mosaic,
         letterbox=model.letterbox,
+        tile=cfg.tile_train,
+    )
+
+
+def log_tiles(scan: Scan, tile: int) -> None:
+    """Log what --tile-train does to the images of the scan; a warning if it does nothing."""
+    if not tile:
+        return
+    large = int((scan.sizes.max(axis=1) > tile).sum())
+    if not large:
+        LOGGER.warning(f"--tile-train {tile}: no training image is larger, so all are trained whole")
+        return
+    LOGGER.info(
+        f"--tile-train {tile}: {large} of {counted(len(scan), 'image')} are larger; three of four times a random part "
+        f"of each is trained, else the whole image. Validation is that of val.py --tile {tile}"
     )
 
 
@@ -440,7 +463,7 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
 
 def validate(job: Job, model: DetectionModel, criterion: Criterion | None = None, plots: Path | None = None) -> Metrics:
     """Metrics of `model` on the val split; `plots` is a folder for curves and images."""
-    settings = EvalSettings.of(job.cfg.single_cls)
+    settings = replace(EvalSettings.of(job.cfg.single_cls), tile=job.cfg.tile_train)
     return evaluate(
         model,
         job.val_loader,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, check_cli, flag, run_script
+from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Bounds, Config, check_cli, flag, run_script
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class ValConfig(Config):
     threads: int = flag(0, "CPU threads (0: runtime default)", bounds=AT_LEAST_0, shown="", group="hardware")
     compile: bool = flag(False, "run .pt weights through torch.compile; the first batch of each size takes a minute")
     augment: bool = flag(False, "test-time augmentation: three views of each image", group="model")
+    tile: int = flag(
+        0,
+        "also cut larger images into overlapping tiles of this many pixels, as detect.py does; 0: off",
+        bounds=Bounds(low=32, also=(0,)),
+    )
     save_txt: bool = flag(False, "write detections to labels/*.txt: class cx cy w h in 0..1", group="output")
     save_conf: bool = flag(False, "with --save-txt: the confidence as a sixth column")
     save_hybrid: bool = flag(False, "like --save-txt, but labels come first and replace detections that overlap them")
@@ -100,6 +105,7 @@ from utils.drawing import plot_batch, plot_boxes
 from utils.evaluate.curves import plot_confusion, plot_curves, plot_study
 from utils.evaluate.error_page import write_errors
 from utils.evaluate.metrics import DetectionMetrics, Metrics
+from utils.evaluate.tiled import TileDetector
 from utils.evaluate.timing import Stopwatch
 from utils.evaluate.verdicts import ErrorAnalysis
 from utils.files import write_atomic
@@ -174,11 +180,13 @@ class EvalSettings:
         nms: of the detections that are evaluated.
         half: half precision (GPU only): modules run under autocast; other callables convert by themselves.
         single_cls: every detection counts as class 0.
+        tile: larger images are also cut into overlapping tiles of this side, pixels, see utils.tiles. 0: never.
     """
 
     nms: NmsSettings
     half: bool = False
     single_cls: bool = False
+    tile: int = 0
 
     @classmethod
     def of(
@@ -209,7 +217,8 @@ class EvalResult:
 
 def eval_settings(cfg: ValConfig) -> EvalSettings:
     """The settings that the flags ask for."""
-    return replace(EvalSettings.of(cfg.single_cls, cfg.conf_thres, cfg.iou_thres, cfg.max_det), half=cfg.half)
+    settings = EvalSettings.of(cfg.single_cls, cfg.conf_thres, cfg.iou_thres, cfg.max_det)
+    return replace(settings, half=cfg.half, tile=cfg.tile)
 
 
 def evaluate(
@@ -258,22 +267,33 @@ def detect_all(
     detections = DetectionMetrics(names, settings.nms.max_det)
     watch, losses, rows = Stopwatch(device), [], list[int]()
     autocast = settings.half and device.type == "cuda" and isinstance(model, nn.Module)
+
+    def forward(pixels: Tensor) -> tuple[Tensor, list[Tensor] | None]:
+        """uint8 images -> decoded rows, and the raw maps if the model gives them."""
+        with watch.stage("pre"):
+            images = to_input(pixels, device)
+        with watch.stage("inference"), torch.autocast("cuda", torch.float16) if autocast else nullcontext():
+            output = model(images)
+        return output if isinstance(output, tuple) else (output, None)
+
+    def boxes_of(decoded: Tensor) -> list[Boxes]:
+        with watch.stage("nms"):
+            return non_max_suppression(decoded, settings.nms)
+
+    tiled = tile_detector(loader, settings, lambda pixels: boxes_of(forward(pixels)[0]))
     with eval_mode(model):
         progress = Progress(loader, len(loader), lambda: f"{desc:>9}")
         for step, batch in enumerate(progress):
             progress.items += len(batch.rows)
             if not batch.rows:  # no image of the batch can be read any more
                 continue
-            with watch.stage("pre"):
-                images = to_input(batch.images, device)
-            with watch.stage("inference"), torch.autocast("cuda", torch.float16) if autocast else nullcontext():
-                output = model(images)
-            decoded, raw = output if isinstance(output, tuple) else (output, None)
+            decoded, raw = forward(batch.images)
             if criterion is not None and raw is not None:
                 _, parts = criterion([level.float() for level in raw], batch.targets.to(device))
-                losses.append(torch.stack([parts[name] for name in criterion.names]) * len(images))
-            with watch.stage("nms"):
-                found = non_max_suppression(decoded, settings.nms)
+                losses.append(torch.stack([parts[name] for name in criterion.names]) * len(batch.rows))
+            found = boxes_of(decoded)
+            if tiled is not None:
+                found = tiled.add(batch, found)
             if settings.single_cls:
                 found = [replace(boxes, label=np.zeros_like(boxes.label)) for boxes in found]
             add_batch(detections, batch, found)
@@ -288,6 +308,16 @@ def detect_all(
     if criterion is not None and losses:
         loss = dict(zip(criterion.names, torch.stack(losses).sum(dim=0) / count, strict=True))
     return EvalResult(detections, watch.per_image(count), loss, sorted(rows))
+
+
+def tile_detector(
+    loader: DataLoader, settings: EvalSettings, detect: Callable[[Tensor], list[Boxes]]
+) -> TileDetector | None:
+    """What adds the detections of tiles to those of the batches of `loader`; None without tiles."""
+    if not settings.tile:
+        return None
+    data = cast(DetectionDataset, loader.dataset)
+    return TileDetector(detect, settings.nms, settings.tile, data.largest, data.grid, data.rect, data.letterbox)
 
 
 @contextmanager
@@ -489,7 +519,7 @@ def report(metrics: Metrics, cfg: ValConfig, nc: int, folder: Path, images: str)
     write_atomic(folder / "metrics.json", json.dumps(metrics.as_dict(), indent=2) + "\n")
     LOGGER.info(f"results in {folder}")
     weights = cfg.weights if isinstance(cfg.weights, str) else cfg.weights[0]
-    if steps := after_validation(folder, weights, metrics.best_confidence, images):
+    if steps := after_validation(folder, weights, metrics.best_confidence, images, cfg.tile):
         LOGGER.info(step_lines(steps))
 
 

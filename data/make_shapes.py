@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ TRAIN, VAL, CLIP = 0, 1, 3  # part of the seed
 FRAMES = ((320, 320), (240, 320), (320, 240), (180, 320), (320, 180), (256, 320), (320, 256))  # image sizes
 MIN_SIDE, MAX_SIDE = 8, 200  # long side of a labeled box, pixels
 MIN_VISIBLE = 0.3  # share of an object's area that must be visible, or the object is left out
+TYPICAL_SIDE = 75  # long side of a labeled box, pixels: the median before it is fitted into the image
 PER_SECOND = 40  # images, on one core
+LOG_EVERY = 30.0  # seconds between two lines about how far the drawing is
 REPO = Path(__file__).resolve().parents[1]
 LOGGER = logging.getLogger(__name__)
 
@@ -246,15 +249,19 @@ def paint(rng: Generator, canvas: np.ndarray, layer: Layer, shadow: float = 0.35
     canvas += (rgb - canvas) * alpha[..., None]
 
 
-def place_objects(rng: Generator, h: int, w: int) -> list[Layer]:
-    """The objects and bars of an image of (h, w), front to back: when one is placed, all that covers it is known."""
+def place_objects(rng: Generator, h: int, w: int, side: int = TYPICAL_SIDE) -> list[Layer]:
+    """The objects and bars of an image of (h, w), front to back: when one is placed, all that covers it is known.
+
+    Args:
+        side: typical long side of an object, pixels.
+    """
     layers, covered = [], np.zeros((h, w), np.uint8)
     count = 0 if rng.random() < 0.04 else min(12, 1 + rng.poisson(rng.choice([1.5, 3.0, 5.0])))
     labels = rng.integers(len(NAMES), size=count).tolist()
     for _ in range(int(rng.random() < 0.25) * int(rng.integers(1, 3))):
         labels.insert(int(rng.integers(len(labels) + 1)), -1)
     for label in labels:
-        size = np.clip(np.exp(rng.normal(np.log(75), 0.6)), MIN_SIDE + 1, min(MAX_SIDE - 2, 0.9 * min(h, w)))
+        size = np.clip(np.exp(rng.normal(np.log(side), 0.6)), MIN_SIDE + 1, min(MAX_SIDE - 2, 0.9 * min(h, w)))
         layer = draw_bar(rng, h, w) if label < 0 else draw_object(rng, label, size)
         need = MIN_VISIBLE if rng.random() < 0.2 else 0.9
         half = np.array(layer.alpha.shape[::-1]) / 2
@@ -310,12 +317,12 @@ def to_bytes(canvas: np.ndarray) -> np.ndarray:
     return np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
 
 
-def draw_image(seed: int, split: int, index: int) -> tuple[np.ndarray, list[Layer], int]:
+def draw_image(seed: int, split: int, index: int, side: int = TYPICAL_SIDE) -> tuple[np.ndarray, list[Layer], int]:
     """Image (h, w, 3) uint8 RGB, its layers front to back, its JPEG quality; they depend on these numbers only."""
     rng = np.random.default_rng((seed, split, index))
     h, w = FRAMES[rng.integers(len(FRAMES))]
     canvas = background(rng, h, w)
-    layers = place_objects(rng, h, w)
+    layers = place_objects(rng, h, w, side)
     for layer in reversed(layers):
         paint(rng, canvas, layer)
     return camera(rng, canvas), layers, int(rng.integers(60, 96))
@@ -360,15 +367,20 @@ def draw_clip(path: Path, seed: int, frames: int) -> None:
 
 def write_set(folder: Path, recipe: dict[str, int]) -> None:
     """Draw the whole set of `recipe` into the new `folder`."""
+    shown, done, count = time.monotonic(), 0, recipe["train"] + recipe["val"]
     for split, name in ((TRAIN, "train"), (VAL, "val")):
         for kind in ("images", "labels"):
             (folder / kind / name).mkdir(parents=True)
         for index in range(recipe[name]):
-            image, layers, quality = draw_image(recipe["seed"], split, index)
+            image, layers, quality = draw_image(recipe["seed"], split, index, recipe.get("side", TYPICAL_SIDE))
             jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
             (folder / f"images/{name}/{index:06d}.jpg").write_bytes(jpeg.tobytes())
             label = label_text(layers, *image.shape[:2])
             (folder / f"labels/{name}/{index:06d}.txt").write_text(label, newline="\n")
+            done += 1
+            if time.monotonic() - shown >= LOG_EVERY:
+                shown = time.monotonic()
+                LOGGER.info(f"{done} of {count} images drawn")
     if recipe["clip_frames"]:
         draw_clip(folder / "clip.mp4", recipe["seed"], recipe["clip_frames"])
     names = "".join(f"  {i}: {name}\n" for i, name in enumerate(NAMES))
@@ -386,7 +398,9 @@ def holds(folder: Path, recipe: dict[str, int]) -> bool:
     raise FileExistsError(f"{folder} exists and does not hold this data set; delete it or choose another folder")
 
 
-def ensure_shapes(out: Path, train: int = 480, val: int = 120, seed: int = 0, clip_frames: int = 60) -> Path:
+def ensure_shapes(
+    out: Path, train: int = 480, val: int = 120, seed: int = 0, clip_frames: int = 60, side: int = TYPICAL_SIDE
+) -> Path:
     """The data.yaml of the built-in set in the folder `out`; the set is drawn first if the folder is missing or empty.
 
     It is drawn beside `out`, then renamed: `out` never holds half a set, and of two processes at once one set stays.
@@ -396,6 +410,10 @@ def ensure_shapes(out: Path, train: int = 480, val: int = 120, seed: int = 0, cl
         FileExistsError: `out` holds something else; nothing is changed.
     """
     recipe = {"version": VERSION, "train": train, "val": val, "seed": seed, "clip_frames": clip_frames}
+    if side != TYPICAL_SIDE:  # which older sets do not name
+        recipe["side"] = side
+    if not MIN_SIDE < side < MAX_SIDE:
+        raise ValueError(f"side {side}: expected more than {MIN_SIDE} and less than {MAX_SIDE} pixels")
     if min(train, val) < 1 or min(seed, clip_frames) < 0:
         given = f"train {train}, val {val}, seed {seed}, clip_frames {clip_frames}"
         raise ValueError(f"{given}: expected at least 1, 1, 0, 0")
@@ -438,6 +456,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train", type=int, default=480, help="training images")
     parser.add_argument("--val", type=int, default=120, help="validation images")
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same files")
+    parser.add_argument("--side", type=int, default=TYPICAL_SIDE, help="typical long side of an object, pixels")
     parser.add_argument("--clip-frames", type=int, default=60, help="frames of clip.mp4; 0: no clip")
     try:
         print(f"the data set is {ensure_shapes(**vars(parser.parse_args(argv)))}")

@@ -12,7 +12,8 @@ from blobs import BlobBackend, draw
 from models.runtimes.ensemble import Augmented, Ensemble
 from models.runtimes.load import load_model
 from utils.nms import non_max_suppression
-from utils.predict.predictor import OVERLAP, Predictor, class_indices, tiles
+from utils.predict.predictor import Predictor, class_indices
+from utils.tiles import OVERLAP, tiles
 
 CPU = torch.device("cpu")
 

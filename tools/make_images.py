@@ -1,6 +1,6 @@
 """Make the images of the README and the docs from a trained run on the built-in data set.
 
-    python tools/make_images.py --weights runs/demo/train/weights/best.pt --out docs/images
+    python tools/make_images.py --weights runs/demo-full/train/weights/best.pt --out docs/images
 
 detections.jpg: six validation images with what the model finds. report.png: the top of the run's report.html.
 phone.png: the demo page of `export.py --include web` on a phone. The last two are screenshots by Chromium.
@@ -55,7 +55,7 @@ FRAME = """<!doctype html><style>body { margin: 0 }</style>
 class ImagesConfig:
     """Make the images of the README and the docs from a trained run on the built-in data set."""
 
-    weights: str = flag("runs/demo/train/weights/best.pt", "checkpoint in the folder of its run")
+    weights: str = flag("runs/demo-full/train/weights/best.pt", "checkpoint in the folder of its run")
     out: str = flag("docs/images", "folder for the images")
     imgsz: int = flag(192, "side of the model's input, pixels", "--img")
     conf_thres: float = flag(0.4, "confidence threshold of detections.jpg")

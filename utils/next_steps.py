@@ -13,11 +13,12 @@ IMAGES = "images/"  # where the images to detect in are not known
 PORT = 8000  # of python -m http.server
 
 
-def after_training(folder: Path, data: str, images: str = IMAGES, finished: bool = True) -> Steps:
+def after_training(folder: Path, data: str, images: str = IMAGES, finished: bool = True, tile: int = 0) -> Steps:
     """Commands for the checkpoints that a run folder has.
 
     Args:
         data: the data YAML of the run. images: to detect in. finished: False: the run can be resumed.
+        tile: the side of the tiles that it was trained on, pixels; 0: whole images.
     """
     best, last = folder / "weights" / "best.pt", folder / "weights" / "last.pt"
     steps: Steps = []
@@ -26,8 +27,8 @@ def after_training(folder: Path, data: str, images: str = IMAGES, finished: bool
     if best.is_file():
         weights = ("--weights", relative(best))
         steps += [
-            ("detect in images and videos", command("detect", *weights, "--source", images)),
-            ("measure it on a data set", command("val", *weights, "--data", data)),
+            ("detect in images and videos", command("detect", *weights, "--source", images, *tile_words(tile))),
+            ("measure it on a data set", command("val", *weights, "--data", data, *tile_words(tile))),
             ("export it for other runtimes", command("export", *weights, "--include", "onnx", "openvino")),
             ("export it as a web page", command("export", *weights, "--include", "web")),
             ("train it on other data", command("train", *weights, "--data", "my.yaml")),
@@ -37,7 +38,14 @@ def after_training(folder: Path, data: str, images: str = IMAGES, finished: bool
     return steps
 
 
-def after_validation(folder: Path, weights: str, best_confidence: float | None, images: str = IMAGES) -> Steps:
+def tile_words(tile: int) -> tuple[str, ...]:
+    """The flag --tile with its value; nothing for 0."""
+    return ("--tile", str(tile)) if tile else ()
+
+
+def after_validation(
+    folder: Path, weights: str, best_confidence: float | None, images: str = IMAGES, tile: int = 0
+) -> Steps:
     """The files of a validation that are worth a look, and the confidence threshold to detect in `images` with."""
     files = {
         "errors.html": "where it fails: the worst images, what to correct first, suspected label errors",
@@ -48,7 +56,7 @@ def after_validation(folder: Path, weights: str, best_confidence: float | None, 
     steps = [(about, relative(folder / name)) for name, about in files.items() if (folder / name).is_file()]
     if best_confidence is not None:
         words = ("--weights", weights, "--source", images, "--conf-thres", threshold(best_confidence))
-        steps.append(("detect at the threshold of the best F1", command("detect", *words)))
+        steps.append(("detect at the threshold of the best F1", command("detect", *words, *tile_words(tile))))
     return steps
 
 

@@ -19,6 +19,8 @@ MIN_SIDE = 2.0  # pixels; smaller boxes are dropped
 MIN_AREA = 0.1  # fraction of its area; boxes of which less is left in the image are dropped
 MAX_ASPECT = 100.0  # ratio of long to short side; boxes with a larger one are dropped
 MAX_COVER = 0.3  # fraction of any other box that a pasted box may hide
+WHOLE = 0.25  # share of the large images that are trained whole, with tiles: detection sees the whole image, too
+NEAR = 0.5  # share of the tiles that hold the center of a box which is drawn at random; the others lie anywhere
 MIN_DEPTH = 1e-3  # homogeneous w below which a corner is behind the camera
 
 
@@ -73,6 +75,26 @@ def random_affine(
     moved, visible = _warp(boxes.xyxy, matrix)
     full_area = areas(boxes.xyxy) * zoom**2
     return warped, _clip_and_drop(boxes.at(moved)[visible], out_size, full_area[visible])
+
+
+def random_tile(image: np.ndarray, boxes: Boxes, side: int, rng: np.random.Generator) -> tuple[np.ndarray, Boxes]:
+    """A random part of an image, at most `side` high and wide, and its boxes; or, by chance WHOLE, the whole image.
+
+    Boxes are clipped: one that the edge cuts ends there, by which detection recognizes that it was cut (utils.tiles).
+    Those of which too little is left are dropped, see MIN_AREA.
+    """
+    if rng.random() < WHOLE:
+        return image, boxes
+    room = np.maximum(np.array(image.shape[1::-1]) - side, 0)  # x, y
+    low, high = np.zeros(2), room.astype(float)
+    if len(boxes) and rng.random() < NEAR:
+        box = boxes.xyxy[rng.integers(len(boxes))]
+        center = (box[:2] + box[2:]) / 2
+        low, high = np.clip(center - side, 0, room), np.clip(center, 0, room)
+    left, top = np.clip(rng.uniform(low, high).round(), 0, room).astype(int).tolist()
+    part = image[top : top + side, left : left + side]
+    moved = boxes.at(boxes.xyxy - np.array([left, top, left, top], dtype=np.float64))
+    return part, _clip_and_drop(moved, (part.shape[0], part.shape[1]), areas(boxes.xyxy))
 
 
 def mixup(

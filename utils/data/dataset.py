@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.boxes import Boxes, Targets, Truth, xyxy2xywhn
-from utils.data.augmentations import copy_paste, flip, hsv, mixup, mosaic, random_affine
+from utils.data.augmentations import copy_paste, flip, hsv, mixup, mosaic, random_affine, random_tile
 from utils.data.image_cache import ImageCache, cache_images
 from utils.data.labels import label_path
 from utils.data.scan import Scan
@@ -22,6 +22,7 @@ from utils.device import free_memory
 from utils.distributed import local_processes
 from utils.hyp import Hyp
 from utils.images import Letterbox, Size, as_size, fit_canvas, imread, paste, place, resize
+from utils.tiles import is_cut
 
 LOGGER = logging.getLogger(__name__)
 Loaded: TypeAlias = tuple[np.ndarray, Boxes, Letterbox]  # an image, its boxes, its place on the canvas
@@ -67,6 +68,10 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         cache: 'ram' or 'disk': cache the images, scaled to `imgsz`; '': no cache.
         no_mosaic_from: the epoch from which on there is no mosaic and no mixup; None: never.
         letterbox: where an image lies on its canvas, one of utils.images.POSITIONS.
+        tile: of images larger than this side in pixels, the augmentations get a random part, see random_tile; 0: never.
+
+    Raises:
+        ValueError: tiles without augmentation, or rectangular batches of them.
     """
 
     def __init__(
@@ -82,8 +87,12 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         cache: str = "",
         no_mosaic_from: int | None = None,
         letterbox: str = "center",
+        tile: int = 0,
     ) -> None:
+        if tile and (rect or hyp is None):
+            raise ValueError(f"tile {tile}: random tiles are square and of augmented images, expected hyp and no rect")
         largest = as_size(imgsz)
+        self.largest, self.grid, self.tile = largest, grid, tile
         self.scan, self.imgsz, self.hyp = scan, max(largest), hyp  # mosaics are square
         self.rect, self.batch_size, self.seed = rect, batch_size, seed
         self.letterbox = letterbox
@@ -101,7 +110,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         self.no_mosaic_from = math.inf if no_mosaic_from is None else no_mosaic_from
         self._cache: ImageCache | None = None
         if cache:
-            sizes = np.array([self._place(i).resized for i in range(len(self))], dtype=np.int32)
+            sizes = np.array([self._kept_size(i) for i in range(len(self))], dtype=np.int32)
             paths = [self.path_of(i) for i in range(len(self))]
             free = free_memory(torch.device("cpu")) // local_processes()
             labels = label_path(paths[0]).parent
@@ -140,8 +149,19 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         height, width = (int(side) for side in self.canvases[i])
         return place(self.scan.size(self.order[i]), (height, width), position=self.letterbox)
 
+    def _kept_size(self, i: int) -> Size:
+        """(height, width) that image `i` is scaled to and cached at: that on its canvas, or so that a tile fits there.
+
+        Then it is not enlarged.
+        """
+        size = self.scan.size(self.order[i])
+        if not is_cut(size, self.tile):
+            return self._place(i).resized
+        ratio = min(self.imgsz / self.tile, 1.0)
+        return max(round(size[0] * ratio), 1), max(round(size[1] * ratio), 1)
+
     def _read(self, i: int) -> np.ndarray:
-        """Image `i` (H, W, 3) from its file, scaled for its canvas.
+        """Image `i` (H, W, 3) from its file, at _kept_size.
 
         Raises:
             ValueError: its size is not that of the scan: the file has changed.
@@ -152,7 +172,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         if not self._replaced[0] and tuple(self._states[i]) != file_state(self.path_of(i)):
             self._replaced[0] = True
             LOGGER.warning(f"{self.path_of(i)}: this image, and perhaps others, was replaced while the run uses it")
-        return resize(image, placed.resized)
+        return resize(image, self._kept_size(i))
 
     def _read_or_report(self, i: int) -> np.ndarray | None:
         """Image `i`, see _read; None if it cannot be read, which is logged once for all epochs and workers."""
@@ -166,25 +186,39 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
                 LOGGER.warning(f"{self.path_of(i)}: {what}, it has changed since the scan: {reason}")
             return None
 
-    def _own(self, i: int) -> Loaded | None:
-        """Image `i`, scaled for its canvas, its boxes in pixels of the scaled image, and its place on the canvas."""
+    def _own(self, i: int, rng: np.random.Generator | None = None) -> Loaded | None:
+        """Image `i`, scaled for its canvas, its boxes in pixels of the scaled image, and its place on the canvas.
+
+        A large image is a random tile with `tile`, drawn from `rng`. None if the image cannot be read any more.
+        """
         image = self._cache[i] if self._cache else None
         if image is None:
             image = self._read_or_report(i)
-        placed = self._place(i)
-        return None if image is None else (image, self.scan.training_boxes(self.order[i], placed.resized), placed)
+        if image is None:
+            return None
+        boxes, placed = self.scan.training_boxes(self.order[i], self._kept_size(i)), self._place(i)
+        if rng is not None and is_cut(placed.image, self.tile):
+            image, boxes = random_tile(image, boxes, min(self.tile, self.imgsz), rng)
+            size = image.shape[0], image.shape[1]
+            placed = place(size, placed.canvas, position=self.letterbox)
+            scale = np.array(placed.resized[::-1] * 2) / np.array(size[::-1] * 2)
+            image, boxes = resize(image, placed.resized), boxes.at(boxes.xyxy * scale)
+        return image, boxes, placed
 
-    def _load(self, i: int) -> Loaded:
+    def _load(self, i: int, rng: np.random.Generator) -> Loaded:
         """Image `i`, see _own; if it cannot be read any more, the next one that can be, in its place.
 
         Raises:
             ValueError: none can be read.
         """
-        loaded = self._own(i)
+        loaded = self._own(i, rng)
         for k in (j % len(self) for j in range(i + 1, i + len(self))):
             if loaded is not None:
                 break
-            if (other := self._own(k)) is not None:
+            other = self._own(k, rng)
+            if self.tile:  # its canvas is the same
+                loaded = other
+            elif other is not None:
                 height, width = (int(side) for side in self.canvases[i])
                 placed = place(self.scan.size(self.order[k]), (height, width))
                 boxes = self.scan.training_boxes(self.order[k], placed.resized)
@@ -205,7 +239,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             if rng.random() < hyp.mixup:
                 image, boxes = mixup(image, boxes, *self._mosaic(int(rng.integers(len(self))), hyp, rng), rng)
         else:
-            image, boxes, placed = self._letterboxed(*self._load(i))
+            image, boxes, placed = self._letterboxed(*self._load(i, rng))
             image, boxes = random_affine(image, boxes, placed.canvas, hyp, rng)
         image = hsv(image, (hyp.hsv_h, hyp.hsv_s, hyp.hsv_v), rng)
         for axis, probability in enumerate((hyp.flipud, hyp.fliplr)):
@@ -216,7 +250,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
     def _mosaic(self, i: int, hyp: Hyp, rng: np.random.Generator) -> tuple[np.ndarray, Boxes]:
         """A mosaic of image `i` and three others drawn from `rng`, warped to (imgsz, imgsz)."""
         chosen = [i, *(int(k) for k in rng.integers(len(self), size=3))]
-        images, boxes, _ = zip(*(self._load(k) for k in chosen), strict=True)
+        images, boxes, _ = zip(*(self._load(k, rng) for k in chosen), strict=True)
         image, merged = mosaic(images, boxes, self.imgsz, rng)
         if hyp.copy_paste:
             image, merged = copy_paste(image, merged, hyp.copy_paste, rng)

@@ -238,6 +238,7 @@ class LoaderSettings:
     Attributes:
         rect, val_rect: rectangular batches for the train and the val split.
         batch_size: for training, over all processes; that of validation is twice as large.
+        tile: for training, see DetectionDataset.
     """
 
     imgsz: int
@@ -251,6 +252,7 @@ class LoaderSettings:
     quad: bool = False
     no_mosaic_from: int | None = None
     letterbox: str = "center"
+    tile: int = 0
 
 
 def training_loaders(
@@ -269,6 +271,7 @@ def training_loaders(
         cache=s.cache,
         no_mosaic_from=s.no_mosaic_from,
         letterbox=s.letterbox,
+        tile=s.tile,
     )
     cache = s.cache if rank == 0 else ""  # only rank 0 validates
     options: dict[str, Any] = {"rect": s.val_rect, "batch_size": val_batch, "cache": cache, "letterbox": s.letterbox}

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from utils.backend import Backend, input_size, warn_of_nms
 from utils.boxes import Boxes
 from utils.classes import plain, short
 from utils.images import Letterbox, Size, fit_canvas, letterbox, to_input
 from utils.nms import DEFAULTS, NmsSettings, non_max_suppression
+from utils.tiles import is_cut, merge, tiles, uncut
 
 LOGGER = logging.getLogger(__name__)
 ClassesLike: TypeAlias = "str | int | float | np.ndarray | Tensor | Iterable[str | int | float | Tensor]"
-OVERLAP = 0.25  # of neighboring tiles, fraction of their side
 BATCH = 8  # images or tiles per forward pass
-EDGE = 2.0  # pixels; a box this close to an inner edge of a tile counts as cut by it
 
 
 @dataclass(frozen=True)
@@ -68,20 +66,6 @@ def class_indices(wanted: ClassesLike, names: Mapping[int, str]) -> tuple[int, .
             raise ValueError(f"--classes {word!s:.40}: expected a name or 0..{len(names) - 1} ({known})")
         found += own
     return tuple(dict.fromkeys(found))
-
-
-def tiles(size: tuple[int, int], side: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of square tiles that cover an image of `size` (height, width) and overlap by OVERLAP or more.
-
-    An image smaller than a tile gives one, as large as the image.
-    """
-    starts = []
-    for length in size:
-        count = max(-(-(length - side) // max(round(side * (1 - OVERLAP)), 1)), 0) + 1
-        starts.append(np.linspace(0, max(length - side, 0), count).round().astype(int).tolist())
-    for top in starts[0]:
-        for left in starts[1]:
-            yield slice(top, top + side), slice(left, left + side)
 
 
 @dataclass
@@ -132,7 +116,7 @@ class Predictor:
         """Images (H, W, 3) uint8 RGB of any sizes -> their detections, best first."""
         if self.tile:
             return [
-                self.tiled(image) if max(image.shape[:2]) > self.tile else self.whole([image])[0] for image in images
+                self.tiled(image) if is_cut(image.shape[:2], self.tile) else self.whole([image])[0] for image in images
             ]
         return self.whole(images)
 
@@ -195,28 +179,10 @@ class Predictor:
         boxes = [whole.boxes]
         for (rows, columns), part in zip(places, parts, strict=True):
             boxes.append(uncut(part.boxes, rows, columns, image_size(image)))
-        merged = Boxes.join(boxes)
-        label = torch.from_numpy(merged.label)
-        group = torch.zeros_like(label) if self.nms.agnostic else label
-        score, xyxy = torch.from_numpy(merged.score), torch.from_numpy(merged.xyxy)
-        kept = batched_nms(xyxy, score, group, self.nms.iou_thres)[: self.nms.max_det]
         first, second, third = (sum(p.times[k] for p in (whole, *parts)) for k in range(3))
-        return Prediction(merged[kept.numpy()], whole.canvas, (first, second, third))
+        return Prediction(merge(boxes, self.nms), whole.canvas, (first, second, third))
 
 
 def image_size(image: np.ndarray) -> tuple[int, int]:
     """(height, width) of an image (H, W, 3)."""
     return image.shape[0], image.shape[1]
-
-
-def uncut(boxes: Boxes, rows: slice, columns: slice, size: tuple[int, int]) -> Boxes:
-    """The boxes of a tile in pixels of the image of `size` (height, width), without those cut by the tile.
-
-    Args:
-        boxes: in pixels of the tile. rows, columns: of the image, where the tile lies.
-    """
-    edges = np.array([columns.start, rows.start, columns.stop, rows.stop])
-    moved = boxes.at(boxes.xyxy + edges[[0, 1, 0, 1]].astype(boxes.xyxy.dtype))
-    inner = np.array([columns.start > 0, rows.start > 0, columns.stop < size[1], rows.stop < size[0]])
-    cut = (np.abs(moved.xyxy - edges) < EDGE) & inner
-    return moved[~cut.any(axis=1)]

@@ -22,10 +22,22 @@ KMEANS_ITERATIONS = 100
 REFINE_STEPS, STEP_SIZE = 1000, 0.1  # the standard deviation of a random step, in logarithms
 
 
-def label_sizes(scan: Scan, imgsz: int) -> np.ndarray:
-    """(M, 2) width, height in pixels of every label, with images scaled to a long side of `imgsz`."""
-    sides = scan.sizes.astype(np.float64) * (imgsz / scan.sizes.max(axis=1, keepdims=True, initial=1))
-    return scan.xywhn[:, 2:] * np.repeat(sides[:, ::-1], np.diff(scan.offsets), axis=0)
+def label_sizes(scan: Scan, imgsz: int, tile: int = 0) -> np.ndarray:
+    """(M, 2) width, height in pixels of every label, with images scaled to a long side of `imgsz`.
+
+    With `tile` those of larger images come twice: as they are in the whole image, and in a tile that is scaled so.
+    """
+    longest = scan.sizes.max(axis=1, keepdims=True, initial=1)
+    counts = np.diff(scan.offsets)
+
+    def scaled_by(factors: np.ndarray) -> np.ndarray:
+        return scan.xywhn[:, 2:] * np.repeat((scan.sizes.astype(np.float64) * factors)[:, ::-1], counts, axis=0)
+
+    sizes = scaled_by(imgsz / longest)
+    if not tile:
+        return sizes
+    in_tiles = np.minimum(scaled_by(np.full_like(longest, imgsz / tile, dtype=np.float64)), imgsz)
+    return np.concatenate([sizes, in_tiles[np.repeat(longest[:, 0] > tile, counts)]])
 
 
 def nearest(log_wh: np.ndarray, log_anchors: np.ndarray) -> np.ndarray:

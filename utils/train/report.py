@@ -184,7 +184,8 @@ def run_steps(folder: Path, options: Mapping[str, Any], finished: bool = True) -
     with suppress(OSError, ValueError):  # the data of an old run may be gone
         (source, *_) = read_data_yaml(data).split("val")
         images = relative(source) + "/" * source.is_dir() if source.suffix != ".txt" else IMAGES
-    return after_training(folder, relative(data), images, finished)
+    tile = options.get("tile_train", 0)
+    return after_training(folder, relative(data), images, finished, tile if isinstance(tile, int) else 0)
 
 
 def charts(columns: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
