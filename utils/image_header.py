@@ -64,7 +64,7 @@ def check_scans(data: bytes, header: Header) -> None:
 
 
 def jpeg_head(data: bytes) -> int:
-    """Where the first scan of a JPEG begins, after all segments that readers look at; all of it if damage hides that."""
+    """Where the first scan of a JPEG begins, after the segments with its tags; its length if damage hides that."""
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b"\xff", b""):
         at += 2 if 0xD0 <= data[at + 1] <= 0xD9 else 2 + int.from_bytes(data[at + 2 : at + 4], "big")

@@ -139,7 +139,8 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             free = free_memory(torch.device("cpu")) // local_processes()
             labels = label_path(paths[0]).parent
             folder = labels if labels.parent.is_dir() else Path(paths[0]).parent  # annotations need no labels folder
-            form = "" if hyp is None else "small"  # the images of a split that is train and val may differ
+            large = (scan.sizes[self.order] + 1) // 2 >= sizes  # a split that is train and val is then read in two ways
+            form = "small" if hyp is not None and large.all(axis=1).any() else ""
             self._cache = cache_images(cache, sizes, self._read_or_report, free, folder, paths, form)
 
     def __len__(self) -> int:

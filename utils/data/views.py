@@ -1,4 +1,4 @@
-"""What a training sample sees: images on a gray canvas, and the part of it that one resize or warp brings to its size."""
+"""Views of a gray canvas with images on it: one resize or warp brings what a training sample sees to its size."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ class View(NamedTuple):
 def random_view(canvas: Size, size: Size, hyp: Hyp, rng: np.random.Generator) -> View:
     """Random perspective, rotation, zoom, shear and translation about the center of a canvas.
 
-    Without perspective, rotation and shear the sample is a window of the canvas in whole pixels, resized: a fifth of the
-    time of a warp. Its place and sides differ from the random ones by half a pixel at most; the boxes follow the window.
+    Without perspective, rotation and shear the sample is a window of the canvas in whole pixels, resized, which is much
+    faster than a warp. Its edges are those of the random view, rounded to whole pixels; the boxes follow the window.
 
     Args:
         canvas, size: (height, width) of the canvas and of the sample.
