@@ -1,7 +1,7 @@
 """Time the loader and a training step: python tools/bench_loader.py --data my.yaml
 
-Milliseconds are CPU time of one thread, the median of several rounds. A copy of this file in the tools folder of another
-version times that one: run them in turns and read the ratios.
+Milliseconds are CPU time of one thread, the median of several rounds. A copy of this file in the tools folder of
+another version times that one: run them in turns and read the ratios.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Row(NamedTuple):
 def loader_rows(data: str, imgsz: int = 640, samples: int = 64, rounds: int = 5) -> list[Row]:
     """A sample of the loader with mosaic, collated in batches: read anew, read before, and from --cache ram.
 
-    `data` is a data YAML; its train split is read. The first row is the share of a sample that no loader can avoid if it
-    decodes four images of this size for a mosaic.
+    `data` is a data YAML; its train split is read. The first row, times the images that a mosaic decodes, is what no
+    loader without a cache can avoid.
     """
     scan = read_data(data, single_cls=False).training_scan()
     paths = [str(path) for path in scan.paths[:samples]]

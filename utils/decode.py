@@ -96,8 +96,8 @@ def decode(data: bytes, where: object) -> Decoded:
 def decode_small(data: bytes, where: object, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """The image as `decode` gives it, or a smaller one of at least `least` (height, width), and its full size.
 
-    A JPEG is decoded at 1/8, 1/4 or 1/2 of its size if that has `least`: a pixel is the mean of its block, which libjpeg
-    takes in the frequency domain. Other formats, and images that are needed at more than half their size, are whole.
+    A JPEG is decoded at 1/8, 1/4 or 1/2 of its size if that has `least`: a pixel is the mean of its block, which is
+    computed in the frequency domain. Other formats, and images needed at more than half their size, are whole.
 
     Raises:
         ValueError: see decode.

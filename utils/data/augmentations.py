@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from utils.boxes import Boxes, areas
 from utils.data.views import Canvas, clip_and_drop, random_view
@@ -17,7 +19,9 @@ from utils.hyp import Hyp
 from utils.images import Size
 
 MAX_COVER = 0.3  # fraction of any other box that a pasted box may hide
-HUES, STEPS = 180, 1024  # of OpenCV's 8-bit HSV images; parts of 1 in which factors of hue, saturation and value come
+HUES = 180  # of OpenCV's 8-bit HSV images
+STEPS = 1024  # factors of hue, saturation and value come in parts of 1 / STEPS
+STRIP = 64  # rows
 
 
 def mosaic(
@@ -103,14 +107,19 @@ def copy_paste(
     return result, pasted
 
 
-def hsv(image: np.ndarray, gains: tuple[float, float, float], rng: np.random.Generator) -> np.ndarray:
-    """The image with hue, saturation and value multiplied by random factors in 1 +/- `gains`, rounded down."""
+def hsv_factors(gains: tuple[float, float, float], rng: np.random.Generator) -> np.ndarray | None:
+    """(3,) random factors of hue, saturation and value in 1 +/- `gains`, in steps of 1 / STEPS; None if all are 1."""
     if not any(gains):
-        return image
-    factors = np.round((1 + rng.uniform(-1, 1, size=3) * np.array(gains)) * STEPS) / STEPS
+        return None
+    factors: np.ndarray = np.round((1 + rng.uniform(-1, 1, size=3) * np.array(gains)) * STEPS) / STEPS
+    return factors
+
+
+def recolored(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """A new image with hue, saturation and value multiplied by `factors`, see hsv_factors, and rounded down."""
     shifted = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    if factors[0] * HUES < 256:  # hues above HUES are turned round by OpenCV
-        # A quarter of the time of a table: OpenCV multiplies in parts of 1024, to which the factors are rounded.
+    if factors[0] * HUES < 256:  # OpenCV turns hues of HUES and more round
+        # A quarter of the time of a table, and the same: OpenCV multiplies in whole parts of 1 / STEPS.
         cv2.transform(shifted, np.column_stack([np.diag(factors), np.full(3, -0.5)]), dst=shifted)
     else:
         ramp = np.arange(256) * factors[:, None]
@@ -119,9 +128,31 @@ def hsv(image: np.ndarray, gains: tuple[float, float, float], rng: np.random.Gen
     return cv2.cvtColor(shifted, cv2.COLOR_HSV2RGB, dst=shifted)
 
 
-def flip(image: np.ndarray, boxes: Boxes, axis: int) -> tuple[np.ndarray, Boxes]:
-    """The mirror image: `axis` 0 swaps top and bottom, 1 swaps left and right."""
+def mirrored(boxes: Boxes, size: Size, axis: int) -> Boxes:
+    """The boxes of the mirror image of one of `size` (height, width); `axis` as in finished."""
     low, high = (0, 2) if axis == 1 else (1, 3)
-    mirrored = boxes.xyxy.copy()
-    mirrored[:, [low, high]] = image.shape[axis] - boxes.xyxy[:, [high, low]]
-    return cv2.flip(image, axis), boxes.at(mirrored)
+    xyxy = boxes.xyxy.copy()
+    xyxy[:, [low, high]] = size[axis] - boxes.xyxy[:, [high, low]]
+    return boxes.at(xyxy)
+
+
+def finished(image: np.ndarray, factors: np.ndarray | None = None, axes: Sequence[int] = ()) -> Tensor:
+    """(3, H, W) uint8: the image, `recolored` unless `factors` is None, mirrored along `axes`.
+
+    It goes through all steps in strips, which stay in the processor's cache.
+
+    Args:
+        axes: 0 swaps top and bottom, 1 swaps left and right.
+    """
+    height, width = image.shape[:2]
+    out = torch.empty((3, height, width), dtype=torch.uint8)
+    planes = out.numpy()
+    for top in range(0, height, STRIP):
+        strip = image[top : top + STRIP]
+        if factors is not None:
+            strip = recolored(strip, factors)
+        for axis in axes:
+            strip = cv2.flip(strip, axis)
+        start = height - top - len(strip) if 0 in axes else top
+        cv2.split(strip, list(planes[:, start : start + len(strip)]))  # written in place
+    return out

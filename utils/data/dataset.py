@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 from utils.boxes import Boxes, Targets, Truth, xyxy2xywhn
 from utils.data.augmentations import (
     copy_paste,
-    flip,
-    hsv,
+    finished,
+    hsv_factors,
+    mirrored,
     mixup,
     mosaic,
     mosaic_center,
@@ -72,14 +73,11 @@ def on_place(boxes: Boxes, placed: Letterbox) -> Boxes:
     return boxes.at(boxes.xyxy + np.array([placed.left, placed.top, placed.left, placed.top]))
 
 
-def planes(image: np.ndarray, placed: Letterbox | None = None) -> Tensor:
-    """(3, H, W) uint8 from (H, W, 3); with `placed` on its gray canvas."""
-    height, width = placed.canvas if placed else image.shape[:2]
-    left, top = (placed.left, placed.top) if placed else (0, 0)
-    out = torch.empty((3, height, width), dtype=torch.uint8)
-    if image.shape[:2] != (height, width):
-        out.fill_(PAD)
-    cv2.split(image, list(out.numpy()[:, top : top + image.shape[0], left : left + image.shape[1]]))  # written in place
+def letterboxed(image: np.ndarray, placed: Letterbox) -> Tensor:
+    """(3, H, W) uint8: a gray canvas with `image` (h, w, 3), already resized, at its place."""
+    out = torch.full((3, *placed.canvas), PAD, dtype=torch.uint8)
+    rows, columns = (slice(at, at + side) for at, side in zip((placed.top, placed.left), placed.resized, strict=True))
+    cv2.split(image, list(out.numpy()[:, rows, columns]))  # written in place
     return out
 
 
@@ -161,12 +159,12 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
                 return None
             image, boxes, placed = loaded
             boxes = on_place(boxes, placed)
-            pixels, size = planes(image, placed), placed.canvas
+            pixels, size = letterboxed(image, placed), placed.canvas
             truth = self.scan.truth(row)
         else:
             rng = np.random.default_rng((self.seed, epoch, index))
-            image, boxes = self._augmented(index, self.hyp, rng, mosaics=epoch < self.no_mosaic_from)
-            pixels, size = planes(image), (image.shape[0], image.shape[1])
+            pixels, boxes = self._augmented(index, self.hyp, rng, mosaics=epoch < self.no_mosaic_from)
+            size = (pixels.shape[1], pixels.shape[2])
         xywhn = xyxy2xywhn(boxes.xyxy, size).astype(np.float32)
         label = torch.from_numpy(np.ascontiguousarray(boxes.label))
         targets = Targets(torch.zeros_like(label), label, torch.from_numpy(xywhn))
@@ -238,8 +236,8 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             raise ValueError(f"{self.path_of(i)}: this and all other images of the data set cannot be read any more")
         return loaded
 
-    def _augmented(self, i: int, hyp: Hyp, rng: np.random.Generator, mosaics: bool) -> tuple[np.ndarray, Boxes]:
-        """Image `i` after the augmentations, and its boxes in canvas pixels."""
+    def _augmented(self, i: int, hyp: Hyp, rng: np.random.Generator, mosaics: bool) -> tuple[Tensor, Boxes]:
+        """Image `i` after the augmentations, (3, H, W), and its boxes in its pixels."""
         if mosaics and not self.rect and rng.random() < hyp.mosaic:
             image, boxes = self._mosaic(i, hyp, rng)
             if rng.random() < hyp.mixup:
@@ -248,11 +246,11 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             image, boxes, placed = self._load(i)
             canvas = Canvas(placed.canvas, [image], [(placed.left, placed.top)])
             image, boxes = random_view(placed.canvas, placed.canvas, hyp, rng).of(canvas, on_place(boxes, placed))
-        image = hsv(image, (hyp.hsv_h, hyp.hsv_s, hyp.hsv_v), rng)
-        for axis, probability in enumerate((hyp.flipud, hyp.fliplr)):
-            if rng.random() < probability:
-                image, boxes = flip(image, boxes, axis)
-        return image, boxes
+        factors = hsv_factors((hyp.hsv_h, hyp.hsv_s, hyp.hsv_v), rng)
+        axes = [axis for axis, probability in enumerate((hyp.flipud, hyp.fliplr)) if rng.random() < probability]
+        for axis in axes:
+            boxes = mirrored(boxes, (image.shape[0], image.shape[1]), axis)
+        return finished(image, factors, axes), boxes
 
     def _mosaic(self, i: int, hyp: Hyp, rng: np.random.Generator) -> tuple[np.ndarray, Boxes]:
         """A view (imgsz, imgsz) of a mosaic of image `i` and three others drawn from `rng`."""

@@ -99,7 +99,9 @@ class View(NamedTuple):
             image = self._warped(canvas.paint())
         moved, visible = _warp(boxes.xyxy, self.matrix)
         full_area = areas(boxes.xyxy) * self.zoom
-        return image, clip_and_drop(boxes.at(moved)[visible], self.size, full_area[visible])
+        if not visible.all():
+            moved, boxes, full_area = moved[visible], boxes[visible], full_area[visible]
+        return image, clip_and_drop(boxes.at(moved), self.size, full_area)
 
     def _warped(self, image: np.ndarray) -> np.ndarray:
         """A painted canvas as the matrix moves it."""
@@ -124,16 +126,18 @@ def random_view(canvas: Size, size: Size, hyp: Hyp, rng: np.random.Generator) ->
     perspective[2, :2] = rng.uniform(-1, 1, size=2) * hyp.perspective
     angle = math.radians(rng.uniform(-1, 1) * hyp.degrees)
     zoom = 1 + rng.uniform(-1, 1) * hyp.scale
-    shear_x, shear_y = np.tan(np.radians(rng.uniform(-1, 1, size=2) * hyp.shear))
+    shears = rng.uniform(-1, 1, size=2) * hyp.shear
     move_x, move_y = 0.5 + rng.uniform(-1, 1, size=2) * hyp.translate
     if not (hyp.perspective or hyp.degrees or hyp.shear) and zoom * MAX_WINDOW >= 1:
         width, height = (max(round(side / zoom), 1) for side in size[::-1])
         left = round(canvas[1] / 2 - move_x * size[1] / zoom + (size[1] / zoom - width) / 2)
         top = round(canvas[0] / 2 - move_y * size[0] / zoom + (size[0] / zoom - height) / 2)
         x, y = size[1] / width, size[0] / height
-        return View(size, np.diag([x, y, 1.0]) @ _shift(-left, -top), x * y, Region(left, top, width, height))
+        matrix = np.array([[x, 0.0, -left * x], [0.0, y, -top * y], [0.0, 0.0, 1.0]])
+        return View(size, matrix, x * y, Region(left, top, width, height))
     cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
     rotation = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    shear_x, shear_y = np.tan(np.radians(shears))
     shear = np.array([[1.0, shear_x, 0.0], [shear_y, 1.0, 0.0], [0.0, 0.0, 1.0]])
     center = _shift(-canvas[1] / 2, -canvas[0] / 2)
     matrix = _shift(move_x * size[1], move_y * size[0]) @ shear @ rotation @ perspective @ center
@@ -160,6 +164,9 @@ def _shift(x: float, y: float) -> np.ndarray:
 
 def _warp(xyxy: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, 4) boxes around the corners that a 3x3 `matrix` maps, and (n,) whether all of them are before the camera."""
+    if not (matrix[0, 1] or matrix[1, 0] or matrix[2, :2].any()):  # boxes stay boxes
+        scale, shift = (np.array([v[0], v[1], v[0], v[1]]) for v in (matrix.diagonal(), matrix[:2, 2]))
+        return xyxy * scale + shift, np.ones(len(xyxy), bool)
     corners = np.ones((len(xyxy), 4, 3))
     corners[..., :2] = xyxy[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
     moved = corners @ matrix.T
