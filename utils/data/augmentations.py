@@ -120,7 +120,8 @@ def recolored(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
     shifted = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     if factors[0] * HUES < 256:  # OpenCV turns hues of HUES and more round
         # A quarter of the time of a table, and the same: OpenCV multiplies in whole parts of 1 / STEPS.
-        cv2.transform(shifted, np.column_stack([np.diag(factors), np.full(3, -0.5)]), dst=shifted)
+        h, s, v = factors
+        cv2.transform(shifted, np.array([[h, 0, 0, -0.5], [0, s, 0, -0.5], [0, 0, v, -0.5]]), dst=shifted)
     else:
         ramp = np.arange(256) * factors[:, None]
         table = np.stack([ramp[0] % HUES, ramp[1].clip(0, 255), ramp[2].clip(0, 255)], axis=-1).astype(np.uint8)

@@ -49,7 +49,7 @@ def batch_buffer(count: int, like: Tensor) -> Tensor:
     if get_worker_info() is None:
         return torch.empty(shape, dtype=like.dtype)
     storage = torch.UntypedStorage._new_shared(count * like.nbytes, device="cpu")
-    return torch.empty(0, dtype=like.dtype).set_(storage, 0, shape)
+    return torch.empty(0, dtype=like.dtype).set_(storage).view(shape)
 
 
 def collate(found: Sequence[Sample | None]) -> Batch:
