@@ -239,6 +239,16 @@ def test_recent_images_make_room_for_newer_ones() -> None:
     assert recent.held == 0 and not recent.images
 
 
+def test_recent_images_take_a_share_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+    for free in (1 << 40, 32 << 20):
+        monkeypatch.setattr(dataset_module, "free_memory", lambda _, free=free: free)
+        limits.append(dataset_module.recent_limit())
+    assert limits == [256 << 20, 2 << 20]
+    monkeypatch.setattr(dataset_module, "free_memory", lambda _: (_ for _ in ()).throw(ValueError("unknown")))
+    assert dataset_module.recent_limit() == 256 << 20
+
+
 def test_recent_images_are_read_once_and_again_if_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = photo_set(tmp_path, [(64, 64)] * 3, ".png")
     reads: list[object] = []

@@ -37,7 +37,7 @@ from utils.hyp import Hyp
 from utils.images import PAD, Letterbox, Size, as_size, fit_canvas, imread, imread_small, place, resize
 
 LOGGER = logging.getLogger(__name__)
-RECENT = 256 << 20  # bytes of decoded images that each process keeps
+RECENT, RECENT_SHARE = 256 << 20, 1 / 16  # bytes of decoded images that each process keeps; at most, of the free memory
 Loaded: TypeAlias = tuple[np.ndarray, Boxes, Letterbox]  # an image, its boxes, its place on the canvas
 
 
@@ -66,6 +66,14 @@ def file_state(path: str) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.st_size, found.st_mtime_ns
+
+
+def recent_limit() -> int:
+    """Bytes of decoded images that each process keeps: RECENT, or less where memory is short."""
+    try:
+        return min(RECENT, int(RECENT_SHARE * free_memory(torch.device("cpu"))))
+    except ValueError:  # the system does not report it
+        return RECENT
 
 
 def on_place(boxes: Boxes, placed: Letterbox) -> Boxes:
@@ -130,7 +138,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         self._states = np.array([file_state(path) for path in map(self.path_of, range(len(scan)))], dtype=np.int64)
         self.no_mosaic_from = math.inf if no_mosaic_from is None else no_mosaic_from
         self._cache: ImageCache | None = None
-        self._recent = RecentImages(RECENT if hyp is not None and not cache else 0)
+        self._recent = RecentImages(recent_limit() if hyp is not None and not cache else 0)
         if cache:
             sizes = np.array([self._place(i).resized for i in range(len(self))], dtype=np.int32)
             paths = [self.path_of(i) for i in range(len(self))]
