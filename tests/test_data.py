@@ -14,7 +14,16 @@ from data_sets import noise, rectangles, to_boxes, write_set
 from PIL import Image
 
 from utils.boxes import Boxes, Targets, areas, xywh2xyxy, xywhn2xyxy, xyxy2xywhn
-from utils.data.augmentations import copy_paste, flip, hsv, mixup, mosaic, random_affine
+from utils.data.augmentations import (
+    copy_paste,
+    finished,
+    hsv_factors,
+    mirrored,
+    mixup,
+    mosaic,
+    random_affine,
+    recolored,
+)
 from utils.data.data_yaml import read_data_yaml
 from utils.data.dataset import DetectionDataset, Sample
 from utils.data.labels import TextLabels, label_path, read_labels
@@ -427,10 +436,11 @@ def test_mosaic_boxes_match_the_pixels(seed: int) -> None:
 def test_flip_is_an_involution_and_follows_the_pixels(axis: int) -> None:
     boxes = to_boxes([0, 5, 7, 20, 30])
     image = draw(40, 60, boxes)
-    once = flip(image, boxes, axis)
-    assert np.array_equal(bright(once[0]), once[1].xyxy[0]) and rows(once[1]) != rows(boxes)
-    twice = flip(*once, axis)
-    assert np.array_equal(twice[0], image) and rows(twice[1]) == rows(boxes)
+    once = finished(image, axes=[axis]).permute(1, 2, 0).numpy()
+    moved = mirrored(boxes, (40, 60), axis)
+    assert np.array_equal(bright(once), moved.xyxy[0]) and rows(moved) != rows(boxes)
+    assert np.array_equal(finished(once, axes=[axis]).permute(1, 2, 0), image)
+    assert rows(mirrored(moved, (40, 60), axis)) == rows(boxes)
 
 
 def test_copy_paste() -> None:
@@ -451,8 +461,10 @@ def test_mixup_and_hsv() -> None:
     assert 60 < mixed.mean() < 195 and boxes.label.tolist() == [0, 0, 1]
     image = noise((50, 50), 0)
     kept = image.copy()
-    assert hsv(image, (0, 0, 0), rng) is image
-    shifted = hsv(image, (0.0, 0.0, 0.4), rng)
+    assert hsv_factors((0, 0, 0), rng) is None
+    factors = hsv_factors((0.0, 0.0, 0.4), rng)
+    assert factors is not None
+    shifted = recolored(image, factors)
     ratio = shifted.max(axis=2).sum() / image.max(axis=2).sum()
     assert np.array_equal(image, kept) and shifted.dtype == np.uint8 and 0.55 < ratio < 1.45 and ratio != 1
 
@@ -464,8 +476,8 @@ def test_no_boxes_anywhere() -> None:
         random_affine(image, NONE, (32, 32), Hyp(degrees=9, perspective=0.001), rng),
         mixup(image, NONE, image, NONE, rng),
         copy_paste(image, NONE, 1.0, rng),
-        flip(image, NONE, 0),
-        flip(image, NONE, 1),
+        (image, mirrored(NONE, (32, 32), 0)),
+        (image, mirrored(NONE, (32, 32), 1)),
     ]
     assert all(boxes.xyxy.shape == (0, 4) and len(boxes.label) == 0 for _, boxes in results)
 

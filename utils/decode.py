@@ -23,7 +23,17 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from utils.image_header import MODE_WEIGHTS, PROGRESSIVE, WEIGHTS, Header, TooLarge, check_scans, check_size, header_of
+from utils.image_header import (
+    MODE_WEIGHTS,
+    PROGRESSIVE,
+    WEIGHTS,
+    Header,
+    TooLarge,
+    check_scans,
+    check_size,
+    header_of,
+    jpeg_head,
+)
 from utils.text import clean
 
 # Raster images only: EPS and WMF start programs, others hold drawings or films.
@@ -32,6 +42,7 @@ PLUGINS = {"pillow_heif": "HEIF", "pillow_jxl": "JXL"}  # package -> the format 
 ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"}  # that change pixels
 MAX_CHUNKS = 1_000_000  # of a PNG; 8 GB at the usual 8 KiB
+REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2}
 BAND = 1 << 22  # pixels that are converted at a time
 TURN_MARKS = (b"Exif", b"eXIf", b"EXIF", b"Orientation", b"XML:com.adobe.xmp", b"Raw profile type")
 PILLOW_ERRORS = (
@@ -80,6 +91,31 @@ def decode(data: bytes, where: object) -> Decoded:
     except TooLarge as error:
         reason = str(error)
     raise ValueError(f"{where}: not a readable image: {reason}")
+
+
+def decode_small(data: bytes, where: object, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """The image as `decode` gives it, or a smaller one of at least `least` (height, width), and its full size.
+
+    A JPEG is decoded at 1/8, 1/4 or 1/2 of its size if that has `least`: a pixel is the mean of its block, which is
+    computed in the frequency domain. Other formats, and images needed at more than half their size, are whole.
+
+    Raises:
+        ValueError: see decode.
+    """
+    header = header_of(data) if data.startswith(b"\xff\xd8") else None
+    if header is not None and (turn := _turn_of(data)) is not None:
+        size = (header.width, header.height) if turn > 4 else (header.height, header.width)
+        for factor, flag in REDUCED.items():
+            if any(-(-side // factor) < wanted for side, wanted in zip(size, least, strict=True)):
+                continue
+            try:
+                check_size(header)
+                check_scans(data, header)
+                return _by_opencv(data, flag).image, size
+            except (TooLarge, *DECODE_ERRORS):
+                break  # decode reads it another way, or says what is wrong
+    image = decode(data, where).image
+    return image, (image.shape[0], image.shape[1])
 
 
 def probe(data: bytes, where: object) -> ImageInfo:
@@ -192,22 +228,32 @@ def _is_plain(data: bytes) -> bool:
     return data.startswith((b"\xff\xd8", b"BM")) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")
 
 
-def _by_opencv(data: bytes) -> Decoded:
-    flags, turn = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, 1
-    if not _is_plain(data):
-        flags |= cv2.IMREAD_ANYDEPTH
-    elif any(mark in data for mark in TURN_MARKS):
-        try:
-            with _opened(data) as file:
-                turn = _orientation_of(file)
-        except PILLOW_ERRORS:
-            flags = cv2.IMREAD_COLOR  # OpenCV turns it
+def _by_opencv(data: bytes, reduced: int = 0) -> Decoded:
+    """See decode. `reduced`: a value of REDUCED, for a JPEG."""
+    plain, turn = _is_plain(data), _turn_of(data)
+    flags = reduced | (cv2.IMREAD_COLOR_RGB if plain else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if turn is not None:
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
     with _SILENCE.kept():  # the error is the message
-        bgr = cv2.imdecode(np.frombuffer(_pixels_of_png(data), np.uint8), flags)
-    if bgr is None:
+        image = cv2.imdecode(np.frombuffer(_pixels_of_png(data), np.uint8), flags)
+    if image is None:
         raise ValueError("OpenCV cannot decode it")
-    bgr = to_uint8(bgr)
-    return Decoded(turned(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=bgr), turn), turn)
+    image, turn = to_uint8(image), turn or 1
+    return Decoded(turned(image if plain else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), turn), turn)
+
+
+def _turn_of(data: bytes) -> int | None:
+    """The orientation of a file that OpenCV decodes, 1..8; None: OpenCV has to find it, Pillow cannot."""
+    if not _is_plain(data):
+        return 1
+    head = data[: jpeg_head(data)] if data.startswith(b"\xff\xd8") else data
+    if not any(mark in head for mark in TURN_MARKS):
+        return 1
+    try:
+        with _opened(data) as file:
+            return _orientation_of(file)
+    except PILLOW_ERRORS:
+        return None
 
 
 def _by_pillow(data: bytes) -> Decoded:

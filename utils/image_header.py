@@ -63,6 +63,14 @@ def check_scans(data: bytes, header: Header) -> None:
         raise TooLarge(f"{scans:,} scans of {size} pixels, expected {MAX_SCANS} or fewer in a JPEG of this size")
 
 
+def jpeg_head(data: bytes) -> int:
+    """Where the first scan of a JPEG begins, after the segments with its tags; its length if damage hides that."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b"\xff", b""):
+        at += 2 if 0xD0 <= data[at + 1] <= 0xD9 else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at if data[at : at + 2] == b"\xff\xda" else len(data)
+
+
 def _jpeg(data: bytes) -> Header | None:
     at = 2
     while True:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.boxes import clip_xyxy
-from utils.decode import decode
+from utils.decode import decode, decode_small
 from utils.files import write_atomic
 from utils.reading import read_bytes
 
@@ -36,6 +36,15 @@ def imread(path: str | Path) -> np.ndarray:
         OSError, ValueError: no such file; a folder or a pipe; not an image that can be decoded, or too large.
     """
     return decode(read_bytes(path, "image"), path).image
+
+
+def imread_small(path: str | Path, least: Size) -> tuple[np.ndarray, Size]:
+    """The image in a file, or a smaller one of at least `least` (height, width), and its full size: see decode_small.
+
+    Raises:
+        OSError, ValueError: see imread.
+    """
+    return decode_small(read_bytes(path, "image"), path, least)
 
 
 def imwrite(path: Path, image: np.ndarray) -> None:

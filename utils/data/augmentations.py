@@ -10,18 +10,20 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
-from utils.boxes import Boxes, areas, clip_xyxy
+from utils.boxes import Boxes, areas
+from utils.data.views import Canvas, clip_and_drop, random_view
 from utils.hyp import Hyp
-from utils.images import PAD
+from utils.images import Size
 
-MIN_SIDE = 2.0  # pixels; smaller boxes are dropped
-MIN_AREA = 0.1  # fraction of its area; boxes of which less is left in the image are dropped
-MAX_ASPECT = 100.0  # ratio of long to short side; boxes with a larger one are dropped
 MAX_COVER = 0.3  # fraction of any other box that a pasted box may hide
 WHOLE = 0.25  # share of the large images that are trained whole, with tiles: detection sees the whole image, too
 NEAR = 0.5  # share of the tiles that hold the center of a box which is drawn at random; the others lie anywhere
-MIN_DEPTH = 1e-3  # homogeneous w below which a corner is behind the camera
+HUES = 180  # of OpenCV's 8-bit HSV images
+STEPS = 1024  # factors of hue, saturation and value come in parts of 1 / STEPS
+STRIP = 64  # rows
 
 
 def mosaic(
@@ -36,45 +38,44 @@ def mosaic(
     Returns:
         The (2 * imgsz, 2 * imgsz, 3) canvas, and the boxes in its pixels.
     """
-    side = 2 * imgsz
-    canvas = np.full((side, side, 3), PAD, dtype=np.uint8)
-    cx, cy = (int(v) for v in rng.uniform(0.5 * imgsz, 1.5 * imgsz, size=2))
-    placed = []
-    for tile, (image, tile_boxes) in enumerate(zip(images, boxes, strict=True)):
-        bottom, right = divmod(tile, 2)
-        h, w = image.shape[:2]
-        x, y = cx - (0 if right else w), cy - (0 if bottom else h)
-        cut_x, cut_y = max(-x, 0), max(-y, 0)
-        crop = image[cut_y : side - y, cut_x : side - x]
-        canvas[y + cut_y : y + cut_y + crop.shape[0], x + cut_x : x + cut_x + crop.shape[1]] = crop
-        placed.append(tile_boxes.at(tile_boxes.xyxy + np.array([x, y, x, y], dtype=np.float64)))
-    merged = Boxes.join(placed)
-    return canvas, _clip_and_drop(merged, (side, side), areas(merged.xyxy))
+    center = mosaic_center(imgsz, rng)
+    corners = [tile_corner(k, (image.shape[0], image.shape[1]), center) for k, image in enumerate(images)]
+    canvas = Canvas((2 * imgsz, 2 * imgsz), images, corners)
+    return canvas.paint(), on_canvas(canvas.size, boxes, corners)
+
+
+def mosaic_center(imgsz: int, rng: np.random.Generator) -> tuple[int, int]:
+    """x, y of the point where the four images of a mosaic meet, in pixels of its canvas of twice `imgsz`."""
+    x, y = (int(v) for v in rng.uniform(0.5 * imgsz, 1.5 * imgsz, size=2))
+    return x, y
+
+
+def tile_corner(tile: int, size: Size, center: tuple[int, int]) -> tuple[int, int]:
+    """left, top of the image of `size` (height, width) that is number `tile` of a mosaic, see mosaic."""
+    bottom, right = divmod(tile, 2)
+    return center[0] - (0 if right else size[1]), center[1] - (0 if bottom else size[0])
+
+
+def on_canvas(size: Size, boxes: Sequence[Boxes], corners: Sequence[tuple[int, int]]) -> Boxes:
+    """The boxes of images with these corners (left, top) in pixels of their canvas of `size`, clipped to it."""
+    moved = [own.at(own.xyxy + np.array([x, y, x, y], np.float64)) for own, (x, y) in zip(boxes, corners, strict=True)]
+    merged = Boxes.join([Boxes.labeled(np.zeros((0, 4)), np.zeros(0, np.int64)), *moved])
+    return clip_and_drop(merged, size, areas(merged.xyxy))
 
 
 def random_affine(
-    image: np.ndarray, boxes: Boxes, out_size: tuple[int, int], hyp: Hyp, rng: np.random.Generator
+    image: np.ndarray, boxes: Boxes, out_size: Size, hyp: Hyp, rng: np.random.Generator
 ) -> tuple[np.ndarray, Boxes]:
-    """Random perspective, rotation, zoom, shear and translation about the image's center, in one warp.
+    """Random perspective, rotation, zoom, shear and translation about the image's center; see views.random_view.
 
     Args:
         out_size: (height, width) of the result.
 
     Returns:
-        The warped image, and the boxes around the warped boxes in its pixels, clipped. Boxes of which too little is
-        left are dropped, see MIN_AREA.
+        The moved image, and the boxes around the moved boxes in its pixels, clipped; see View.of.
     """
-    matrix, zoom = _random_matrix(image.shape[:2], out_size, hyp, rng)
-    # The origin of box coordinates is the corner of the first pixel; that of OpenCV's warps is its center.
-    pixels = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
-    gray, size = (PAD, PAD, PAD), out_size[::-1]
-    if hyp.perspective:
-        warped = cv2.warpPerspective(image, pixels, size, borderMode=cv2.BORDER_CONSTANT, borderValue=gray)
-    else:
-        warped = cv2.warpAffine(image, pixels[:2], size, borderMode=cv2.BORDER_CONSTANT, borderValue=gray)
-    moved, visible = _warp(boxes.xyxy, matrix)
-    full_area = areas(boxes.xyxy) * zoom**2
-    return warped, _clip_and_drop(boxes.at(moved)[visible], out_size, full_area[visible])
+    size = (image.shape[0], image.shape[1])
+    return random_view(size, out_size, hyp, rng).of(Canvas(size, [image], [(0, 0)]), boxes)
 
 
 def random_tile(image: np.ndarray, boxes: Boxes, side: int, rng: np.random.Generator) -> tuple[np.ndarray, Boxes]:
@@ -94,7 +95,7 @@ def random_tile(image: np.ndarray, boxes: Boxes, side: int, rng: np.random.Gener
     left, top = np.clip(rng.uniform(low, high).round(), 0, room).astype(int).tolist()
     part = image[top : top + side, left : left + side]
     moved = boxes.at(boxes.xyxy - np.array([left, top, left, top], dtype=np.float64))
-    return part, _clip_and_drop(moved, (part.shape[0], part.shape[1]), areas(boxes.xyxy))
+    return part, clip_and_drop(moved, (part.shape[0], part.shape[1]), areas(boxes.xyxy))
 
 
 def mixup(
@@ -128,65 +129,53 @@ def copy_paste(
     return result, pasted
 
 
-def hsv(image: np.ndarray, gains: tuple[float, float, float], rng: np.random.Generator) -> np.ndarray:
-    """The image with hue, saturation and value multiplied by random factors in 1 +/- `gains`."""
+def hsv_factors(gains: tuple[float, float, float], rng: np.random.Generator) -> np.ndarray | None:
+    """(3,) random factors of hue, saturation and value in 1 +/- `gains`, in steps of 1 / STEPS; None if all are 1."""
     if not any(gains):
-        return image
-    factors = 1 + rng.uniform(-1, 1, size=3) * np.array(gains)
-    ramp = np.arange(256) * factors[:, None]
-    table = np.stack([ramp[0] % 180, ramp[1].clip(0, 255), ramp[2].clip(0, 255)], axis=-1).astype(np.uint8)
-    shifted = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
-    return cv2.cvtColor(shifted, cv2.COLOR_HSV2RGB)
+        return None
+    factors: np.ndarray = np.round((1 + rng.uniform(-1, 1, size=3) * np.array(gains)) * STEPS) / STEPS
+    return factors
 
 
-def flip(image: np.ndarray, boxes: Boxes, axis: int) -> tuple[np.ndarray, Boxes]:
-    """The mirror image: `axis` 0 swaps top and bottom, 1 swaps left and right."""
+def recolored(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """A new image with hue, saturation and value multiplied by `factors`, see hsv_factors, and rounded down."""
+    shifted = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    if factors[0] * HUES < 256:  # OpenCV turns hues of HUES and more round
+        # A quarter of the time of a table, and the same: OpenCV multiplies in whole parts of 1 / STEPS.
+        h, s, v = factors
+        cv2.transform(shifted, np.array([[h, 0, 0, -0.5], [0, s, 0, -0.5], [0, 0, v, -0.5]]), dst=shifted)
+    else:
+        ramp = np.arange(256) * factors[:, None]
+        table = np.stack([ramp[0] % HUES, ramp[1].clip(0, 255), ramp[2].clip(0, 255)], axis=-1).astype(np.uint8)
+        cv2.LUT(shifted, table[None], dst=shifted)
+    return cv2.cvtColor(shifted, cv2.COLOR_HSV2RGB, dst=shifted)
+
+
+def mirrored(boxes: Boxes, size: Size, axis: int) -> Boxes:
+    """The boxes of the mirror image of one of `size` (height, width); `axis` as in finished."""
     low, high = (0, 2) if axis == 1 else (1, 3)
-    mirrored = boxes.xyxy.copy()
-    mirrored[:, [low, high]] = image.shape[axis] - boxes.xyxy[:, [high, low]]
-    return np.flip(image, axis), boxes.at(mirrored)
+    xyxy = boxes.xyxy.copy()
+    xyxy[:, [low, high]] = size[axis] - boxes.xyxy[:, [high, low]]
+    return boxes.at(xyxy)
 
 
-def _shift(x: float, y: float) -> np.ndarray:
-    """The 3x3 matrix of a translation by x, y pixels."""
-    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+def finished(image: np.ndarray, factors: np.ndarray | None = None, axes: Sequence[int] = ()) -> Tensor:
+    """(3, H, W) uint8: the image, `recolored` unless `factors` is None, mirrored along `axes`.
 
-
-def _random_matrix(
-    size: tuple[int, ...], out_size: tuple[int, int], hyp: Hyp, rng: np.random.Generator
-) -> tuple[np.ndarray, float]:
-    """A random 3x3 matrix that maps an image of `size` (height, width) to one of `out_size`, and its zoom factor."""
-    perspective = np.eye(3)
-    perspective[2, :2] = rng.uniform(-1, 1, size=2) * hyp.perspective
-    angle = math.radians(rng.uniform(-1, 1) * hyp.degrees)
-    zoom = 1 + rng.uniform(-1, 1) * hyp.scale
-    shear_x, shear_y = np.tan(np.radians(rng.uniform(-1, 1, size=2) * hyp.shear))
-    move_x, move_y = 0.5 + rng.uniform(-1, 1, size=2) * hyp.translate
-    cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
-    rotation = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    shear = np.array([[1.0, shear_x, 0.0], [shear_y, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    center = _shift(-size[1] / 2, -size[0] / 2)
-    return _shift(move_x * out_size[1], move_y * out_size[0]) @ shear @ rotation @ perspective @ center, zoom
-
-
-def _warp(xyxy: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 4) boxes around the corners that a 3x3 `matrix` maps, and (n,) whether all of them are before the camera."""
-    corners = np.ones((len(xyxy), 4, 3))
-    corners[..., :2] = xyxy[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
-    moved = corners @ matrix.T
-    depth = moved[..., 2:]
-    points = moved[..., :2] / np.maximum(depth, MIN_DEPTH)
-    return np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1), (depth[..., 0] > MIN_DEPTH).all(axis=1)
-
-
-def _clip_and_drop(boxes: Boxes, size: tuple[int, int], full_area: np.ndarray) -> Boxes:
-    """Boxes clipped to an image of `size` (height, width), without those of which too little is left.
+    It goes through all steps in strips, which stay in the processor's cache.
 
     Args:
-        full_area: (n,) square pixels of the boxes before clipping.
+        axes: 0 swaps top and bottom, 1 swaps left and right.
     """
-    clipped = clip_xyxy(boxes.xyxy, size)
-    sides = clipped[:, 2:] - clipped[:, :2]
-    short, long = sides.min(axis=1), sides.max(axis=1)
-    keep = (short >= MIN_SIDE) & (long <= MAX_ASPECT * short) & (areas(clipped) >= MIN_AREA * full_area)
-    return boxes.at(clipped)[keep]
+    height, width = image.shape[:2]
+    out = torch.empty((3, height, width), dtype=torch.uint8)
+    planes = out.numpy()
+    for top in range(0, height, STRIP):
+        strip = image[top : top + STRIP]
+        if factors is not None:
+            strip = recolored(strip, factors)
+        for axis in axes:
+            strip = cv2.flip(strip, axis)
+        start = height - top - len(strip) if 0 in axes else top
+        cv2.split(strip, list(planes[:, start : start + len(strip)]))  # written in place
+    return out

@@ -8,23 +8,38 @@ import os
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.boxes import Boxes, Targets, Truth, xyxy2xywhn
-from utils.data.augmentations import copy_paste, flip, hsv, mixup, mosaic, random_affine, random_tile
-from utils.data.image_cache import ImageCache, cache_images
+from utils.data.augmentations import (
+    copy_paste,
+    finished,
+    hsv_factors,
+    mirrored,
+    mixup,
+    mosaic,
+    mosaic_center,
+    on_canvas,
+    random_affine,
+    random_tile,
+    tile_corner,
+)
+from utils.data.image_cache import ImageCache, RecentImages, cache_images
 from utils.data.labels import label_path
 from utils.data.scan import Scan
+from utils.data.views import Canvas, random_view
 from utils.device import free_memory
 from utils.distributed import local_processes
 from utils.hyp import Hyp
-from utils.images import Letterbox, Size, as_size, fit_canvas, imread, paste, place, resize
+from utils.images import PAD, Letterbox, Size, as_size, fit_canvas, imread, imread_small, place, resize
 from utils.tiles import is_cut
 
 LOGGER = logging.getLogger(__name__)
+RECENT, RECENT_SHARE = 256 << 20, 1 / 16  # bytes of decoded images that each process keeps; at most, of the free memory
 Loaded: TypeAlias = tuple[np.ndarray, Boxes, Letterbox]  # an image, its boxes, its place on the canvas
 
 
@@ -55,8 +70,32 @@ def file_state(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def recent_limit() -> int:
+    """Bytes of decoded images that each process keeps: RECENT, or less where memory is short."""
+    try:
+        return min(RECENT, int(RECENT_SHARE * free_memory(torch.device("cpu"))))
+    except ValueError:  # the system does not report it
+        return RECENT
+
+
+def on_place(boxes: Boxes, placed: Letterbox) -> Boxes:
+    """Boxes in pixels of a resized image -> in those of its canvas."""
+    return boxes.at(boxes.xyxy + np.array([placed.left, placed.top, placed.left, placed.top]))
+
+
+def letterboxed(image: np.ndarray, placed: Letterbox) -> Tensor:
+    """(3, H, W) uint8: a gray canvas with `image` (h, w, 3), already resized, at its place."""
+    out = torch.full((3, *placed.canvas), PAD, dtype=torch.uint8)
+    rows, columns = (slice(at, at + side) for at, side in zip((placed.top, placed.left), placed.resized, strict=True))
+    cv2.split(image, list(out.numpy()[:, rows, columns]))  # written in place
+    return out
+
+
 class DetectionDataset(Dataset):  # type: ignore[type-arg]
     """Samples of a scan by key (epoch, index): a key gives the same sample at any time, in any process.
+
+    With `hyp`, JPEGs of twice the size that is needed or more are decoded at 1/2, 1/4 or 1/8, see decode_small; without
+    it they are decoded whole, as everywhere else: what is measured does not depend on it.
 
     Args:
         scan: the images and labels.
@@ -109,13 +148,16 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         self._states = np.array([file_state(path) for path in map(self.path_of, range(len(scan)))], dtype=np.int64)
         self.no_mosaic_from = math.inf if no_mosaic_from is None else no_mosaic_from
         self._cache: ImageCache | None = None
+        self._recent = RecentImages(recent_limit() if hyp is not None and not cache else 0)
         if cache:
             sizes = np.array([self._kept_size(i) for i in range(len(self))], dtype=np.int32)
             paths = [self.path_of(i) for i in range(len(self))]
             free = free_memory(torch.device("cpu")) // local_processes()
             labels = label_path(paths[0]).parent
             folder = labels if labels.parent.is_dir() else Path(paths[0]).parent  # annotations need no labels folder
-            self._cache = cache_images(cache, sizes, self._read_or_report, free, folder, paths)
+            large = (scan.sizes[self.order] + 1) // 2 >= sizes  # a split that is train and val is then read in two ways
+            form = "small" if hyp is not None and large.all(axis=1).any() else ""
+            self._cache = cache_images(cache, sizes, self._read_or_report, free, folder, paths, form)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -133,15 +175,17 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             loaded = self._own(index)
             if loaded is None:
                 return None
-            image, boxes, placed = self._letterboxed(*loaded)
+            image, boxes, placed = loaded
+            boxes = on_place(boxes, placed)
+            pixels, size = letterboxed(image, placed), placed.canvas
             truth = self.scan.truth(row)
         else:
             rng = np.random.default_rng((self.seed, epoch, index))
-            image, boxes = self._augmented(index, self.hyp, rng, mosaics=epoch < self.no_mosaic_from)
-        xywhn = xyxy2xywhn(boxes.xyxy, (image.shape[0], image.shape[1])).astype(np.float32)
+            pixels, boxes = self._augmented(index, self.hyp, rng, mosaics=epoch < self.no_mosaic_from)
+            size = (pixels.shape[1], pixels.shape[2])
+        xywhn = xyxy2xywhn(boxes.xyxy, size).astype(np.float32)
         label = torch.from_numpy(np.ascontiguousarray(boxes.label))
         targets = Targets(torch.zeros_like(label), label, torch.from_numpy(xywhn))
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return Sample(pixels, targets, self.path_of(index), row, placed, truth)
 
     def _place(self, i: int) -> Letterbox:
@@ -166,9 +210,14 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         Raises:
             ValueError: its size is not that of the scan: the file has changed.
         """
-        image, placed = imread(self.path_of(i)), self._place(i)
-        if image.shape[:2] != placed.image:
-            raise ValueError(f"{self.path_of(i)}: {image.shape[:2]} pixels, but {placed.image} when it was scanned")
+        placed = self._place(i)
+        if self.hyp is not None:
+            image, size = imread_small(self.path_of(i), self._kept_size(i))
+        else:
+            image = imread(self.path_of(i))
+            size = (image.shape[0], image.shape[1])
+        if size != placed.image:
+            raise ValueError(f"{self.path_of(i)}: {size} pixels, but {placed.image} when it was scanned")
         if not self._replaced[0] and tuple(self._states[i]) != file_state(self.path_of(i)):
             self._replaced[0] = True
             LOGGER.warning(f"{self.path_of(i)}: this image, and perhaps others, was replaced while the run uses it")
@@ -193,7 +242,10 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         """
         image = self._cache[i] if self._cache else None
         if image is None:
-            image = self._read_or_report(i)
+            key = (i, file_state(self.path_of(i)))
+            image = self._recent.get(key)
+            if image is None and (image := self._read_or_report(i)) is not None:
+                self._recent.keep(key, image)
         if image is None:
             return None
         boxes, placed = self.scan.training_boxes(self.order[i], self._kept_size(i)), self._place(i)
@@ -227,31 +279,39 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             raise ValueError(f"{self.path_of(i)}: this and all other images of the data set cannot be read any more")
         return loaded
 
-    def _letterboxed(self, image: np.ndarray, boxes: Boxes, placed: Letterbox) -> Loaded:
-        """A scaled image on its canvas, its boxes in canvas pixels, and its place."""
-        shift = np.array([placed.left, placed.top, placed.left, placed.top])
-        return paste(image, placed), boxes.at(boxes.xyxy + shift), placed
-
-    def _augmented(self, i: int, hyp: Hyp, rng: np.random.Generator, mosaics: bool) -> tuple[np.ndarray, Boxes]:
-        """Image `i` after the augmentations, and its boxes in canvas pixels."""
+    def _augmented(self, i: int, hyp: Hyp, rng: np.random.Generator, mosaics: bool) -> tuple[Tensor, Boxes]:
+        """Image `i` after the augmentations, (3, H, W), and its boxes in its pixels."""
         if mosaics and not self.rect and rng.random() < hyp.mosaic:
             image, boxes = self._mosaic(i, hyp, rng)
             if rng.random() < hyp.mixup:
                 image, boxes = mixup(image, boxes, *self._mosaic(int(rng.integers(len(self))), hyp, rng), rng)
         else:
-            image, boxes, placed = self._letterboxed(*self._load(i, rng))
-            image, boxes = random_affine(image, boxes, placed.canvas, hyp, rng)
-        image = hsv(image, (hyp.hsv_h, hyp.hsv_s, hyp.hsv_v), rng)
-        for axis, probability in enumerate((hyp.flipud, hyp.fliplr)):
-            if rng.random() < probability:
-                image, boxes = flip(image, boxes, axis)
-        return image, boxes
+            image, boxes, placed = self._load(i, rng)
+            canvas = Canvas(placed.canvas, [image], [(placed.left, placed.top)])
+            image, boxes = random_view(placed.canvas, placed.canvas, hyp, rng).of(canvas, on_place(boxes, placed))
+        factors = hsv_factors((hyp.hsv_h, hyp.hsv_s, hyp.hsv_v), rng)
+        axes = [axis for axis, probability in enumerate((hyp.flipud, hyp.fliplr)) if rng.random() < probability]
+        for axis in axes:
+            boxes = mirrored(boxes, (image.shape[0], image.shape[1]), axis)
+        return finished(image, factors, axes), boxes
 
     def _mosaic(self, i: int, hyp: Hyp, rng: np.random.Generator) -> tuple[np.ndarray, Boxes]:
-        """A mosaic of image `i` and three others drawn from `rng`, warped to (imgsz, imgsz)."""
+        """A view (imgsz, imgsz) of a mosaic of image `i` and three others drawn from `rng`."""
         chosen = [i, *(int(k) for k in rng.integers(len(self), size=3))]
-        images, boxes, _ = zip(*(self._load(k, rng) for k in chosen), strict=True)
-        image, merged = mosaic(images, boxes, self.imgsz, rng)
-        if hyp.copy_paste:
-            image, merged = copy_paste(image, merged, hyp.copy_paste, rng)
-        return random_affine(image, merged, (self.imgsz, self.imgsz), hyp, rng)
+        size, side = (self.imgsz, self.imgsz), 2 * self.imgsz
+        if hyp.copy_paste:  # may copy what is not in view into it
+            images, boxes, _ = zip(*(self._load(k, rng) for k in chosen), strict=True)
+            image, merged = copy_paste(*mosaic(images, boxes, self.imgsz, rng), hyp.copy_paste, rng)
+            return random_affine(image, merged, size, hyp, rng)
+        center = mosaic_center(self.imgsz, rng)
+        view = random_view((side, side), size, hyp, rng)
+        seen, boxes_seen, corners = [], [], []
+        for tile, k in enumerate(chosen):
+            expected = self._place(k).resized
+            # The others are not even read. The size of a random part is known when it is drawn.
+            if self.tile or view.shows(tile_corner(tile, expected, center), expected):
+                image, own, placed = self._load(k, rng)
+                seen.append(image)
+                boxes_seen.append(own)
+                corners.append(tile_corner(tile, placed.resized, center))
+        return view.of(Canvas((side, side), seen, corners), on_canvas((side, side), boxes_seen, corners))

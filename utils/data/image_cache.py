@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
 CACHES = ("", "ram", "disk")
-LAYOUT = 3  # to be raised when the bytes of a cache file mean something else
+LAYOUT = 4  # to be raised when the bytes of a cache file mean something else
 MAX_SHARE = 0.8  # of the free memory or disk space, for one cache
 THREADS = min(16, cpu_count())
 BLOCK = 4096  # bytes, see checksum
@@ -66,6 +66,28 @@ class MemoryCache:
     def view(self, i: int) -> np.ndarray:
         """The place of image `i`."""
         return self.buffer[self.offsets[i] : self.offsets[i + 1]].numpy().reshape(*self.sizes[i], 3)
+
+
+class RecentImages:
+    """The images that this process read last, by any key, up to `limit` bytes; not to be written to.
+
+    Mosaics read every image four times an epoch: a data set that fits is decoded once.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self.held = limit, 0
+        self.images: dict[Hashable, np.ndarray] = {}
+
+    def get(self, key: Hashable) -> np.ndarray | None:
+        """The image of a key; None if it is not held."""
+        return self.images.get(key)
+
+    def keep(self, key: Hashable, image: np.ndarray) -> None:
+        """Hold an image; those that are held longest make room for it."""
+        self.images[key] = image
+        self.held += image.nbytes
+        while self.held > self.limit:
+            self.held -= self.images.pop(next(iter(self.images))).nbytes
 
 
 class DiskCache:
@@ -120,18 +142,18 @@ class DiskCache:
 
 
 def cache_images(
-    kind: str, sizes: np.ndarray, read: Read, free: int, stem: Path, files: Iterable[str]
+    kind: str, sizes: np.ndarray, read: Read, free: int, stem: Path, files: Iterable[str], form: str = ""
 ) -> ImageCache | None:
     """A cache of all images; None, with a warning, if they do not fit.
 
     Args:
         kind: 'ram', or 'disk': a file `<stem>.pixels-<key>`, which is reused while images and sizes are the same.
         sizes: (N, 2) height, width of the image that `read(i)` returns, unless it returns None.
-        free: free memory in bytes. files: paths of the N images.
+        free: free memory in bytes. files: paths of the N images. form: names how `read` reads them.
     """
     needed = size_on_disk(sizes)
     if kind == "disk":
-        key = key_of(sizes, files)
+        key = key_of(sizes, files, form)
         file = stem.with_name(f"{stem.name}.pixels-{key[:12]}")
         try:
             return open_or_write(file, sizes, key, read)
@@ -228,9 +250,9 @@ def seal_of(key: str, table: bytes) -> bytes:
     return hashlib.sha256(key.encode() + table).digest()
 
 
-def key_of(sizes: np.ndarray, files: Iterable[str]) -> str:
-    """A hash of the layout, the sizes, and the path, file size and time of every image."""
-    digest = hashlib.sha256(f"{LAYOUT} ".encode() + sizes.astype(np.int64).tobytes())
+def key_of(sizes: np.ndarray, files: Iterable[str], form: str = "") -> str:
+    """A hash of the layout, the form, the sizes, and the path, file size and time of every image."""
+    digest = hashlib.sha256(f"{LAYOUT} {form} ".encode() + sizes.astype(np.int64).tobytes())
     for file in files:
         try:
             stat = os.stat(file)

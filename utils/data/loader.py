@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from utils.boxes import Targets, Truth
@@ -43,14 +43,25 @@ class Batch(NamedTuple):
     truths: list[Truth | None]
 
 
+def batch_buffer(count: int, like: Tensor) -> Tensor:
+    """Memory for `count` tensors like one; in a loader process the main process gets it without another copy."""
+    shape = (count, *like.shape)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=like.dtype)
+    storage = torch.UntypedStorage._new_shared(count * like.nbytes, device="cpu")
+    return torch.empty(0, dtype=like.dtype).set_(storage).view(shape)
+
+
 def collate(found: Sequence[Sample | None]) -> Batch:
     """The batch of samples, whose canvases are of one size; None stands for an image that could not be read.
 
     If there is no sample at all, `images` is (0, 3, 1, 1).
     """
     samples = [sample for sample in found if sample is not None]
+    images = [sample.image for sample in samples]
+    none = torch.zeros((0, 3, 1, 1), dtype=torch.uint8)
     return Batch(
-        images=torch.stack([s.image for s in samples]) if samples else torch.zeros((0, 3, 1, 1), dtype=torch.uint8),
+        images=torch.stack(images, out=batch_buffer(len(images), images[0])) if images else none,
         targets=Targets.join([sample.targets for sample in samples]) if samples else NO_TARGETS,
         paths=[sample.path for sample in samples],
         rows=[sample.row for sample in samples],

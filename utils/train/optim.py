@@ -116,13 +116,16 @@ class ModelEMA:
     def __init__(self, model: nn.Module, decay: float = 0.9999, ramp: float = 2000):
         self.decay, self.ramp, self.updates = decay, ramp, 0
 
-        def blend(average: Tensor, current: Tensor, _: Tensor | int) -> Tensor:
-            if not average.is_floating_point():
-                return current
+        @torch.no_grad()
+        def blend(averages: Any, currents: Any, _: Tensor | int) -> None:  # all tensors of one type at once
+            if not averages[0].is_floating_point():
+                torch._foreach_copy_(averages, currents)
+                return
             d = self.decay * (1 - math.exp(-self.updates / self.ramp))  # a float: no synchronization with the GPU
-            return average * d + current * (1 - d)
+            torch._foreach_mul_(averages, d)
+            torch._foreach_add_(averages, torch._foreach_mul(currents, 1 - d))
 
-        self.averaged = AveragedModel(model, avg_fn=blend, use_buffers=True)
+        self.averaged = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
         self.averaged.n_averaged.fill_(1)  # the copy counts as the start, not as the first update
         self.module.eval()
 
