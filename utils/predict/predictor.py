@@ -11,13 +11,13 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from utils.backend import Backend, input_size, warn_of_nms
 from utils.boxes import Boxes
 from utils.classes import plain, short
 from utils.images import Letterbox, Size, fit_canvas, letterbox, to_input
 from utils.nms import DEFAULTS, NmsSettings, non_max_suppression
+from utils.torchvision_ops import batched_nms
 
 LOGGER = logging.getLogger(__name__)
 ClassesLike: TypeAlias = "str | int | float | np.ndarray | Tensor | Iterable[str | int | float | Tensor]"
