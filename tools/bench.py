@@ -30,7 +30,7 @@ class BenchConfig(Config):
 
     parts: tuple[str, ...] = flag(PARTS, f"what is measured: {', '.join(PARTS)}", group="what is measured")
     weights: str = flag("", "checkpoint for the scripts, of YOLOv5 if --upstream is given; empty: only their --help")
-    image: str = flag("data/images/two_dogs.jpg", "image of detect.py's cold start")
+    image: str = flag("data/images/shapes0.jpg", "image of detect.py's cold start")
     video: str = flag("", "video file for the frames a second of detect.py; empty: none")
     data: str = flag("", "data YAML of the loader, of val.py and of an epoch of train.py; empty: none of them")
     cfg: tuple[str, ...] = flag(
