@@ -115,9 +115,7 @@ def windows(x: Tensor, channels: int, kernel: Any, stride: Any, padding: Any, di
         return None
     if min(*kernel, *stride, *dilation) < 1 or min(padding) < 0:
         return None
-    sides = [
-        (side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in zip(x.shape[2:], *pairs, strict=True)
-    ]
+    sides = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in zip(x.shape[2:], *pairs, strict=True)]
     return (x.shape[0], channels, *sides) if min(sides) > 0 else None
 
 
@@ -141,11 +139,14 @@ def broadcast(x: Tensor, other: Any) -> Sequence[int] | None:
 
 
 def joined(parts: Sequence[Tensor], dim: int) -> list[int] | None:
-    """The shape of `parts` one after another along `dim`; None: not on "meta", of different types, or they do not fit.
-    """
+    """The shape of `parts` one after another along `dim`; None: not on "meta", of different types, or they do not fit."""
     if not all(isinstance(part, Tensor) and part.device.type == "meta" and part.dim() for part in parts):
         return None
-    if not parts or len({(part.dim(), part.dtype) for part in parts}) > 1 or not -parts[0].dim() <= dim < parts[0].dim():
+    if (
+        not parts
+        or len({(part.dim(), part.dtype) for part in parts}) > 1
+        or not -parts[0].dim() <= dim < parts[0].dim()
+    ):
         return None
     shapes = [list(part.shape) for part in parts]
     total = sum(shape[dim] for shape in shapes)

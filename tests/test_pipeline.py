@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tiny import write_tiny
 
 import detect
-from tests.tiny import write_tiny
 from utils.predict.frames import Broken, Frame
 from utils.predict.outputs import Output
 from utils.predict.pipeline import Later, detected, shared_threads
@@ -244,9 +244,7 @@ def test_ctrl_c_leaves_whole_files(folder: Path, tmp_path: Path, monkeypatch: py
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("writer", "detect"))]
 
 
-def test_the_window_is_shown_by_the_main_thread(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_window_is_shown_by_the_main_thread(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = SimpleNamespace(threads=[])
 
     def show(path: Path, image: np.ndarray) -> bool:

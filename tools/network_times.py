@@ -149,7 +149,9 @@ def plot(networks: Sequence[Network], cfg: TimesConfig) -> None:
         for i, n in enumerate(networks):
             label = f"{n.name}, d = {exponent(n, runtime, sizes):.2f}" if len(panels) == 1 else n.name
             times = [n.ms[runtime, size] for size in sizes]
-            axes.plot([size**2 for size in sizes], times, f"{MARKERS[i % len(MARKERS)]}-", color=f"C{i % 10}", label=label)
+            axes.plot(
+                [size**2 for size in sizes], times, f"{MARKERS[i % len(MARKERS)]}-", color=f"C{i % 10}", label=label
+            )
         axes.set(xscale="log", yscale="log", title=f"{runtime}, {counted(cfg.threads, 'thread')}")
         axes.set_xticks([size**2 for size in sizes], [f"{size}²" for size in sizes], minor=False)
         axes.set_xticks([], minor=True)

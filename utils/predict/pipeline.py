@@ -71,7 +71,10 @@ def side_by_side(
                     waiting.append((item, job))
             if waiting:
                 item, job = waiting.popleft()
-                yield item if isinstance(item, Broken) or job is None else (item, job.result()[0])
+                if isinstance(item, Broken):
+                    yield item
+                elif job is not None:
+                    yield item, job.result()[0]
     finally:
         for _, job in waiting:
             if job is not None:
