@@ -139,14 +139,10 @@ def broadcast(x: Tensor, other: Any) -> Sequence[int] | None:
 
 
 def joined(parts: Sequence[Tensor], dim: int) -> list[int] | None:
-    """The shape of `parts` one after another along `dim`; None: not on "meta", of different types, or they do not fit."""
+    """The shape of `parts` one after another along `dim`; None: not on "meta", of several types, or they do not fit."""
     if not all(isinstance(part, Tensor) and part.device.type == "meta" and part.dim() for part in parts):
         return None
-    if (
-        not parts
-        or len({(part.dim(), part.dtype) for part in parts}) > 1
-        or not -parts[0].dim() <= dim < parts[0].dim()
-    ):
+    if len({(part.dim(), part.dtype) for part in parts}) != 1 or not -parts[0].dim() <= dim < parts[0].dim():
         return None
     shapes = [list(part.shape) for part in parts]
     total = sum(shape[dim] for shape in shapes)

@@ -2,7 +2,7 @@
 
 python tools/bench.py --weights yolov5n.pt --before ../earlier --upstream ../yolov5
 
-Each part runs in a process of its own, the versions in turns, so that other load on the machine slows all of them alike;
+Each part runs in a process of its own, the versions in turns, so that other load on the machine slows all of them;
 a number is the median of the turns. CPU time has one thread. Of a checkout of YOLOv5 only the command lines of its
 scripts are run; nothing of it is imported. A ratio is this version's number to the other's: below 1 is less time, and
 for frames a second above 1 is faster.

@@ -1,7 +1,7 @@
 """Rows of tools/bench.py, and the process that measures one part of it in one version of the project.
 
-A part is a function of a module tools/bench_*.py that returns rows. To measure another version, `overlay` makes a folder
-with that version's files and the bench modules of this one; the part runs there as a process of its own.
+A part is a function of a module tools/bench_*.py that returns rows. To measure another version, `overlay` makes a
+folder with that version's files and the bench modules of this one; the part runs there as a process of its own.
 """
 
 from __future__ import annotations
