@@ -111,6 +111,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from models.runtimes.load import load_model
 from models.runtimes.torch_backend import TorchBackend
@@ -121,11 +122,12 @@ from utils.device import select_device
 from utils.next_steps import step_lines, threshold
 from utils.nms import NmsSettings
 from utils.predict.activations import save_attention, save_features
-from utils.predict.frames import Broken
+from utils.predict.frames import Broken, Frame
 from utils.predict.outputs import Output, OutputSettings
+from utils.predict.pipeline import WRITING, Later, detected, shared_threads
 from utils.predict.predictor import Prediction, Predictor, class_indices
 from utils.predict.progress import InputProgress
-from utils.predict.sources import open_source, source_files
+from utils.predict.sources import VIDEO_SUFFIXES, open_source, source_files
 from utils.predict.streams import without_secrets
 from utils.predict.summary import RunSummary, written
 from utils.predict.threads import ending_at_once
@@ -150,7 +152,8 @@ def main(cfg: DetectConfig) -> Path:
     frames = open_source(cfg.source, cfg.vid_stride, cfg.stream_timeout)
     cfg = replace(cfg, weights=weights_or_newest(cfg.weights), track=cfg.track or bool(areas))
     show = open_window() if cfg.view_img else None
-    predictor = build_predictor(cfg)
+    workers, threads = division(cfg)
+    predictor = build_predictor(replace(cfg, threads=threads))
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
     files = replaced_files(cfg, folder)
     settings = OutputSettings(**{f.name: getattr(cfg, f.name) for f in fields(OutputSettings)})
@@ -161,22 +164,33 @@ def main(cfg: DetectConfig) -> Path:
     tracking = Tracking(TrackSettings(cfg.conf_thres), areas, files, names) if cfg.track else None
     overlay = tracking.overlay if tracking else None
     output = Output(settings, files, names, progress, overlay)
-    with closing(frames), annotations, tracking or nullcontext(), output:
-        for frame in frames:
-            if isinstance(frame, Broken):
-                LOGGER.warning(clean(frame.reason, 400))
-                broken.append(frame.path)
-                progress.number(frame.path)
-                continue
-            found = predictor([frame.image])[0]
-            found = tracking(frame, found) if tracking else found
-            drawn = output.add(frame, found)
-            annotations.add(frame.path, frame.image, found.boxes, output.stem(frame), frame.video is not None)
-            if cfg.visualize:
-                visualize(predictor, frame.image, found, files, output.stem(frame))
-            summary.add(frame, found)
-            progress.step(frame)
-            if show and drawn is not None and show(frame.path, drawn):
+    ended = False  # by the window
+
+    def report(item: Broken) -> None:
+        LOGGER.warning(clean(item.reason, 400))
+        broken.append(item.path)
+        progress.number(item.path)
+
+    def finish(frame: Frame, found: Prediction) -> None:
+        nonlocal ended
+        found = tracking(frame, found) if tracking else found
+        drawn = output.add(frame, found)
+        annotations.add(frame.path, frame.image, found.boxes, output.stem(frame), frame.video is not None)
+        if cfg.visualize:
+            visualize(predictor, frame.image, found, files, output.stem(frame))
+        summary.add(frame, found)
+        progress.step(frame)
+        ended = show is not None and drawn is not None and show(frame.path, drawn)
+
+    at_once = show is not None or cfg.visualize  # windows belong to this thread, and maps to the network of one frame
+    results = detected(frames, predictor, workers, threads)
+    with closing(results), annotations, tracking or nullcontext(), output, Later(0 if at_once else WRITING) as later:
+        for item in results:
+            if isinstance(item, Broken):
+                later(report, item)
+            else:
+                later(finish, *item)
+            if ended:
                 break
     for line in [*summary.lines(names, cfg.agnostic_nms), *(tracking.lines() if tracking else ())]:
         LOGGER.info(line)
@@ -187,6 +201,20 @@ def main(cfg: DetectConfig) -> Path:
     if broken:
         raise ValueError(f"{counted(len(broken), 'input')} could not be read: {first(broken)}")
     return folder
+
+
+def division(cfg: DetectConfig) -> tuple[int, int]:
+    """(frames that the network works on at once, CPU threads for each; 0: the runtime's default).
+
+    Several at once only for files, of runtimes that take several calls, on the CPU.
+    """
+    files, weights = source_files(cfg.source), [cfg.weights] if isinstance(cfg.weights, str) else cfg.weights
+    several = len(files) > 1 or any(path.suffix.lower() in VIDEO_SUFFIXES for path in files)
+    serial = cfg.compile or cfg.visualize or any(Path(path).suffix in (".tflite", ".pte") for path in weights)
+    if not several or serial or select_device(cfg.device).type != "cpu":
+        return 1, cfg.threads
+    workers, threads = shared_threads(cfg.threads or torch.get_num_threads())
+    return (workers, threads) if workers > 1 else (1, cfg.threads)
 
 
 def next_commands(cfg: DetectConfig, found: bool = True) -> list[tuple[str, str]]:

@@ -153,9 +153,12 @@ def measure_cost(layers: nn.Module, run: Callable[[], object]) -> Cost:
 
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
         found = output[0] if isinstance(output, tuple) else output
-        if not isinstance(found, Tensor):  # a head's maps are outputs of its convolutions
+        if isinstance(found, list):  # the raw maps of a head, which are decoded to as many numbers
+            size = sum(level.numel() for level in found)
+        elif isinstance(found, Tensor):
+            size = found.numel()
+        else:
             return
-        size = found.numel()
         cost.largest, cost.maps = max(cost.largest, size), cost.maps + size
         if isinstance(module, nn.Conv2d):
             cost.work += module.weight.numel() // module.out_channels * size

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.cost import MAX_GRID, SIDE, Cost, measure_cost
 from models.rows import Row, shown
+from models.shapes import ShapeRules
 from utils.text import clean
 
 
@@ -68,7 +69,10 @@ def measure(layers: nn.Sequential, routes: list[tuple[int, ...]], where: str) ->
             multiples.extend(stride * side for side in module.divides)
 
     hooks = [m.register_forward_pre_hook(record) for m in [*dividing, layers[-1]]]
-    cost = measure_cost(layers, lambda: run_rows(layers, routes, torch.empty(1, 3, probe, probe, device="meta")))
+    layers[-1].training = True  # the head alone: its raw maps, whose decoding has no part in the cost
+    with ShapeRules():
+        cost = measure_cost(layers, lambda: run_rows(layers, routes, torch.empty(1, 3, probe, probe, device="meta")))
+    layers[-1].training = False
     for hook in hooks:
         hook.remove()
     if not all(math.isfinite(s) and 0 < s <= MAX_GRID for s in strides):

@@ -16,7 +16,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 if __name__ == "__main__":  # run as a file: the project's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -210,6 +209,8 @@ class DetectionModel(nn.Module):
 
     def gflops(self, imgsz: int = 640) -> float:
         """Billions of multiplications and additions of one forward pass at (imgsz, imgsz), attention included."""
+        from torch.utils.flop_counter import FlopCounterMode  # slow to import, and only reports need it
+
         attentions = [m for m in self.modules() if isinstance(m, common.Attention)]
         before = [m.fused for m in attentions]
         for m in attentions:

@@ -20,11 +20,12 @@ import val
 from models.weights.checkpoint import load_checkpoint
 from tools.kill_and_resume import differences
 from utils.boxes import areas
-from utils.data.augmentations import MIN_AREA, WHOLE, random_tile
+from utils.data.augmentations import WHOLE, random_tile
 from utils.data.data_yaml import read_data_yaml
 from utils.data.dataset import DetectionDataset, Sample
 from utils.data.loader import build_loader
 from utils.data.scan import Scan
+from utils.data.views import MIN_AREA
 from utils.hyp import Hyp
 from utils.images import imread
 from utils.next_steps import after_training

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.config import Bounds, Config, check_cli, flag, run_script
 
 TORCH = "torch"
+MARKERS = "osD^vPX"  # of the lines of the chart
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class TimesConfig(Config):
     rounds: int = flag(15, "calls of each network at each size", bounds=Bounds(low=1))
     nc: int = flag(80, "classes", bounds=Bounds(low=1))
     out: str = flag("", "file for the table, Markdown; empty: only printed")
+    plot: str = flag("", "file for a chart of time against pixels, .png or .svg; needs two sizes; empty: none")
 
 
 if __name__ == "__main__":
@@ -45,12 +47,14 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from models.export.metadata import Metadata
 from models.export.writers import FORMATS, Job
 from models.runtimes.load import load_backend
 from models.yolo import DetectionModel
+from utils.drawing import save_figure
 from utils.files import write_atomic
 from utils.proof.images import quiet
 from utils.text import counted
@@ -133,6 +137,31 @@ def table(networks: Sequence[Network], cfg: TimesConfig) -> str:
     return "\n".join(lines)
 
 
+def plot(networks: Sequence[Network], cfg: TimesConfig) -> None:
+    """Write a chart of milliseconds against pixels on logarithmic axes, a panel a runtime, a line a network."""
+    sizes = sorted(set(cfg.imgsz))
+    figure = Figure(figsize=(5.2 * len(cfg.runtimes) + 2.4, 5), layout="constrained")
+    panels = figure.subplots(1, len(cfg.runtimes), sharey=True, squeeze=False)[0]
+    for axes, runtime in zip(panels, cfg.runtimes, strict=True):
+        ends = max(sizes) ** 2 / min(sizes) ** 2
+        least = min(n.ms[runtime, min(sizes)] for n in networks)
+        axes.plot([min(sizes) ** 2, max(sizes) ** 2], [least, least * ends], ":", color="gray", label="linear")
+        for i, n in enumerate(networks):
+            label = f"{n.name}, d = {exponent(n, runtime, sizes):.2f}" if len(panels) == 1 else n.name
+            times = [n.ms[runtime, size] for size in sizes]
+            axes.plot(
+                [size**2 for size in sizes], times, f"{MARKERS[i % len(MARKERS)]}-", color=f"C{i % 10}", label=label
+            )
+        axes.set(xscale="log", yscale="log", title=f"{runtime}, {counted(cfg.threads, 'thread')}")
+        axes.set_xticks([size**2 for size in sizes], [f"{size}²" for size in sizes], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("pixels of the input")
+        axes.grid(True, which="both", alpha=0.25)
+    panels[0].set_ylabel("ms an image")
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+    save_figure(figure, Path(cfg.plot))
+
+
 def main(cfg: TimesConfig) -> list[Network]:
     """The networks with their times; the table is printed.
 
@@ -142,6 +171,8 @@ def main(cfg: TimesConfig) -> list[Network]:
     unknown = [name for name in cfg.runtimes if name not in (TORCH, *FORMATS)]
     if unknown:
         raise ValueError(f"--runtimes {unknown[0]}: expected {TORCH}, {', '.join(FORMATS)}")
+    if cfg.plot and (Path(cfg.plot).suffix not in (".png", ".svg") or len(set(cfg.imgsz)) < 2):
+        raise ValueError(f"--plot {cfg.plot}: expected a .png or .svg file, and at least two --imgsz")
     torch.set_num_threads(cfg.threads)
     networks = [Network.of(name, cfg.nc) for name in cfg.cfg]
     for n in networks:
@@ -153,6 +184,8 @@ def main(cfg: TimesConfig) -> list[Network]:
     LOGGER.info(f"batch 1, {counted(cfg.threads, 'thread')}, least of {cfg.rounds} calls in turns\n{text}")
     if cfg.out:
         write_atomic(Path(cfg.out), text + "\n")
+    if cfg.plot:
+        plot(networks, cfg)
     return networks
 
 

@@ -13,7 +13,6 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou, complete_box_iou_loss
 
 SMALLEST = 1e-3  # pixels or cells; a predicted side below it has collapsed
 
@@ -163,7 +162,12 @@ def areas(xyxy: np.ndarray) -> np.ndarray:
 
 def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, m) intersection over union of (n, 4) and (m, 4) xyxy boxes in one frame; 0 where both are empty."""
-    return box_iou(torch.from_numpy(a), torch.from_numpy(b)).nan_to_num(0.0).numpy()
+    low = np.maximum(a[:, None, :2], b[:, :2])
+    sides = np.maximum(np.minimum(a[:, None, 2:], b[:, 2:]) - low, 0)
+    shared = sides[..., 0] * sides[..., 1]
+    total = areas(a)[:, None] + areas(b) - shared
+    iou = np.zeros(shared.shape, np.result_type(shared, np.float32))
+    return np.divide(shared, total, out=iou, where=(total > 0) & (total < np.inf))
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -184,6 +188,8 @@ def paired_ciou(a: Tensor, b: Tensor) -> Tensor:
 
     Source: Zheng et al. 2020, arXiv:1911.08287; the weight of the aspect term is a constant in backward.
     """
+    from torchvision.ops import complete_box_iou_loss  # half of the time to start, and only training needs it
+
     # The aspect term divides by the height. A small side is rounded to 0 when it is added to a center.
     low, high = a[:, :2], a[:, 2:]
     a = torch.cat([low, torch.where(high - low < SMALLEST, high + SMALLEST, high)], dim=1)

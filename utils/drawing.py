@@ -7,10 +7,10 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from utils.boxes import Boxes, Targets, xywhn2xyxy
@@ -19,6 +19,9 @@ from utils.fonts import Label, font_size, label_width
 from utils.images import imwrite
 from utils.label_places import place_labels
 from utils.palette import Color, class_color
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TILE = 320  # pixels; smaller images are enlarged to this in sheets, so that labels can be read
 GAP = 2  # pixels between the images of a sheet

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from fontTools.ttLib import TTFont, TTLibError
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.palette import Color, text_color
@@ -20,8 +18,23 @@ MIN_FONT = 10  # pixels; below, letters run together
 LONGEST_LABEL = 20  # sizes of the font
 LONGEST_NAME = 300  # characters that are looked at; more never fit into a label
 OUTLINES = {"glyf", "CFF ", "CFF2"}  # tables of fonts that fit every size; some of emoji have only bitmaps
-DEJAVU = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 LOGGER = logging.getLogger(__name__)
+
+
+def shipped_font() -> str:
+    """The file of DejaVu Sans, which comes with matplotlib; found without importing that, which is slow."""
+    found = importlib.util.find_spec("matplotlib")
+    folders = (found.submodule_search_locations if found else None) or []
+    files = [Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf") for folder in folders]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:  # its data are elsewhere, as in some packages of Linux distributions
+        import matplotlib
+
+        file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return str(file)
+
+
+DEJAVU = shipped_font()
 
 
 def font_size(height: int, width: int) -> int:
@@ -47,6 +60,8 @@ def label_font(size: int, file: str = DEJAVU) -> ImageFont.FreeTypeFont:
 @lru_cache(maxsize=512)
 def characters(file: str) -> frozenset[int]:
     """The code points in a font file; none if it cannot be read, or has only bitmaps of some sizes."""
+    from fontTools.ttLib import TTFont, TTLibError  # slow to import, and not needed for Latin letters
+
     try:
         with TTFont(file, fontNumber=0, lazy=True) as font:
             return frozenset(font.getBestCmap() or ()) if OUTLINES & set(font.keys()) else frozenset()
@@ -57,6 +72,10 @@ def characters(file: str) -> frozenset[int]:
 @lru_cache(maxsize=512)
 def font_file(text: str) -> str:
     """DejaVu Sans if it has all characters of `text`, else the installed font that has the most of them."""
+    if text.isascii():
+        return DEJAVU
+    from matplotlib import font_manager
+
     wanted = {ord(c) for c in text if not c.isspace()}
     best, missing = DEJAVU, wanted - characters(DEJAVU)
     if not missing:

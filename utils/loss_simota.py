@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from utils.boxes import Targets, paired_iou, xywh2xyxy
 from utils.hyp import Hyp
@@ -45,6 +44,8 @@ def assign_simota(
     cells = near.any(dim=0).nonzero().flatten()
     if not len(truth) or not len(cells):
         return Assignment(cells[:0], cells[:0], xyxy[:0, 0])
+    from torchvision.ops import box_iou  # slow to import, and only training needs it
+
     iou = box_iou(truth, xyxy[cells])
     cost = class_cost(rows[cells], label) - IOU_WEIGHT * (iou + 1e-8).log() + OUTSIDE * ~near[:, cells]
     best = iou.topk(min(MOST_CELLS, len(cells)), dim=1).values

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import complete_box_iou
 
 from utils.boxes import Targets, paired_ciou, xywh2xyxy
 from utils.hyp import Hyp
@@ -47,6 +46,8 @@ def assign_task_aligned(
     if not len(truth):
         return Assignment(empty, empty, p[:0, 0])
     inside = cells_inside(truth, grid, reach, least)
+    from torchvision.ops import complete_box_iou  # slow to import, and only training needs it
+
     iou = complete_box_iou(truth, xyxy).nan_to_num(0.0).clamp(min=0)  # (n, N); NaN for boxes without sides
     alignment = p[:, label].T ** ALPHA * iou**BETA
     ranked = alignment.masked_fill(~inside, 0.0).topk(min(MOST_CELLS, len(p)), dim=1)

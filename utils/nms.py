@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from utils.boxes import Boxes, xywh2xyxy
+from utils.torchvision_ops import batched_nms
 
 MAX_CANDIDATES = 30_000  # boxes per image that enter NMS, the best by score
 

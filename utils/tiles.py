@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torchvision.ops import batched_nms
 
 from utils.boxes import Boxes
 from utils.nms import NmsSettings
+from utils.torchvision_ops import batched_nms
 
 OVERLAP = 0.25  # of neighboring tiles, fraction of their side
 EDGE = 2.0  # pixels; a box this close to an inner edge of a tile counts as cut by it

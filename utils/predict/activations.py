@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 
 from utils.images import imwrite
@@ -16,6 +15,8 @@ MAX_CHANNELS = 64  # of a row that are shown
 
 def colorize(values: np.ndarray) -> np.ndarray:
     """(h, w) of any range -> (h, w, 3) uint8 RGB, dark for the smallest value and yellow for the largest."""
+    import matplotlib  # takes half a second, and few runs draw maps
+
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
     return (matplotlib.colormaps["viridis"](scaled)[..., :3] * 255).astype(np.uint8)

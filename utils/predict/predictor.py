@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -94,6 +95,7 @@ class Predictor:
     tile: int = 0
     size: Size = field(init=False)
     full: bool = field(init=False, default=False)  # warn_if_full has warned
+    lock: threading.Lock = field(init=False, default_factory=threading.Lock)  # of it: threads may share a predictor
 
     def __post_init__(self) -> None:
         self.size = input_size(self.imgsz, self.backend.limits, self.backend.grid)
@@ -161,8 +163,10 @@ class Predictor:
         limits = self.backend.limits
         if self.full or limits.nms is None or not self.nms.max_det > limits.nms.max_det == decoded.shape[1]:
             return
-        self.full = bool((decoded[..., 4] > 0).all(dim=1).any())
-        if self.full:
+        with self.lock:
+            full = not self.full and bool((decoded[..., 4] > 0).all(dim=1).any())
+            self.full |= full
+        if full:
             LOGGER.warning(
                 f"{limits.file} holds {limits.nms.max_det} boxes per image and one has so many: others may be missing; "
                 "export it with a larger --max-det"

@@ -8,10 +8,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image, ImageShow
 from torch import Tensor
@@ -33,6 +32,9 @@ from utils.predict.writers import (
 )
 from utils.runs import Run
 from utils.text import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOGGER = logging.getLogger(__name__)
 COORDINATES = {
@@ -195,6 +197,8 @@ class Detections:
 
     def table(self, rows: Tensor, frame: str) -> pd.DataFrame:
         """The table of one image from its `rows` (n, 6), whose coordinates are of the kind `frame` in COORDINATES."""
+        import pandas as pd  # slow to import, and few programs ask for tables
+
         table = pd.DataFrame(rows[:, :5].numpy(), columns=[*COORDINATES[frame], "confidence"])
         table["class"] = rows[:, 5].int().numpy()
         names = pd.Series([*(self.name(c) for c in rows[:, 5]), ""])  # one more: a column of none would not be text

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.fonts import DEJAVU
 from utils.track.counting import AreaCounter, Counts
 
 BRIGHT, DARK = (255, 220, 0), (24, 24, 24)  # RGB of areas, and of their edges
 SHOWN = 8  # classes of an area
-DEJAVU = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 
 
 def draw_areas(image: np.ndarray, counters: Sequence[AreaCounter], names: Mapping[int, str]) -> np.ndarray:
@@ -58,7 +56,7 @@ def class_counts(counts: Counts, names: Mapping[int, str]) -> str:
 @lru_cache(maxsize=8)
 def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib."""
-    return ImageFont.truetype(str(DEJAVU), size)
+    return ImageFont.truetype(DEJAVU, size)
 
 
 def draw_text(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
