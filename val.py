@@ -86,7 +86,8 @@ from torch.utils.data import DataLoader
 from data.make_shapes import draw_if_built_in
 from models.runtimes.ensemble import in_order
 from models.runtimes.load import load_model
-from utils.backend import Backend, input_size, refuse_nms
+from models.yolo import DetectionModel
+from utils.backend import Backend, SparseBackend, input_size, refuse_nms
 from utils.boxes import Boxes
 from utils.classes import class_order
 from utils.commands import relative
@@ -267,8 +268,7 @@ def detect_all(
             with watch.stage("pre"):
                 images = to_input(batch.images, device)
             with watch.stage("inference"), torch.autocast("cuda", torch.float16) if autocast else nullcontext():
-                output = model(images)
-            decoded, raw = output if isinstance(output, tuple) else (output, None)
+                decoded, raw = run_network(model, images, settings.nms.conf_thres)
             if criterion is not None and raw is not None:
                 _, parts = criterion([level.float() for level in raw], batch.targets.to(device))
                 losses.append(torch.stack([parts[name] for name in criterion.names]) * len(images))
@@ -288,6 +288,14 @@ def detect_all(
     if criterion is not None and losses:
         loss = dict(zip(criterion.names, torch.stack(losses).sum(dim=0) / count, strict=True))
     return EvalResult(detections, watch.per_image(count), loss, sorted(rows))
+
+
+def run_network(model: Network, images: Tensor, least: float) -> tuple[Sequence[Tensor], list[Tensor] | None]:
+    """Of each image the decoded rows that can score above `least`, maybe others, too; raw maps, where there are any."""
+    if isinstance(model, SparseBackend):
+        return model.rows_above(images, least), None
+    output = model(images, least) if isinstance(model, DetectionModel) else model(images)
+    return output if isinstance(output, tuple) else (output, None)
 
 
 @contextmanager

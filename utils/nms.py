@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,11 +49,12 @@ class NmsSettings:
 DEFAULTS = NmsSettings()
 
 
-def non_max_suppression(decoded: Tensor, settings: NmsSettings = DEFAULTS) -> list[Boxes]:
+def non_max_suppression(decoded: Tensor | Sequence[Tensor], settings: NmsSettings = DEFAULTS) -> list[Boxes]:
     """Final boxes of each image in pixels of the network's input, best score first.
 
     Args:
-        decoded: (B, N, 5+nc) center x, y, width, height, objectness, class probabilities; not modified.
+        decoded: (B, N, 5+nc), or of each image (n, 5+nc): center x, y, width, height, objectness, class probabilities;
+            not modified.
     """
     return [_suppress(rows, settings) for rows in decoded]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from utils.backend import Backend, input_size, warn_of_nms
+from utils.backend import Backend, input_size, rows_above, warn_of_nms
 from utils.boxes import Boxes
 from utils.classes import plain, short
 from utils.images import Letterbox, Size, fit_canvas, letterbox, to_input
@@ -161,7 +161,7 @@ class Predictor:
         start = self.clock()
         batch, places = self.input(images, canvas)
         ready = self.clock()
-        decoded = self.backend(batch)
+        decoded = rows_above(self.backend, batch, self.nms.conf_thres)
         done = self.clock()
         self.warn_if_full(decoded)
         boxes = []
@@ -172,12 +172,12 @@ class Predictor:
         times = (ready - start) / n, (done - ready) / n, (end - done) / n
         return [Prediction(own, canvas, times) for own in boxes]
 
-    def warn_if_full(self, decoded: Tensor) -> None:
+    def warn_if_full(self, decoded: Sequence[Tensor]) -> None:
         """Warn, once, that a file with NMS inside gave as many boxes as it can hold, and more were asked for."""
         limits = self.backend.limits
-        if self.full or limits.nms is None or not self.nms.max_det > limits.nms.max_det == decoded.shape[1]:
+        if self.full or limits.nms is None or not self.nms.max_det > limits.nms.max_det:
             return
-        self.full = bool((decoded[..., 4] > 0).all(dim=1).any())
+        self.full = any(len(rows) == limits.nms.max_det and bool((rows[:, 4] > 0).all()) for rows in decoded)
         if self.full:
             LOGGER.warning(
                 f"{limits.file} holds {limits.nms.max_det} boxes per image and one has so many: others may be missing; "
