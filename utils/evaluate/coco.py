@@ -56,7 +56,8 @@ def coco_evaluation(matching: Matching, max_det: int) -> CocoResult | None:
     if not len(matching.score) or not matching.labels[:, 0].any():
         return None
     limits, shape = detection_limits(max_det), matching.labels.shape
-    precision = np.full((len(IOUS), len(RECALLS), *shape), -1.0)
+    # Classes are outermost in memory, where sums over recalls are rounded least.
+    precision = np.full((shape[0], len(IOUS), len(RECALLS), shape[1]), -1.0).transpose(1, 2, 0, 3)
     recall = np.full((len(IOUS), *shape, len(limits)), -1.0)
     for k in np.flatnonzero(matching.labels.any(axis=1)).tolist():
         found, rows, order = matching.of_class(k)
