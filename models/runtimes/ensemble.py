@@ -112,9 +112,10 @@ class Augmented:
     def rows_above(self, images: Tensor, least: float) -> list[Tensor]:
         """See SparseBackend."""
         size = images.shape[-2:]
-        each = [
-            [from_view(rows, size, *v) for rows in rows_above(self.backend, self.view(images, *v), least)] for v in VIEWS
-        ]
+        each = []
+        for v in VIEWS:
+            found = rows_above(self.backend, self.view(images, *v), least)
+            each.append([from_view(rows, size, *v) for rows in found])
         return [torch.cat(parts) for parts in zip(*each, strict=True)]
 
     def view(self, images: Tensor, scale: float, mirrored: bool) -> Tensor:
