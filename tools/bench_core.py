@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from models.common import Attention, MobileViTBlock
+from models.heads import Detect
 from models.yolo import DetectionModel
 from utils.boxes import Boxes, Truth, areas, xywh2xyxy
 from utils.evaluate.coco import detection_limits
@@ -69,8 +70,9 @@ def trained_like(nc: int = 80, share: float = 0.002) -> DetectionModel:
         _, raw = model(torch.rand(1, 3, 640, 640))
         logits = torch.cat([level[..., 4].flatten() for level in raw])
         shift = math.log(0.25 / 0.75) - logits.quantile(1 - share).item()
-    for conv in model.head.m:
-        conv.bias.view(model.head.na, model.head.no)[:, 4] += shift  # type: ignore[union-attr, operator]
+    head = cast(Detect, model.head)
+    for conv in head.m:
+        cast(Tensor, conv.bias).view(head.na, head.no)[:, 4] += shift
     return model
 
 

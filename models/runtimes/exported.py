@@ -58,7 +58,7 @@ class ExportedBackend:
         Raises:
             ValueError: an image larger than the file's fixed size.
         """
-        return torch.cat([self.decode(out)[:count] for out, count in self.outputs(images)]).to(images.device)
+        return torch.cat([self.decode(out)[:count] for out, count in self.run_batches(images)]).to(images.device)
 
     @torch.inference_mode()
     def rows_above(self, images: Tensor, least: float) -> list[Tensor]:
@@ -67,11 +67,11 @@ class ExportedBackend:
             return list(self(images))
         parts = [
             self.detect.decode_above([level[:count].float() for level in out], least)
-            for out, count in self.outputs(images)
+            for out, count in self.run_batches(images)
         ]
         return [rows.to(images.device) for part in parts for rows in part]
 
-    def outputs(self, images: Tensor) -> Iterator[tuple[list[Tensor], int]]:
+    def run_batches(self, images: Tensor) -> Iterator[tuple[list[Tensor], int]]:
         """The outputs of the file for so many images as it takes at once, and how many of these are of `images`."""
         size = self.meta.batch if self.meta.dynamic == "none" else len(images)
         for chunk in self.pad(images.float().cpu()).split(size):
