@@ -91,7 +91,8 @@ from torch.utils.data import DataLoader
 from data.make_shapes import draw_if_built_in
 from models.runtimes.ensemble import in_order
 from models.runtimes.load import load_model
-from utils.backend import Backend, input_size, refuse_nms
+from models.yolo import DetectionModel
+from utils.backend import Backend, SparseBackend, input_size, refuse_nms
 from utils.boxes import Boxes
 from utils.classes import class_order
 from utils.commands import relative
@@ -268,15 +269,14 @@ def detect_all(
     watch, losses, rows = Stopwatch(device), [], list[int]()
     autocast = settings.half and device.type == "cuda" and isinstance(model, nn.Module)
 
-    def forward(pixels: Tensor) -> tuple[Tensor, list[Tensor] | None]:
-        """uint8 images -> decoded rows, and the raw maps if the model gives them."""
+    def forward(pixels: Tensor) -> tuple[Sequence[Tensor], list[Tensor] | None]:
+        """uint8 images -> decoded rows, and the raw maps if the model gives them; see run_network."""
         with watch.stage("pre"):
             images = to_input(pixels, device)
         with watch.stage("inference"), torch.autocast("cuda", torch.float16) if autocast else nullcontext():
-            output = model(images)
-        return output if isinstance(output, tuple) else (output, None)
+            return run_network(model, images, settings.nms.conf_thres)
 
-    def boxes_of(decoded: Tensor) -> list[Boxes]:
+    def boxes_of(decoded: Sequence[Tensor]) -> list[Boxes]:
         with watch.stage("nms"):
             return non_max_suppression(decoded, settings.nms)
 
@@ -318,6 +318,14 @@ def tile_detector(
         return None
     data = cast(DetectionDataset, loader.dataset)
     return TileDetector(detect, settings.nms, settings.tile, data.largest, data.grid, data.rect, data.letterbox)
+
+
+def run_network(model: Network, images: Tensor, least: float) -> tuple[Sequence[Tensor], list[Tensor] | None]:
+    """Of each image the decoded rows that can score above `least`, maybe others, too; raw maps, where there are any."""
+    if isinstance(model, SparseBackend):
+        return model.rows_above(images, least), None
+    output = model(images, least) if isinstance(model, DetectionModel) else model(images)
+    return output if isinstance(output, tuple) else (output, None)
 
 
 @contextmanager

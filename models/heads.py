@@ -6,7 +6,7 @@ A new head is a subclass of `Head` here and its name in `HEADS`; see docs/heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,9 @@ from utils.loss_tal import TaskAlignedLoss
 from utils.text import clean
 
 START = 2.0  # strides from the center of a cell to the sides of its box, before training
+SLACK = 1e-6  # of a confidence: more than a sigmoid in float32 can be off
+MANY = 0.25  # share of a level's rows above which all are decoded, which then takes less time
+LANES, SERIAL = 64, 16384  # numbers that every CPU handles in whole vectors, and that no operator spreads over threads
 
 
 class Head(nn.Module):
@@ -43,15 +46,20 @@ class Head(nn.Module):
         self.nc = nc
         self.register_buffer("stride", torch.zeros(levels))
 
-    def forward(self, x: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    def forward(self, x: list[Tensor], least: float | None = None) -> list[Tensor] | tuple[Any, list[Tensor]]:
         """Training: what the loss takes, per level. Eval: (decoded (B, N, 5+nc), the same).
 
         A decoded row is cx, cy, w, h in pixels of the input, objectness, class probabilities. Heads without objectness
         give it as 1, so that a score is objectness times class probability everywhere.
+
+        Args:
+            least: in eval mode, decode as `decode_above` does: a list of (n, 5+nc) in place of (B, N, 5+nc).
         """
         maps = self.maps(x)
         raw = [self.raw(level) for level in maps]
-        return raw if self.training else (self.decode_all(maps), raw)
+        if self.training:
+            return raw
+        return self.decode_all(maps) if least is None else self.decode_above(maps, least), raw
 
     def maps(self, x: list[Tensor]) -> list[Tensor]:
         """Feature maps -> raw map (B, C, h, w) of each level, the "raw" form of an exported file."""
@@ -68,6 +76,33 @@ class Head(nn.Module):
     def decode_all(self, maps: list[Tensor]) -> Tensor:
         """Raw maps of all levels -> decoded rows (B, N, 5+nc), the levels one after another."""
         return torch.cat([self.decode(level, i) for i, level in enumerate(maps)], dim=1)
+
+    def confidence(self, level: Tensor) -> Tensor | None:
+        """(B, n) float32, at least the best score of every row of a raw map, without decoding; None: not known."""
+        return None
+
+    def decode_rows(self, level: Tensor, i: int, image: Tensor, row: Tensor) -> Tensor:
+        """Decoded rows (k, 5+nc): rows `row` (k,) of images `image` (k,) of `decode(level, i)`, but only they."""
+        raise NotImplementedError
+
+    def decode_above(self, maps: list[Tensor], least: float) -> list[Tensor]:
+        """Of each image the decoded rows (n, 5+nc) that can score above `least`, in the order of `decode_all`.
+
+        Some others may be among them. Rows are those of `decode_all` to the bit, but for the last numbers of a level on
+        the CPU: PyTorch rounds what is left over by whole vectors, at most LANES / 2 numbers, otherwise.
+        """
+        found: list[list[Tensor]] = [[] for _ in maps[0]]
+        for i, level in enumerate(maps):
+            confidence = self.confidence(level)
+            above = None if confidence is None else ~(confidence <= least - SLACK)  # not a number is not below
+            if above is None or above.count_nonzero() > MANY * above.numel():
+                parts = self.decode(level, i).unbind()
+            else:
+                image, row = above.nonzero(as_tuple=True)
+                parts = self.decode_rows(level, i, image, row).split(above.sum(dim=1).tolist())
+            for own, part in zip(found, parts, strict=True):
+                own.append(part)
+        return [torch.cat(own) for own in found]
 
     def criterion(self, hyp: Hyp, imgsz: int, smooth: float = 0.0, all_reduce_sum: AllReduce = local_sum) -> Criterion:
         """The loss to train with.
@@ -98,6 +133,15 @@ class Head(nn.Module):
             indexing="ij",
         )
         return torch.stack([x, y], dim=-1).view(-1, 2) - 0.5
+
+
+def rounded_alike(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` of every number of `x`, with the bits that it has within a large tensor.
+
+    On the CPU vectors and what is left over by them are computed by different code, one unit in the last place apart.
+    """
+    flat = F.pad(x.flatten(), (0, -x.numel() % LANES))
+    return torch.cat([function(part) for part in flat.split(SERIAL)])[: x.numel()].view(x.shape)
 
 
 class Detect(Head):
@@ -144,10 +188,23 @@ class Detect(Head):
         """See Head.decode; the rows of one anchor after another."""
         h, w = level.shape[-2:]
         y = self.rows(level).float().sigmoid()  # half precision would round coordinates beyond 512 to 0.5 px
-        center = (y[..., 0:2] * 2 + self.cells(h, w, y)) * self.stride[i]
+        return self.boxes(y, self.cells(h, w, y), self.anchors[i].unsqueeze(1), i).flatten(1, 2)
+
+    def boxes(self, y: Tensor, cells: Tensor, anchors: Tensor, i: int) -> Tensor:
+        """Sigmoids (..., 5+nc) of level `i` -> decoded rows, given their cells and anchors (..., 2)."""
+        center = (y[..., 0:2] * 2 + cells) * self.stride[i]
         half = y[..., 2:4] * 2
-        size = half * half * self.anchors[i].unsqueeze(1)  # q*q, not **2: mobile converters refuse pow
-        return torch.cat([center, size, y[..., 4:]], dim=-1).flatten(1, 2)
+        size = half * half * anchors  # q*q, not **2: mobile converters refuse pow
+        return torch.cat([center, size, y[..., 4:]], dim=-1)
+
+    def confidence(self, level: Tensor) -> Tensor:
+        return level.unflatten(1, (self.na, self.no))[:, :, 4].float().sigmoid().flatten(1)
+
+    def decode_rows(self, level: Tensor, i: int, image: Tensor, row: Tensor) -> Tensor:
+        h, w = level.shape[-2:]
+        anchor, cell = row // (h * w), row % (h * w)
+        y = rounded_alike(torch.sigmoid, self.rows(level)[image, anchor, cell].float())
+        return self.boxes(y, self.cells(h, w, y)[cell], self.anchors[i][anchor], i)
 
     def criterion(
         self, hyp: Hyp, imgsz: int, smooth: float = 0.0, all_reduce_sum: AllReduce = local_sum
@@ -209,6 +266,16 @@ class Decoupled(Head):
         center = (y[..., 0:2] + (self.cells(h, w, y) + 0.5)) * self.stride[i]
         size = y[..., 2:4].exp() * self.stride[i]
         return torch.cat([center, size, y[..., 4:].sigmoid()], dim=-1)
+
+    def confidence(self, level: Tensor) -> Tensor:
+        return level[:, 4].float().sigmoid().flatten(1)
+
+    def decode_rows(self, level: Tensor, i: int, image: Tensor, row: Tensor) -> Tensor:
+        h, w = level.shape[-2:]
+        y = level.flatten(2).transpose(1, 2)[image, row].float()
+        center = (y[:, 0:2] + (self.cells(h, w, y)[row] + 0.5)) * self.stride[i]
+        size = rounded_alike(torch.exp, y[:, 2:4]) * self.stride[i]
+        return torch.cat([center, size, rounded_alike(torch.sigmoid, y[:, 4:])], dim=-1)
 
     def criterion(self, hyp: Hyp, imgsz: int, smooth: float = 0.0, all_reduce_sum: AllReduce = local_sum) -> SimOtaLoss:
         return SimOtaLoss(self.stride, self.nc, hyp, smooth, all_reduce_sum)
@@ -275,10 +342,10 @@ class DetectV8(Head):
         towers = zip(self.box_towers, self.class_towers, x, strict=True)
         return [torch.cat([box(level), label(level)], dim=1) for box, label, level in towers]
 
-    def distances(self, boxes: Tensor) -> Tensor:
+    def distances(self, boxes: Tensor, softplus: Callable[[Tensor], Tensor] = F.softplus) -> Tensor:
         """Box part of a raw map, (B, 4*reg_max, n) -> distances to left, top, right, bottom in strides (B, n, 4)."""
         if self.reg_max == 1:
-            return F.softplus(boxes).transpose(1, 2)
+            return softplus(boxes).transpose(1, 2)
         bins = boxes.reshape(boxes.shape[0], 4, self.reg_max, -1).transpose(2, 3)  # softmax on the last axis: WebGPU
         return (bins.softmax(dim=-1) * self.bins.to(bins.dtype)).sum(dim=-1).transpose(1, 2)
 
@@ -286,11 +353,25 @@ class DetectV8(Head):
         """See Head.decode; distances count from the center of the cell."""
         h, w = level.shape[-2:]
         y = level.flatten(2).float()
-        near, far = self.distances(y[:, : 4 * self.reg_max]).split(2, dim=-1)
-        middle = self.cells(h, w, y) + 1.0
-        center = (middle + (far - near) / 2) * self.stride[i]
         label = y[:, 4 * self.reg_max :].sigmoid().transpose(1, 2)
+        return self.rows(self.distances(y[:, : 4 * self.reg_max]), self.cells(h, w, y), label, i)
+
+    def rows(self, distances: Tensor, cells: Tensor, label: Tensor, i: int) -> Tensor:
+        """Distances (..., 4), cells (..., 2), class probabilities (..., nc) of level `i` -> decoded rows."""
+        near, far = distances.split(2, dim=-1)
+        center = (cells + 1.0 + (far - near) / 2) * self.stride[i]
         return torch.cat([center, (near + far) * self.stride[i], torch.ones_like(label[..., :1]), label], dim=-1)
+
+    def confidence(self, level: Tensor) -> Tensor:
+        return level[:, 4 * self.reg_max :].amax(dim=1).float().sigmoid().flatten(1)
+
+    def decode_rows(self, level: Tensor, i: int, image: Tensor, row: Tensor) -> Tensor:
+        h, w = level.shape[-2:]
+        y = level.flatten(2).transpose(1, 2)[image, row].float()
+        columns = y[:, : 4 * self.reg_max].T.unsqueeze(0)
+        distances = self.distances(columns, lambda x: rounded_alike(F.softplus, x))[0]
+        label = rounded_alike(torch.sigmoid, y[:, 4 * self.reg_max :])
+        return self.rows(distances, self.cells(h, w, y)[row], label, i)
 
     def criterion(
         self, hyp: Hyp, imgsz: int, smooth: float = 0.0, all_reduce_sum: AllReduce = local_sum

@@ -86,17 +86,23 @@ def measure(layers: nn.Sequential, routes: list[tuple[int, ...]], where: str) ->
 
 
 def run_rows(
-    layers: nn.Sequential, routes: list[tuple[int, ...]], x: Tensor, kept_rows: Collection[int] | None = None
+    layers: nn.Sequential,
+    routes: list[tuple[int, ...]],
+    x: Tensor,
+    kept_rows: Collection[int] | None = None,
+    least: float | None = None,
 ) -> Any:
     """The output of the last row for images (B, 3, H, W).
 
     Args:
-        kept_rows: rows that others than the next one read; None: all are kept.
+        kept_rows: rows that others than the next one read; None: all are kept. least: of the head, see Head.forward.
     """
     kept: dict[int, Any] = {-1: x}
     last: Any = x
     for i, (layer, sources) in enumerate(zip(layers, routes, strict=True)):
         inputs = [last if s == i - 1 else kept[s] for s in sources]
+        if least is not None and i == len(layers) - 1:
+            return layer(inputs, least)
         last = layer(inputs if hasattr(layer, "joins") else inputs[0])
         if kept_rows is None or i in kept_rows:
             kept[i] = last

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -183,8 +183,8 @@ class DetectionModel(nn.Module):
     def stride(self) -> Tensor:
         return self.head.stride
 
-    def forward(self, x: Tensor) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """(B, 3, H, W) in 0..1, H and W multiples of `grid` -> see Head.forward.
+    def forward(self, x: Tensor, least: float | None = None) -> list[Tensor] | tuple[Any, list[Tensor]]:
+        """(B, 3, H, W) in 0..1, H and W multiples of `grid` -> see Head.forward, also for `least`.
 
         Raises:
             ValueError: a side that is not a multiple of `grid`.
@@ -196,7 +196,7 @@ class DetectionModel(nn.Module):
                 f"{self.where}: an input of {h}x{w} does not fit, both sides must be multiples of {self.grid}: "
                 f"height {fits[0][0]} or {fits[0][1]}, width {fits[1][0]} or {fits[1][1]}"
             )
-        return run_rows(self.model, self.routes, x, self.save)
+        return run_rows(self.model, self.routes, x, self.save, least)
 
     def forward_shapes(self, imgsz: int) -> None:
         """A forward pass in eval mode on shapes alone (meta tensors): no arithmetic is done, nothing is changed."""

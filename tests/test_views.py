@@ -145,13 +145,13 @@ def test_images_out_of_view_are_not_read_and_change_nothing(tmp_path: Path, monk
     lazy = DetectionDataset(data, 64, 32, hyp=hyp)
     read: list[int] = []
     load = lazy._load
-    monkeypatch.setattr(lazy, "_load", lambda k: (read.append(k), load(k))[1])
+    monkeypatch.setattr(lazy, "_load", lambda k, rng: (read.append(k), load(k, rng))[1])
     for epoch in range(60):
         sample = lazy[epoch, 0]
         rng = np.random.default_rng((0, epoch, 0))
         rng.random()  # whether there is a mosaic
         chosen = [0, *rng.integers(len(data), size=3).tolist()]
-        images, boxes, _ = zip(*(load(k) for k in chosen), strict=True)
+        images, boxes, _ = zip(*(load(k, rng) for k in chosen), strict=True)
         image, merged = random_affine(*mosaic(images, boxes, 64, rng), (64, 64), hyp, rng)
         assert sample is not None and np.array_equal(sample.image.permute(1, 2, 0), image)
         assert sample.targets.label.tolist() == merged.label.tolist()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -54,6 +54,20 @@ class Backend(Protocol):
     limits: ModelLimits
 
     def __call__(self, images: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class SparseBackend(Protocol):
+    """A backend that can also decode only the rows that matter."""
+
+    def rows_above(self, images: Tensor, least: float) -> list[Tensor]:
+        """Of each image the decoded rows (n, 5+nc) that can score above `least`, in order; maybe others, too."""
+        ...
+
+
+def rows_above(model: Callable[[Tensor], Tensor], images: Tensor, least: float) -> list[Tensor]:
+    """Of each image the decoded rows (n, 5+nc) that can score above `least`, in order; maybe others, too."""
+    return model.rows_above(images, least) if isinstance(model, SparseBackend) else list(model(images))
 
 
 def input_size(asked: int | Sequence[int], limits: ModelLimits, grid: int) -> Size:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.backend import Backend, ModelLimits
+from utils.backend import Backend, ModelLimits, rows_above
 from utils.classes import class_order
 from utils.images import PAD, size_text
 
@@ -31,6 +31,10 @@ class Reordered:
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> decoded (B, N, 5+nc)."""
         return self.backend(images)[..., self.columns]
+
+    def rows_above(self, images: Tensor, least: float) -> list[Tensor]:
+        """See SparseBackend."""
+        return [rows[:, self.columns] for rows in rows_above(self.backend, images, least)]
 
 
 def in_order(backend: Backend, order: Sequence[int], names: Mapping[int, str]) -> Backend:
@@ -63,6 +67,11 @@ class Ensemble:
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> decoded (B, N1 + N2 + ..., 5+nc)."""
         return torch.cat([backend(images) for backend in self.backends], dim=1)
+
+    def rows_above(self, images: Tensor, least: float) -> list[Tensor]:
+        """See SparseBackend."""
+        each = [rows_above(backend, images, least) for backend in self.backends]
+        return [torch.cat(parts) for parts in zip(*each, strict=True)]
 
 
 def joint_limits(each: Sequence[ModelLimits], grid: int) -> ModelLimits:
@@ -97,19 +106,39 @@ class Augmented:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> decoded (B, N1 + N2 + N3, 5+nc) in pixels of `images`."""
-        return torch.cat([self.predict_view(images, scale, mirrored) for scale, mirrored in VIEWS], dim=1)
+        size = images.shape[-2:]
+        return torch.cat([from_view(self.backend(self.view(images, *v)), size, *v) for v in VIEWS], dim=1)
 
-    def predict_view(self, images: Tensor, scale: float, mirrored: bool) -> Tensor:
-        """Decoded rows of one view, in pixels of `images`."""
+    def rows_above(self, images: Tensor, least: float) -> list[Tensor]:
+        """See SparseBackend."""
+        size = images.shape[-2:]
+        each = []
+        for v in VIEWS:
+            found = rows_above(self.backend, self.view(images, *v), least)
+            each.append([from_view(rows, size, *v) for rows in found])
+        return [torch.cat(parts) for parts in zip(*each, strict=True)]
+
+    def view(self, images: Tensor, scale: float, mirrored: bool) -> Tensor:
+        """The images scaled and mirrored, padded to the grid."""
         h, w = images.shape[-2:]
-        small = max(round(h * scale), 1), max(round(w * scale), 1)
+        small = scaled((h, w), scale)
         view = images.flip(-1) if mirrored else images
         if small != (h, w):
             view = F.interpolate(view, small, mode="bilinear", align_corners=False)
         pad_h, pad_w = (-side % self.grid for side in small)
-        rows = self.backend(F.pad(view, (0, pad_w, 0, pad_h), value=PAD / 255))
-        x, y = rows.new_tensor(w / small[1]), rows.new_tensor(h / small[0])
-        xywh = rows[..., :4] * torch.stack([x, y, x, y])
-        if mirrored:
-            xywh = torch.cat([w - xywh[..., :1], xywh[..., 1:]], dim=-1)
-        return torch.cat([xywh, rows[..., 4:]], dim=-1)
+        return F.pad(view, (0, pad_w, 0, pad_h), value=PAD / 255)
+
+
+def scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """(height, width) of a view of images of `size`."""
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+def from_view(rows: Tensor, size: Sequence[int], scale: float, mirrored: bool) -> Tensor:
+    """Decoded rows (..., 5+nc) of a view in pixels of the images, whose `size` is (height, width)."""
+    (h, w), small = size, scaled(size, scale)
+    x, y = rows.new_tensor(w / small[1]), rows.new_tensor(h / small[0])
+    xywh = rows[..., :4] * torch.stack([x, y, x, y])
+    if mirrored:
+        xywh = torch.cat([w - xywh[..., :1], xywh[..., 1:]], dim=-1)
+    return torch.cat([xywh, rows[..., 4:]], dim=-1)

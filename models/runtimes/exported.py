@@ -6,7 +6,7 @@ import logging
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,9 +58,25 @@ class ExportedBackend:
         Raises:
             ValueError: an image larger than the file's fixed size.
         """
+        return torch.cat([self.decode(out)[:count] for out, count in self.run_batches(images)]).to(images.device)
+
+    @torch.inference_mode()
+    def rows_above(self, images: Tensor, least: float) -> list[Tensor]:
+        """See SparseBackend; all rows of a file that decodes by itself."""
+        if self.detect is None:
+            return list(self(images))
+        parts = [
+            self.detect.decode_above([level[:count].float() for level in out], least)
+            for out, count in self.run_batches(images)
+        ]
+        return [rows.to(images.device) for part in parts for rows in part]
+
+    def run_batches(self, images: Tensor) -> Iterator[tuple[list[Tensor], int]]:
+        """The outputs of the file for so many images as it takes at once, and how many of these are of `images`."""
         size = self.meta.batch if self.meta.dynamic == "none" else len(images)
-        parts = [self.rows(chunk, size) for chunk in self.pad(images.float().cpu()).split(size)]
-        return torch.cat(parts).to(images.device)
+        for chunk in self.pad(images.float().cpu()).split(size):
+            batch = F.pad(chunk, (0, 0, 0, 0, 0, 0, 0, size - len(chunk)))
+            yield [torch.from_numpy(np.array(a, copy=True)) for a in self.run(batch.contiguous().numpy())], len(chunk)
 
     def pad(self, images: Tensor) -> Tensor:
         """The images, padded to the size of the file where that is fixed."""
@@ -75,18 +91,13 @@ class ExportedBackend:
             )
         return F.pad(images, (0, right, 0, below), value=PAD / 255)
 
-    def rows(self, images: Tensor, size: int) -> Tensor:
-        """Decoded rows of at most `size` images, the number that the file takes at once."""
-        count = len(images)
-        batch = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - count))
-        out = [torch.from_numpy(np.array(a, copy=True)) for a in self.run(batch.contiguous().numpy())]
+    def decode(self, out: list[Tensor]) -> Tensor:
+        """Outputs of the file -> decoded rows."""
         if self.detect is not None:
-            rows = self.detect.decode_all([level.float() for level in out])
-        elif self.meta.form == "nms":
-            rows = final_to_decoded(out[0].float(), out[1].float(), out[2], self.nc)
-        else:
-            rows = out[0].float()
-        return rows[:count]
+            return self.detect.decode_all([level.float() for level in out])
+        if self.meta.form == "nms":
+            return final_to_decoded(out[0].float(), out[1].float(), out[2], self.nc)
+        return out[0].float()
 
 
 class TorchScriptBackend(ExportedBackend):

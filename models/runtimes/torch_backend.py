@@ -52,6 +52,14 @@ class TorchBackend:
         decoded, _ = self.forward(images.to(self.device, self.dtype))
         return decoded.float()
 
+    @torch.inference_mode()
+    def rows_above(self, images: Tensor, least: float) -> list[Tensor]:
+        """See SparseBackend; all rows where the model is compiled, whose decoding is part of the compiled code."""
+        if self.forward is not self.model:
+            return list(self(images))
+        found, _ = self.model(images.to(self.device, self.dtype), least)
+        return [rows.float() for rows in found]
+
 
 def checkpoint_limits(path: Path, checkpoint: Checkpoint) -> ModelLimits:
     """The size at which a checkpoint was trained, where its flags are in it."""

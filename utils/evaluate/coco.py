@@ -1,4 +1,4 @@
-"""COCO's evaluation: average precision and recall over IoU, classes and object sizes, computed by faster-coco-eval."""
+"""COCO's evaluation: average precision and recall over IoU, classes and object sizes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 
 from utils.boxes import Boxes, Truth, xyxy2ltwh
-
-AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}  # COCO's, square pixels
+from utils.evaluate.groups import AREAS, IOUS, Matching
+from utils.evaluate.matching import RECALLS, precision_at_recalls
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class CocoResult:
     """COCO's arrays, classes in the order of names, -1 where a class has no labels of that size.
 
     Attributes:
-        precision: (10 IoU, 101 recalls, class, 4 areas, limit). recall: (10 IoU, class, 4 areas, limit).
+        precision: (10 IoU, 101 recalls, class, 4 areas) at the largest limit. recall: (10 IoU, class, 4 areas, limit).
         limits: most detections of a class in an image: of 1, 10 and max_det those that are at most max_det.
     """
 
@@ -32,11 +31,11 @@ class CocoResult:
         precision, recall = self.precision, self.recall
         sizes = [(size, k) for k, size in enumerate(AREAS) if size]
         figures = {
-            "AP": known_mean(precision[..., 0, -1]),
-            "AP50": known_mean(precision[0, ..., 0, -1]),
-            "AP75": known_mean(precision[5, ..., 0, -1]),
+            "AP": known_mean(precision[..., 0]),
+            "AP50": known_mean(precision[0, ..., 0]),
+            "AP75": known_mean(precision[5, ..., 0]),
         }
-        figures |= {f"AP{size}": known_mean(precision[..., k, -1]) for size, k in sizes}
+        figures |= {f"AP{size}": known_mean(precision[..., k]) for size, k in sizes}
         figures |= {f"AR{n}": known_mean(recall[..., 0, k]) for k, n in enumerate(self.limits)}
         return figures | {f"AR{size}": known_mean(recall[..., k, -1]) for size, k in sizes}
 
@@ -52,37 +51,33 @@ def detection_limits(max_det: int) -> list[int]:
     return sorted({n for n in (1, 10, max_det) if n <= max_det})
 
 
-def coco_evaluation(
-    truth: list[dict[str, Any]],
-    found: list[dict[str, Any]],
-    sizes: Sequence[tuple[int, int]],
-    names: Mapping[int, str],
-    max_det: int,
-) -> CocoResult | None:
-    """COCO's arrays for annotations `truth` and `found`; None without labels or without detections.
-
-    Args:
-        truth, found: see coco_annotations. sizes: (height, width) of each image. names: class index -> name.
-    """
-    if not found or all(row["iscrowd"] for row in truth):
+def coco_evaluation(matching: Matching, max_det: int) -> CocoResult | None:
+    """COCO's arrays of the detections of all images; None without labels or without detections."""
+    if not len(matching.score) or not matching.labels[:, 0].any():
         return None
-    images = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
-    shared = {"images": images, "categories": [{"id": c, "name": name} for c, name in names.items()]}
-    evaluation = COCOeval_faster(
-        COCO(shared | {"annotations": truth}),
-        COCO(shared | {"annotations": found}),
-        iouType="bbox",
-        print_function=lambda *_: None,
-    )
-    limits = detection_limits(max_det)
-    evaluation.params.maxDets = limits
-    evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(r) for r in AREAS.values()], list(AREAS)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    column = {c: k for k, c in enumerate(evaluation.params.catIds)}
-    order = [column[c] for c in names]
-    precision, recall = (np.asarray(evaluation.eval[key]) for key in ("precision", "recall"))
-    return CocoResult(precision[:, :, order], recall[:, order], limits)
+    limits, shape = detection_limits(max_det), matching.labels.shape
+    # Classes are outermost in memory, where sums over recalls are rounded least.
+    precision = np.full((shape[0], len(IOUS), len(RECALLS), shape[1]), -1.0).transpose(1, 2, 0, 3)
+    recall = np.full((len(IOUS), *shape, len(limits)), -1.0)
+    for k in np.flatnonzero(matching.labels.any(axis=1)).tolist():
+        found, rows, order = matching.of_class(k)
+        counted = matching.inside[found][order].cumsum(axis=0)  # as if none of `rows` did otherwise
+        position = np.empty(len(order), np.int64)
+        position[order] = np.arange(len(order))
+        at = position[matching.rows[rows] - found.start]
+        best = at.argsort()
+        at, hit, valid = at[best], matching.hit[rows][best], matching.valid[rows][best]
+        otherwise = valid.astype(np.int64) - matching.inside[found][order][at][:, None]
+        counted = counted[at][:, None] + otherwise.cumsum(axis=0)  # (rows, IoU, area)
+        rank = matching.rank[matching.rows[rows]][best]
+        for area in np.flatnonzero(matching.labels[k]).tolist():
+            total = int(matching.labels[k, area])
+            for i in range(len(IOUS)):
+                right = np.flatnonzero(hit[:, i, area])
+                precision[i, :, k, area] = precision_at_recalls(counted[right, i, area], total)
+            for j, limit in enumerate(limits):
+                recall[:, k, area, j] = hit[rank < limit, :, area].sum(axis=0) / total
+    return CocoResult(precision, recall, limits)
 
 
 def figures_without_detections(truth: Sequence[Truth], max_det: int) -> dict[str, float]:

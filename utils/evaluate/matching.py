@@ -10,6 +10,7 @@ from faster_coco_eval import mask
 from utils.boxes import Boxes, pairwise_iou, xyxy2ltwh
 
 MATCH_IOU = 0.5  # least IoU of a detection with its label, for precision and recall
+RECALLS = np.linspace(0, 1, 101)  # COCO's, at which precision is read
 STEPS = 1000  # confidences 0..1 at which the curves are drawn
 
 
@@ -43,11 +44,18 @@ def average_precision(hits: np.ndarray, total: int) -> float:
     Args:
         hits: (n,) whether each detection matches one of the `total` labels (at least 1), best score first.
     """
-    right = hits.cumsum()
-    precision = right / np.arange(1, len(hits) + 1)
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    at = np.searchsorted(right / total, np.linspace(0, 1, 101), side="left")
-    return float(envelope[at].mean())
+    return float(precision_at_recalls(np.flatnonzero(hits) + 1, total).mean())
+
+
+def precision_at_recalls(counts: np.ndarray, total: int) -> np.ndarray:
+    """(101,) best precision at each of RECALLS or above, by COCO's rule.
+
+    Args:
+        counts: (n,) detections down to each right one, itself included. total: labels, at least 1.
+    """
+    right = np.arange(1, len(counts) + 1)
+    envelope = np.append(np.maximum.accumulate((right / counts)[::-1])[::-1], 0.0)  # between right ones it only falls
+    return envelope[np.searchsorted(right / total, RECALLS, side="left")]
 
 
 def best_confidence(scores: list[np.ndarray], hits: list[np.ndarray], totals: list[int]) -> float:

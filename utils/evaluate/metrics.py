@@ -12,6 +12,7 @@ import numpy as np
 
 from utils.boxes import Boxes, Truth
 from utils.evaluate.coco import CocoResult, coco_annotations, coco_evaluation, figures_without_detections
+from utils.evaluate.groups import Matching, label_counts, match_all
 from utils.evaluate.matching import (
     MATCH_IOU,
     STEPS,
@@ -20,7 +21,6 @@ from utils.evaluate.matching import (
     confidence_curves,
     confusion_pairs,
     covered,
-    match_greedily,
 )
 from utils.loss import LossParts
 
@@ -135,7 +135,7 @@ class DetectionMetrics:
         Raises:
             RuntimeError: something was computed already.
         """
-        if {"coco_result", "class_matches"} & vars(self).keys():
+        if {"matching", "counts"} & vars(self).keys():
             raise RuntimeError("metrics were computed already, expected all images before")
         self.sizes.append((int(size[0]), int(size[1])))
         self.found.append(Boxes(found.xyxy.astype(np.float64), found.label, found.score.astype(np.float64)))
@@ -151,13 +151,11 @@ class DetectionMetrics:
         """The metrics of all images; zeros without labels or without detections."""
         ap50, ap = self.average_precision()
         precision, recall = self.precision_recall()
-        labels = [truth.label[~truth.crowd] for truth in self.truth]
         per_class = []
-        for k, (c, name) in enumerate(self.names.items()):
-            counts = [int((label == c).sum()) for label in labels]
+        for k, name in enumerate(self.names.values()):
+            count, images = (int(numbers[k]) for numbers in self.counts)
             p, r, at50, mean_ap = (float(values[k]) for values in (precision, recall, ap50, ap))
-            images = sum(count > 0 for count in counts)
-            per_class.append(ClassMetrics(images, sum(counts), p, r, at50, mean_ap, name=name))
+            per_class.append(ClassMetrics(images, count, p, r, at50, mean_ap, name=name))
         labeled = [c for c in per_class if c.instances]
 
         def mean(key: str) -> float:
@@ -185,7 +183,17 @@ class DetectionMetrics:
     @cached_property
     def coco_result(self) -> CocoResult | None:
         """COCO's evaluation of all images; None without labels or without detections."""
-        return coco_evaluation(*self.coco_annotations(), self.sizes, self.names, self.max_det)
+        return coco_evaluation(self.matching, self.max_det)
+
+    @cached_property
+    def matching(self) -> Matching:
+        """The detections of all images and what each matches."""
+        return match_all(self.found, self.truth, self.names, self.max_det)
+
+    @cached_property
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """(nc,) labels of each class and (nc,) images that have one, in the order of names."""
+        return label_counts(self.truth, self.names)
 
     def coco_annotations(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Labels and detections of all images as COCO's dicts, see utils.evaluate.coco."""
@@ -200,38 +208,21 @@ class DetectionMetrics:
         """AP at IoU 0.50 and over 0.50:0.95, each (nc,), in the order of names; 0 for classes without labels."""
         if self.coco_result is None:
             return np.zeros(len(self.names)), np.zeros(len(self.names))
-        per_iou = self.coco_result.precision[..., 0, -1].mean(axis=1).clip(min=0)  # (IoU, class)
+        per_iou = self.coco_result.precision[..., 0].mean(axis=1).clip(min=0)  # (IoU, class)
         return per_iou[0], per_iou.mean(axis=0)
 
     @cached_property
     def class_matches(self) -> dict[int, ClassMatches]:
-        """Place in names -> matches of each class with labels."""
-        matches = {}
-        for k, c in enumerate(self.names):
-            total = sum(int((truth.label[~truth.crowd] == c).sum()) for truth in self.truth)
-            if total:
-                matches[k] = ClassMatches(total, *self.match_class(c))
+        """Place in names -> matches of each class with labels; detections in a crowd label are left out."""
+        matching, matches = self.matching, {}
+        for k in np.flatnonzero(self.counts[0]).tolist():
+            found, rows, order = matching.of_class(k)
+            hit, counts = np.zeros(len(order), bool), np.ones(len(order), bool)
+            overlapping = matching.rows[rows] - found.start
+            hit[overlapping], counts[overlapping] = matching.hit[rows, 0, 0], matching.valid[rows, 0, 0]
+            order = order[counts[order]]
+            matches[k] = ClassMatches(int(self.counts[0][k]), matching.score[found][order], hit[order])
         return matches
-
-    def match_class(self, c: int) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) scores of the detections of class `c`, best first, and (n,) whether each matches a label.
-
-        Detections without a match that lie at least half in a crowd label of their class are left out.
-        """
-        scores, hits = [np.empty(0)], [np.empty(0, dtype=bool)]
-        for found, truth in zip(self.found, self.truth, strict=True):
-            own = found[found.label == c]
-            if not len(own):
-                continue
-            own = own[(-own.score).argsort(kind="stable")[: self.max_det]]
-            same = truth.label == c
-            hit = match_greedily(own.xyxy, truth.xyxy[same & ~truth.crowd]) >= 0
-            counts = hit | (covered(own.xyxy, truth.xyxy[same & truth.crowd]) < MATCH_IOU)
-            scores.append(own.score[counts])
-            hits.append(hit[counts])
-        score, hit = np.concatenate(scores), np.concatenate(hits)
-        order = (-score).argsort(kind="stable")
-        return score[order], hit[order]
 
     def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
         """Precision and recall at IoU 0.5 and the confidence of the best mean F1, each (nc,), in the order of names."""
@@ -250,7 +241,7 @@ class DetectionMetrics:
         precision, recall, f1 = (np.array([row[i] for row in rows]).reshape(-1, STEPS) for i in range(3))
         envelope = np.zeros((len(matches), 101))
         if self.coco_result is not None:
-            envelope = self.coco_result.precision[0, :, list(matches), 0, -1].clip(min=0)
+            envelope = self.coco_result.precision[0, :, list(matches), 0].clip(min=0)
         classes = [(c, name) for k, (c, name) in enumerate(self.names.items()) if k in matches]
         steps = np.linspace(0, 1, STEPS)
         names, indices = [name for _, name in classes], [c for c, _ in classes]

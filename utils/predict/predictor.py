@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.backend import Backend, input_size, warn_of_nms
+from utils.backend import Backend, input_size, rows_above, warn_of_nms
 from utils.boxes import Boxes
 from utils.classes import plain, short
 from utils.images import Letterbox, Size, fit_canvas, letterbox, to_input
@@ -147,7 +147,7 @@ class Predictor:
         start = self.clock()
         batch, places = self.input(images, canvas)
         ready = self.clock()
-        decoded = self.backend(batch)
+        decoded = rows_above(self.backend, batch, self.nms.conf_thres)
         done = self.clock()
         self.warn_if_full(decoded)
         boxes = []
@@ -158,13 +158,14 @@ class Predictor:
         times = (ready - start) / n, (done - ready) / n, (end - done) / n
         return [Prediction(own, canvas, times) for own in boxes]
 
-    def warn_if_full(self, decoded: Tensor) -> None:
+    def warn_if_full(self, decoded: Sequence[Tensor]) -> None:
         """Warn, once, that a file with NMS inside gave as many boxes as it can hold, and more were asked for."""
         limits = self.backend.limits
-        if self.full or limits.nms is None or not self.nms.max_det > limits.nms.max_det == decoded.shape[1]:
+        if self.full or limits.nms is None or not self.nms.max_det > limits.nms.max_det:
             return
+        most = limits.nms.max_det
         with self.lock:
-            full = not self.full and bool((decoded[..., 4] > 0).all(dim=1).any())
+            full = not self.full and any(len(rows) == most and bool((rows[:, 4] > 0).all()) for rows in decoded)
             self.full |= full
         if full:
             LOGGER.warning(
