@@ -177,8 +177,8 @@ def step_rows(cfg: str = "yolov5n.yaml", imgsz: int = 320, batch_size: int = 16,
             raise FloatingPointError(f"{cfg}: the loss is {loss.item()} in step {turn + 1}")
         if turn:  # the first one allocates
             parts = np.diff(marks)
-            steps.append(1000 * parts.sum())
-            shares.append(100 * (1 - parts[[1, 3]].sum() / parts.sum()))
+            steps.append(1000 * float(parts.sum()))
+            shares.append(100 * (1 - float(parts[[1, 3]].sum() / parts.sum())))
     name = f"training step, {Path(cfg).stem}, {batch_size} x {imgsz}"
     return [
         Row(name, statistics.median(steps)),
