@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,7 +84,15 @@ def test_upstream_is_measured_by_scripts_only(tmp_path: Path) -> None:
     kinds = {what: set(versions) for what, versions in found}
     assert kinds.pop("scripts") == {NOW, BEFORE, UPSTREAM}
     assert kinds.keys() >= {"networks, 1 threads", "networks, 2 threads"}
+    kinds.pop("core", None)  # of this version only
     assert all(versions == {NOW, BEFORE} for versions in kinds.values())
+
+
+def test_a_row_beside_its_plain_form_is_two() -> None:
+    assert as_rows([SimpleNamespace(name="NMS", plain_ms=4, now_ms=2)]) == [
+        Row("NMS", "ms, CPU", 2.0),
+        Row("NMS, plain", "ms, CPU", 4.0),
+    ]
 
 
 def test_networks_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:

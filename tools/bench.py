@@ -109,7 +109,8 @@ def stages(cfg: BenchConfig, folders: Mapping[str, Path]) -> Iterator[tuple[str,
             settings = {"cfg": cfg.cfg, "imgsz": cfg.imgsz, "runtimes": cfg.runtimes, "rounds": cfg.rounds}
             yield f"networks, {threads} threads", of_module(folders, "bench_networks", "rows", settings, threads)
     if "core" in cfg.parts and has("bench_core"):
-        yield "core", of_module(folders, "bench_core", "rows")
+        # It times each part beside a plain form of it in one process, and needs modules that earlier versions lack.
+        yield "core", of_module({NOW: folders[NOW]}, "bench_core", "all_rows")
     if "loader" in cfg.parts and has("bench_loader"):
         if cfg.data:
             yield "loader", of_module(folders, "bench_loader", "loader_rows", {"data": absolute(cfg.data)})

@@ -69,8 +69,17 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def as_rows(found: Iterable[Any]) -> list[Row]:
-    """Rows of any type that has the same attributes."""
-    return [Row(row.name, row.unit, float(row.value)) for row in found]
+    """Rows of any type that has the same attributes, or the milliseconds of a part and of a plain form of it."""
+    rows = []
+    for row in found:
+        if hasattr(row, "plain_ms"):
+            rows += [
+                Row(row.name, "ms, CPU", float(row.now_ms)),
+                Row(f"{row.name}, plain", "ms, CPU", float(row.plain_ms)),
+            ]
+        else:
+            rows.append(Row(row.name, row.unit, float(row.value)))
+    return rows
 
 
 def children_seconds() -> float:
