@@ -55,7 +55,7 @@ def test_every_recipe_is_trained_once_and_the_table_has_mean_and_range(
 
 
 @pytest.mark.parametrize(
-    ("changes", "what"), [({"fraction": 0.5}, "fraction"), ({"batch_size": 8}, "batch_size"), ({"arms": 0.2}, "hyp")]
+    ("changes", "what"), [({"fraction": (0.5,)}, "fraction"), ({"batch_size": 8}, "batch_size"), ({"arms": 0.2}, "hyp")]
 )
 def test_a_run_with_other_settings_is_refused(
     trained: list[train.TrainConfig], tmp_path: Path, changes: dict[str, Any], what: str
