@@ -1,4 +1,4 @@
-"""YOLOX's files in all sizes, with what else is in them, and hostile ones: what loads, what is ignored, what is refused."""
+"""YOLOX files in all sizes, with what else they hold, and hostile ones: what loads, is ignored, is refused."""
 
 from __future__ import annotations
 
