@@ -153,7 +153,7 @@ def test_heads_are_put_on_every_body_and_compared_with_the_first(
     )
     study.main(cfg)
     assert len(trained) == 16  # 4 networks, 2 data sets, 2 seeds: none is repeated
-    with pytest.raises(ValueError, match="v8-192-30-rule-s0.json: started with another head"):
+    with pytest.raises(ValueError, match=r"v8-192-30-rule-s0\.json: started with another head"):
         heads_file(tmp_path, HEADS_OF_TEST | {"v8": ["DetectV8", ["nc"]]})
         study.main(cfg)
 
