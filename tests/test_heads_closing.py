@@ -33,37 +33,31 @@ def with_l1() -> dict[str, Any]:
 
 
 def test_the_l1_loss_by_hand() -> None:
-    """One box of 16 x 12 px in the middle of cell (2, 1) of stride 8, and raw maps of 0: boxes of 8 x 8 at corners."""
+    """One box of 16 x 12 px around (20, 12); raw maps of 0 in which cell (row 1, column 2) of stride 8 is the surest.
+
+    The sum of the greatest IoUs is below 2, so that one cell is responsible. It predicts the corner of cell (1, 2) and a
+    size of one stride; wanted are a center 20/8, 12/8 strides from the image's corner and a size of 2, 1.5 strides.
+    """
     target = Targets(torch.tensor([0]), torch.tensor([0]), torch.tensor([[20 / 64, 12 / 64, 16 / 64, 12 / 64]]))
     maps = torch.zeros(1, 5 + 1, 8, 8)
     maps[:, 4:] = -9.0
-    maps[0, 4:, 1, 2] = 3.0  # these two cells are the cheapest
-    maps[0, 4:, 1, 3] = 2.0
-    iou = {(1, 2): 64 / 192, (1, 3): 0.0}
-    iou[1, 3] = ((28 - 20) * (12 - 6)) / (16 * 12 + 64 - (28 - 20) * (12 - 6))  # the box of cell (1, 3): 20..28, 4..12
-    iou[1, 2] = ((20 - 12) * (12 - 6)) / (16 * 12 + 64 - (20 - 12) * (12 - 6))  # of cell (1, 2): 12..20, 4..12
+    maps[0, 4:, 1, 2] = 9.0
+    wanted = (20 / 8 - 2) + (12 / 8 - 1) + math.log(2) + math.log(1.5)
+
+    plain = SimOtaLoss(torch.tensor([8.0]), 1, Hyp(nominal_batch=1))
     criterion = SimOtaLoss(torch.tensor([8.0]), 1, Hyp(nominal_batch=1), l1=True)
-    assert criterion.names == ("box", "obj", "cls", "l1")
-    loss, parts = criterion([maps], target)
-    assert parts["l1"] == 0
-    plain, _ = SimOtaLoss(torch.tensor([8.0]), 1, Hyp(nominal_batch=1))([maps], target)
-    assert loss == plain
-    criterion.closing = True
-    closing, closing_parts = criterion([maps], target)
-    boxes = {  # cells (row, column) -> distance of the raw numbers 0, 0, 0, 0 from the wanted ones
-        (row, column): abs(20 / 8 - column) + abs(12 / 8 - row) + math.log(16 / 8) + math.log(12 / 8)
-        for row, column in iou
-    }
-    count = max(
-        1, int(sum(sorted(iou.values(), reverse=True)))
-    )  # fewer than 10 overlap; the others are cheaper by none
-    assert count == 1
-    chosen = boxes[1, 2]
-    assert closing_parts["l1"].item() == pytest.approx(chosen, rel=1e-5)
-    assert closing.item() == pytest.approx(plain.item() + chosen, rel=1e-5)
+    assert plain.names == ("box", "obj", "cls") and criterion.names == ("box", "obj", "cls", "l1")
+    before, parts = criterion([maps], target)
+    assert parts["l1"] == 0 and before == plain([maps], target)[0]
+    plain.closing = criterion.closing = True
+    closing, parts = criterion([maps], target)
+    assert parts["l1"].item() == pytest.approx(wanted, rel=1e-5)
+    assert closing.item() == pytest.approx(before.item() + wanted, rel=1e-5)
+    assert plain([maps], target)[0] == before
+
     half = SimOtaLoss(torch.tensor([8.0]), 1, Hyp(nominal_batch=1, box=0.025), l1=True)
     half.closing = True
-    assert half([maps], target)[1]["l1"].item() == pytest.approx(chosen / 2, rel=1e-5)
+    assert half([maps], target)[1]["l1"].item() == pytest.approx(wanted / 2, rel=1e-5)
 
 
 def test_the_l1_loss_is_zero_where_the_raw_numbers_are_those_of_the_box() -> None:

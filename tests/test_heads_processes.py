@@ -19,8 +19,7 @@ from utils.files import REPO
 
 LAST = {
     "yolox": "Decoupled, [nc, {l1: true}]",
-    "v8": "DetectV8, [nc, {reg_max: 4}]",
-    "v8 without bins": "DetectV8, [nc, {reg_max: 1, depthwise: true}]",
+    "v8": "DetectV8, [nc, {reg_max: 4, depthwise: true}]",
 }
 
 

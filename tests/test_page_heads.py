@@ -44,7 +44,7 @@ def test_the_page_finds_in_a_photo_what_detect_finds(
         rows = list(csv.DictReader(file))
     assert rows, "nothing was found"
     keys = ("x1", "y1", "x2", "y2")
-    wanted = np.array([[*(float(r[k]) for k in keys), float(r["score"]), number[r["class"]]] for r in rows])
+    wanted = np.array([[*(float(r[k]) for k in keys), float(r["Confidence"]), number[r["Prediction"]]] for r in rows])
     with served(page_of(tmp_path / "web", onnx)) as url:
         found = boxes(open_image(chromium, url, photo, confidence=None))
     assert len(found) == len(wanted) > 5
