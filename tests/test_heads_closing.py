@@ -35,8 +35,8 @@ def with_l1() -> dict[str, Any]:
 def test_the_l1_loss_by_hand() -> None:
     """One box of 16 x 12 px around (20, 12); raw maps of 0 in which cell (row 1, column 2) of stride 8 is the surest.
 
-    The sum of the greatest IoUs is below 2, so that one cell is responsible. It predicts the corner of cell (1, 2) and a
-    size of one stride; wanted are a center 20/8, 12/8 strides from the image's corner and a size of 2, 1.5 strides.
+    The sum of the greatest IoUs is below 2, so that one cell is responsible. It predicts its corner and a size of one
+    stride; wanted are a center 20/8, 12/8 strides from the image's corner and a size of 2, 1.5 strides.
     """
     target = Targets(torch.tensor([0]), torch.tensor([0]), torch.tensor([[20 / 64, 12 / 64, 16 / 64, 12 / 64]]))
     maps = torch.zeros(1, 5 + 1, 8, 8)

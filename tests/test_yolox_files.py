@@ -102,9 +102,10 @@ def test_a_training_file_loads_decodes_and_comes_back(size: str, tmp_path: Path)
         own = build_model(load_checkpoint(tmp_path / "own.pt"))
         assert torch.equal(own(images)[0], again(images)[0])
     assert (own.letterbox, own.names[79]) == ("top-left", "toothbrush")
-    assert as_yolox(again).keys() == as_yolox(model).keys()
-    for name, tensor in as_yolox(again).items():
-        assert_close(tensor, as_yolox(model)[name], rtol=1e-5, atol=1e-7)
+    back, state = as_yolox(again), as_yolox(model)
+    assert back.keys() == state.keys()
+    for name, tensor in back.items():
+        assert_close(tensor, state[name], rtol=1e-5, atol=1e-7)
 
 
 def test_detect_takes_the_file(tmp_path: Path) -> None:
