@@ -86,7 +86,7 @@ def tiny(*rows: list, **changes) -> dict:
 def test_every_yaml_builds_and_has_the_three_strides(name: str) -> None:
     model = fresh(name)
     assert model.stride.tolist() == [8, 16, 32]
-    assert model.grid == (64 if "mobilevit" in name and name != "yolov5-mobilevit-fast.yaml" else 32)
+    assert model.grid == (64 if "mobilevit" in name and not name.startswith("yolov5-mobilevit-fast") else 32)
     assert model.training
     if isinstance(model.head, Detect):
         assert torch.equal(model.head.anchors.flatten(1), torch.tensor(ANCHORS, dtype=torch.float32))
