@@ -297,6 +297,7 @@ def choose_hyp(
         known_classes=len(transferred.classes) / model.nc if transferred else 0.0,
         attention=any(isinstance(module, Attention | SeparableAttention) for module in model.modules()),
         backbone=bool(cfg.backbone_weights),
+        head=model.head.recipe,
     )
     source = cfg.hyp or ("the resumed run" if cfg.resume else "")
     recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, source, cfg.verbose)
@@ -367,6 +368,7 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
     state.schedule.elapsed = dist.broadcast(state.seconds / 3600 / cfg.time if cfg.time else 0.0)
     odds = image_weights(job.scan, state.class_maps or [0.0] * len(job.names)) if cfg.image_weights else None
     cast(EpochBatchSampler, loader.batch_sampler).set_epoch(epoch, odds)
+    job.criterion.closing = epoch >= cfg.total_epochs - cfg.close_mosaic
     job.parallel.train()
     for layer in job.frozen:
         layer.eval()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.common import Conv, SeparableConv
-from utils.hyp import Hyp
+from utils.hyp import NO_FACTORS, HeadFactors, Hyp
 from utils.loss import AllReduce, Criterion, DetectionLoss, local_sum, loss_gains
 from utils.loss_simota import SimOtaLoss
 from utils.loss_tal import TaskAlignedLoss
@@ -35,9 +35,11 @@ class Head(nn.Module):
     Attributes:
         stride: (levels,) pixels per cell, set by `DetectionModel`.
         anchors: (levels, A, 2) width, height in pixels; None for heads without anchors.
+        recipe: what its recipe differs in from that of `Detect`.
     """
 
     joins = True  # takes a list of maps
+    recipe: HeadFactors = NO_FACTORS
     stride: Tensor
     anchors: Tensor | None
 
@@ -232,14 +234,21 @@ class Decoupled(Head):
     Args:
         nc: classes. ch: input channels of each level. width: of the towers; None is that of the finest level.
         depthwise: depthwise pairs instead of 3x3 convolutions.
+        l1: in the closing epochs, those without mosaic, the loss has YOLOX's L1 part, too.
+
+    Raises:
+        ValueError: l1 that is not true or false.
 
     Source: Ge et al. 2021, arXiv:2107.08430.
     """
 
     anchors = None
 
-    def __init__(self, nc: int, ch: list[int], width: int | None = None, depthwise: bool = False):
+    def __init__(self, nc: int, ch: list[int], width: int | None = None, depthwise: bool = False, l1: bool = False):
         super().__init__(nc, len(ch))
+        if not isinstance(l1, bool):
+            raise ValueError(f"Decoupled: l1 {clean(l1, 80)}, expected true or false")
+        self.l1 = l1
         conv = SeparableConv if depthwise else Conv
         width = width or ch[0]
         self.stems = nn.ModuleList(Conv(c, width, 1) for c in ch)
@@ -278,7 +287,7 @@ class Decoupled(Head):
         return torch.cat([center, size, rounded_alike(torch.sigmoid, y[:, 4:])], dim=-1)
 
     def criterion(self, hyp: Hyp, imgsz: int, smooth: float = 0.0, all_reduce_sum: AllReduce = local_sum) -> SimOtaLoss:
-        return SimOtaLoss(self.stride, self.nc, hyp, smooth, all_reduce_sum)
+        return SimOtaLoss(self.stride, self.nc, hyp, smooth, all_reduce_sum, self.l1)
 
     def prior_bias(self) -> None:
         """Every class and objectness starts at a probability of 0.01."""

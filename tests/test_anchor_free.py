@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +19,11 @@ from utils.hyp import Hyp
 from utils.loss import CellGrid, cell_grid
 from utils.loss_tal import TaskAlignedLoss, assign_task_aligned, bin_loss, cells_inside, distances_of
 
-YAMLS = {"yolov5n-v8.yaml": 2_524_048, "yolov5-mobilevit-v8.yaml": 2_810_992}
+YAMLS = {  # parameters, bins
+    "yolov5n-v8.yaml": (2_524_048, 16),
+    "yolov5-mobilevit-v8.yaml": (2_810_992, 16),
+    "yolov5-mobilevit-fast-v8.yaml": (1_260_973, 1),
+}
 
 
 def head_of(recorded: dict[str, Any]) -> DetectV8:
@@ -65,8 +69,17 @@ def test_decoding_assignment_and_loss_equal_the_recorded(case: int) -> None:
 @pytest.mark.parametrize("name", YAMLS)
 def test_the_networks_have_this_head(name: str) -> None:
     model = DetectionModel(name)
-    assert isinstance(model.head, DetectV8) and model.head.reg_max == 16
-    assert sum(p.numel() for p in model.parameters()) == YAMLS[name]
+    assert isinstance(model.head, DetectV8)
+    assert (sum(p.numel() for p in model.parameters()), model.head.reg_max) == YAMLS[name]
+
+
+def test_the_fast_network_keeps_its_body_and_costs_less_than_yolov5n() -> None:
+    fast, own, small = (
+        DetectionModel(f"{name}.yaml") for name in ("yolov5-mobilevit-fast", "yolov5-mobilevit-fast-v8", "yolov5n")
+    )
+    bodies = [{k: t.shape for k, t in m.state_dict().items() if not k.startswith("model.24.")} for m in (fast, own)]
+    assert bodies[0] == bodies[1] and cast(DetectV8, own.head).enlarge == 2.0 and own.grid == 32
+    assert own.gflops(640) < small.gflops(640)  # at most 1.2 times its time: docs/heads.md
 
 
 def test_the_expectation_of_the_bins_is_the_distance() -> None:

@@ -25,6 +25,23 @@ def fraction(default: float) -> Any:
 
 
 @dataclass(frozen=True)
+class HeadFactors:
+    """What a head's recipe for short runs differs in: factors of its learning rate, loss gains and gradient limit.
+
+    They are fitted on one data set with the recipes of tools/recipes.yaml, see docs/heads.md.
+    """
+
+    lr: float = 1.0
+    box: float = 1.0
+    obj: float = 1.0
+    cls: float = 1.0
+    clip: float = 1.0
+
+
+NO_FACTORS = HeadFactors()
+
+
+@dataclass(frozen=True)
 class Hyp:
     """Hyperparameters; the defaults are those of `hyp.scratch-low.yaml`.
 

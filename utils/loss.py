@@ -169,6 +169,9 @@ class Criterion:
         nc: number of classes. gains: weights of the parts and settings of the class loss.
         all_reduce_sum: sums a tensor over the processes that share a batch. The losses that the processes return sum up
             to what one process would compute for the whole batch.
+
+    Attributes:
+        closing: whether the run is in its last epochs, those without mosaic (--close-mosaic); some losses add a part.
     """
 
     def __init__(self, names: tuple[str, ...], nc: int, gains: LossGains, all_reduce_sum: AllReduce = local_sum):
@@ -176,6 +179,7 @@ class Criterion:
         self.nc = nc
         self.gains = gains
         self.all_reduce_sum = all_reduce_sum
+        self.closing = False
 
     def __call__(self, preds: list[Tensor], targets: Targets) -> tuple[Tensor, LossParts]:
         """The scalar to minimize, which is proportional to the batch size, and its parts, which are not.

@@ -65,16 +65,40 @@ def class_cost(rows: Tensor, label: Tensor) -> Tensor:
     return (log_not - log_p.clamp(min=-100))[:, label].T - log_not.sum(dim=1)
 
 
+def raw_distance(raw: Tensor, truth: Tensor, centers: Tensor, stride: Tensor) -> Tensor:
+    """(k,) the absolute error of a cell's four raw numbers, summed: YOLOX's L1 loss.
+
+    Args:
+        raw: (k, 4) offset of the center from the cell's corner and logarithm of the size, strides.
+        truth: (k, 4) xyxy pixels. centers: (k, 2) of the cells, pixels. stride: (k, 1) pixels.
+    """
+    near, far = truth.split(2, dim=1)
+    offset = ((near + far) / 2 - centers) / stride + 0.5
+    size = ((far - near) / stride + 1e-8).log()
+    return (raw - torch.cat([offset, size], dim=1)).abs().sum(dim=1)
+
+
 class SimOtaLoss(Criterion):
     """Box, objectness and class loss of raw maps, each a sum over cells divided by the number of responsible cells.
 
+    With `l1` there is a fourth part: 0, and in the closing epochs (see Criterion) `raw_distance`.
+
     Args:
-        stride: (levels,) pixels per cell. nc: number of classes. hyp, smooth: see `relative_gains`.
+        stride: (levels,) pixels per cell. nc: number of classes. hyp, smooth: see `relative_gains`; box is also for l1.
         all_reduce_sum: see Criterion.
     """
 
-    def __init__(self, stride: Tensor, nc: int, hyp: Hyp, smooth: float = 0.0, all_reduce_sum: AllReduce = local_sum):
-        super().__init__(("box", "obj", "cls"), nc, relative_gains(hyp, smooth), all_reduce_sum)
+    def __init__(
+        self,
+        stride: Tensor,
+        nc: int,
+        hyp: Hyp,
+        smooth: float = 0.0,
+        all_reduce_sum: AllReduce = local_sum,
+        l1: bool = False,
+    ):
+        names = ("box", "obj", "cls", "l1") if l1 else ("box", "obj", "cls")
+        super().__init__(names, nc, relative_gains(hyp, smooth), all_reduce_sum)
         self.stride = stride
         self.nominal_batch = hyp.nominal_batch
 
@@ -114,6 +138,9 @@ class SimOtaLoss(Criterion):
             "obj": g.obj * bce(rows[..., 4], objectness, g.obj_pw, g.fl_gamma),
             "cls": g.cls * bce(matched[:, 5:], label, g.cls_pw, g.fl_gamma),
         }
+        if "l1" in self.names:
+            l1 = raw_distance(matched[:, :4], truth[box], grid.centers[cell], stride[cell])
+            sums["l1"] = g.box * l1.sum() * float(self.closing)
         parts = {name: part / max(count, 1) for name, part in sums.items()}
         loss = sum(parts.values()) * (batch / self.nominal_batch)
         return loss, {name: part.detach() for name, part in parts.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-from utils.hyp import Hyp
+from utils.hyp import NO_FACTORS, HeadFactors, Hyp
 from utils.text import counted
 
 LOGGER = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class RunInfo:
         images, boxes: of the train split. epochs: of the run. batch_size: over all processes.
         fine_tuning: the run starts from a detector's weights. known_classes: fraction of the classes that they have.
         attention: the model has attention. backbone: the run starts from backbone weights, which is only logged.
+        head: what the recipe of the model's head differs in.
     """
 
     images: int
@@ -46,6 +47,7 @@ class RunInfo:
     known_classes: float = 0.0
     attention: bool = False
     backbone: bool = False
+    head: HeadFactors = NO_FACTORS
 
     @property
     def batches(self) -> int:
@@ -109,9 +111,13 @@ def choose_recipe(info: RunInfo) -> Recipe:
     if info.fine_tuning:
         lr = min(lr, KNOWN_CLASSES_LR + (1 - info.known_classes) * (NEW_CLASSES_LR - KNOWN_CLASSES_LR))
     window = min(max(EMA_SHARE * updates, 2.0), MAX_EMA)
+    head = info.head
     hyp = replace(
         Hyp(),
-        lr0=lr,
+        lr0=lr * head.lr,
+        box=Hyp.box * head.box,
+        obj=Hyp.obj * head.obj,
+        cls=Hyp.cls * head.cls,
         momentum=0.9,
         weight_decay=0.01,  # with 1e-4 the paper of MobileViT lost 1.0 point of top-1 accuracy
         warmup_epochs=min(3.0, WARMUP_SHARE * info.epochs),
@@ -128,7 +134,7 @@ def choose_recipe(info: RunInfo) -> Recipe:
     start = "from a trained backbone" if info.backbone else "from scratch"
     kind = f"fine-tuning, {info.known_classes:.0%} of the classes known" if info.fine_tuning else start
     basis = f"{size}, {kind}{', attention' if info.attention else ''}"
-    return Recipe(hyp, "AdamW", close, ADAMW_CLIP, info.batch_size, basis)
+    return Recipe(hyp, "AdamW", close, ADAMW_CLIP * head.clip, info.batch_size, basis)
 
 
 def mosaic_probability(info: RunInfo) -> float:
