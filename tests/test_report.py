@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
     scores = {"precision": 0.5, "recall": 0.25, "map50": 0.75, "map50_95": 0.625, "images": 8, "instances": 20}
     unseen = dict.fromkeys(scores, 0)
     per_class = {"cat": scores | {"map50": 0.111}, EVIL: scores, "unicorn": unseen}
-    best = {"best_confidence": 0.371, "best_f1": 0.6149}
+    best = {"thresholds": {"confidence": 0.371, "f1": 0.6149}}
     (run.dir / "metrics.json").write_text(json.dumps(scores | {"per_class": per_class} | best))
     run.dump("opt.yaml", {"cfg": "models/yolov5n.yaml", "imgsz": 320, "data": "my set/data.yaml", "name": EVIL})
     run.dump("hyp.yaml", Hyp().as_dict())
