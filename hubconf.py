@@ -44,7 +44,8 @@ class Model:
     It may be called from several threads. Its settings may be changed between calls.
 
     Attributes:
-        conf: confidence threshold; set it to "auto" for the one stored in the weights. iou: IoU threshold of NMS. max_det: maximum detections per image.
+        conf: confidence threshold; "auto" sets the one stored in the weights. iou: IoU threshold of NMS.
+        max_det: maximum detections per image.
         classes: keep only these, indices or names: one, or an array, tensor or other collection; None keeps all.
         agnostic: boxes suppress those of other classes too. multi_label: a box may count for several classes.
         names: class index -> name; may be set to a list or mapping of as many names, which replace those of the file

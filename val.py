@@ -183,7 +183,9 @@ def main(cfg: ValConfig) -> Metrics:
     warn_of_max_det(found, cfg.max_det)
     save_detections(cfg, data, result.detections, found.paths[result.rows].tolist(), folder)
     chosen = result.detections.thresholds(cfg.at_precision, cfg.at_recall)
-    metrics = replace(result.metrics(), thresholds=chosen).on(split_name(data.yaml, SPLIT_OF_TASK.get(cfg.task, cfg.task)))
+    metrics = replace(result.metrics(), thresholds=chosen).on(
+        split_name(data.yaml, SPLIT_OF_TASK.get(cfg.task, cfg.task))
+    )
     images = relative(Path(found.paths[0]).parent) + "/"
     write_atomic(folder / "metrics.json", json.dumps(metrics.as_dict(), indent=2) + "\n")
     check_reached(cfg, metrics)
@@ -215,7 +217,10 @@ def check_reached(cfg: ValConfig, metrics: Metrics) -> None:
         if cfg.save_thresholds or cfg.at_precision or cfg.at_recall:
             raise ValueError("no confidence threshold can be chosen: no detections, or no labels in the split")
         return
-    for name, wanted, got in (("precision", cfg.at_precision, chosen.precision), ("recall", cfg.at_recall, chosen.recall)):
+    for name, wanted, got in (
+        ("precision", cfg.at_precision, chosen.precision),
+        ("recall", cfg.at_recall, chosen.recall),
+    ):
         if wanted and got < wanted:
             raise ValueError(f"--at-{name} {wanted:g}: not reached at any confidence threshold, the best is {got:.3f}")
 

@@ -22,7 +22,11 @@ class ThresholdStudyConfig(Config):
     choose: tuple[str, ...] = flag(("val",), "splits that choose; val/1: every second image; one: of all rows")
     measure: tuple[str, ...] = flag(("test",), "splits that measure; val/2: the other images; one: of all rows")
     imgsz: int | tuple[int, ...] = flag(
-        (), "size of the images, pixels; empty: that of the weights, else 640", "--img", bounds=AT_LEAST_1, group="model"
+        (),
+        "size of the images, pixels; empty: that of the weights, else 640",
+        "--img",
+        bounds=AT_LEAST_1,
+        group="model",
     )
     device: str = flag("cpu", "cpu, mps or a GPU number", group="hardware")
 

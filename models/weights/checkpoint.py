@@ -154,8 +154,8 @@ def check_storable(path: Path) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(
-            f"{path}: an exported file keeps the thresholds that it was made with; store them in the .pt checkpoint and "
-            "export it again"
+            f"{path}: an exported file keeps the thresholds that it was made with; store them in the .pt checkpoint "
+            "and export it again"
         )
     if not path.is_file():
         raise FileNotFoundError(missing_weights(path))
