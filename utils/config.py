@@ -58,7 +58,7 @@ class Bounds:
         return " or ".join([text or "a finite number", *(v if isinstance(v, str) else f"{v:g}" for v in self.also)])
 
     def check(self, value: Any, what: str) -> None:
-        """Raise a ValueError that starts with `what` unless `value` is a number within the bounds or an allowed word."""
+        """Raise a ValueError that starts with `what` unless `value` is an allowed number or word."""
         if isinstance(value, str) and value in self.words:
             return
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.allow(value):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -96,8 +95,3 @@ def confidence_threshold(asked: float | str, stored: Thresholds | None, file: st
         )
     LOGGER.info(f"confidence threshold of {file}: {stored}")
     return stored.confidence
-
-
-def classes_in_order(per_class: Mapping[str, float]) -> str:
-    """'cat 0.31, dog 0.52': the thresholds of classes in words."""
-    return ", ".join(f"{clean(name, 40)} {value:g}" for name, value in per_class.items())

@@ -37,6 +37,7 @@ from utils.data.data_yaml import read_data_yaml
 from utils.files import read_yaml, write_atomic
 from utils.next_steps import IMAGES, Steps, after_training, threshold
 from utils.templates import render
+from utils.thresholds import AUTO, Thresholds
 from utils.train.plots import read_results, topic_charts
 
 LOGGER = logging.getLogger(__name__)
@@ -167,7 +168,8 @@ def best_threshold(metrics: Mapping[str, Any]) -> str | None:
     at, f1 = threshold(stored.confidence), stored.f1
     return (
         f"The best balance of precision and recall, a mean F1 of {f1:.2f}, is at a confidence threshold of {at}: "
-        f"--conf-thres {at}, or --conf-thres auto, since best.pt carries it. A lower one finds more, a higher one is wrong less often."
+        f"--conf-thres {at}, or --conf-thres {AUTO} where the weights carry it. A lower one finds more, a higher one is "
+        "wrong less often."
     )
 
 
