@@ -170,5 +170,5 @@ def test_a_flag_may_be_a_number_or_the_word(capsys: pytest.CaptureFixture[str]) 
             parse_cli(Some, ["--conf-thres", wrong])
         assert f"'{wrong}': expected a number or auto" in capsys.readouterr().err
     for outside in (1.5, -0.1, float("nan"), "high", True):
-        with pytest.raises(ValueError, match="--conf-thres .*: expected at least 0, at most 1 or auto"):
+        with pytest.raises(ValueError, match=r"--conf-thres .*: expected at least 0, at most 1 or auto"):
             Some(conf_thres=outside)

@@ -168,8 +168,8 @@ def best_threshold(metrics: Mapping[str, Any]) -> str | None:
     at, f1 = threshold(stored.confidence), stored.f1
     return (
         f"The best balance of precision and recall, a mean F1 of {f1:.2f}, is at a confidence threshold of {at}: "
-        f"--conf-thres {at}, or --conf-thres {AUTO} where the weights carry it. A lower one finds more, a higher one is "
-        "wrong less often."
+        f"--conf-thres {at}, or --conf-thres {AUTO} where the weights carry it. A lower one finds more, a higher one "
+        "is wrong less often."
     )
 
 
