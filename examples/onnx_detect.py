@@ -54,9 +54,8 @@ class Detector:
                 f"--conf-thres auto: {path}: no threshold is stored there; store one in the checkpoint with "
                 "`val.py --weights best.pt --data my.yaml --save-thresholds` and export it again, or give a number"
             )
-        where = f"{stored['rule']} on {stored['data']}" if stored["data"] else stored["rule"]
-        scores = f"precision {stored['precision']:.2f}, recall {stored['recall']:.2f}"
-        print(f"confidence threshold of {Path(path).name}: {stored['confidence']:g} ({where}: {scores})")
+        where = f"{stored['rule']} on {stored['data']}: precision {stored['precision']:.2f}"
+        print(f"confidence threshold: {stored['confidence']:g} ({where}, recall {stored['recall']:.2f})")
         return float(stored["confidence"])
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -112,6 +111,10 @@ def draw(image: np.ndarray, found: np.ndarray, names: dict[int, str]) -> None:
         cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 200, 0), 1, cv2.LINE_AA)
 
 
+def number_or_auto(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("weights", help="ONNX file written by export.py, with or without --nms")
@@ -119,9 +122,8 @@ def main() -> None:
     parser.add_argument("--out", help="folder for annotated copies of the images")
     parser.add_argument(
         "--conf-thres",
-        type=lambda text: text if text == "auto" else float(text),
+        type=number_or_auto,
         help="confidence threshold, 0..1 (0.25, or that of NMS in the file); auto: the one stored in the file",
-        metavar="X",
     )
     parser.add_argument("--iou-thres", type=float, help="NMS IoU threshold, 0..1 (0.45, or that of NMS in the file)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: runtime default)")
