@@ -62,7 +62,7 @@ def test_after_a_validation_come_its_images_and_the_threshold_of_the_best_f1(run
     (run / "confusion_matrix.png").touch()
     (about, path), (_, line) = after_validation(run, "best.pt", Thresholds(0.374))
     assert about == "which classes it confuses" and path == "my runs/exp/confusion_matrix.png"
-    assert parse_cli(detect.DetectConfig, shlex.split(line)[2:]).conf_thres == 0.37
+    assert parse_cli(detect.DetectConfig, shlex.split(line)[2:]).conf_thres == 0.374
     auto = after_validation(run, "best.pt", Thresholds(0.374), stored=True)[-1][1]
     assert parse_cli(detect.DetectConfig, shlex.split(auto)[2:]).conf_thres == "auto"
     assert "--source set/val/ " in after_validation(run, "best.pt", Thresholds(0.374), "set/val/")[-1][1]

@@ -55,9 +55,9 @@ def after_validation(
     }
     steps = [(about, relative(folder / name)) for name, about in files.items() if (folder / name).is_file()]
     if thresholds is not None:
-        number = AUTO if stored else threshold(thresholds.confidence)
+        number = AUTO if stored else f"{thresholds.confidence:g}"
         words = ("--weights", weights, "--source", images, "--conf-thres", number)
-        steps.append((f"detect at the threshold of {thresholds.rule}", command("detect", *words)))
+        steps.append((f"detect at this threshold ({thresholds.rule})", command("detect", *words)))
     return steps
 
 
