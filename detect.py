@@ -36,7 +36,7 @@ class DetectConfig(Config):
     )
     conf_thres: str | float = flag(
         0.25,
-        "confidence threshold, 0..1; auto: the one stored in the weights (docs/val.md)",
+        "confidence threshold: auto for the one stored in the weights, or a number in 0..1",
         bounds=ZERO_TO_ONE_OR_AUTO,
         group="detections",
     )

@@ -45,7 +45,7 @@ class ExportConfig(Config):
     nms: bool = flag(False, "include NMS in the graph (onnx, coreml)", group="NMS in the file")
     conf_thres: str | float = flag(
         0.25,
-        "with --nms: confidence threshold, 0..1; auto: the one stored in the weights",
+        "with --nms: confidence threshold: auto for the one stored in the weights, or a number in 0..1",
         bounds=ZERO_TO_ONE_OR_AUTO,
     )
     iou_thres: float = flag(0.45, "with --nms: NMS IoU threshold, 0..1", bounds=ZERO_TO_ONE)

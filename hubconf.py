@@ -103,12 +103,12 @@ class Model:
         return self
 
     @property
-    def conf(self) -> float:
-        """The confidence threshold."""
+    def conf(self) -> Any:
+        """The confidence threshold, a number; "auto" sets the one stored in the weights."""
         return self._conf
 
     @conf.setter
-    def conf(self, conf: float | str) -> None:
+    def conf(self, conf: Any) -> None:
         limits = self.backend.limits
         self._conf = confidence_threshold(conf, limits.thresholds, limits.file, "model.conf")
 

@@ -109,7 +109,10 @@ def test_page_has_the_content_of_the_files(folder: Path) -> None:
     assert f"python detect.py --weights {folder}/weights/best.pt --source images/" in words
     assert f"python export.py --weights {folder}/weights/best.pt --include onnx openvino" in words
     assert "--data 'my set/data.yaml'" in words and "--resume" not in words
-    assert "a mean F1 of 0.61, is at a confidence threshold of 0.37: --conf-thres 0.37." in words
+    assert (
+        "a mean F1 of 0.61, is at a confidence threshold of 0.37: --conf-thres 0.37, or --conf-thres auto where"
+        in words
+    )
     assert "warmup_bias_lr 0.1" in words and "cfg models/yolov5n.yaml" in words
 
 

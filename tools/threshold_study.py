@@ -5,7 +5,11 @@ python tools/threshold_study.py --weights best.pt --data my.yaml --choose val --
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.config import AT_LEAST_1, Config, check_cli, flag, run_script
 
@@ -36,7 +40,6 @@ if __name__ == "__main__":
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -128,18 +131,21 @@ def row_of(chosen_on: Matches, names: list[str], used_on: Matches) -> dict[str, 
     """
     chosen, fit = choose_thresholds(chosen_on, names), calibration(chosen_on)
     scores, hits = confident(used_on)
-    if chosen is None or fit is None or not len(scores):
-        raise ValueError("a split without labels or confident detections, expected some in both")
+    if chosen is None or not used_on:
+        raise ValueError("a split without labels or detections, expected some in both")
     f1 = np.array([f1_at(used_on, float(t)) for t in GRID[::10]])
-    before, after = (reliability(s, hits)[1] for s in (scores, scaled(scores, fit.temperature)))
+    errors = "-", "-"
+    if fit is not None and len(scores):
+        before, after = (reliability(s, hits)[1] for s in (scores, scaled(scores, fit.temperature)))
+        errors = f"{before:.3f}", f"{after:.3f} ({fit.temperature:.2f})"
     return {
         "threshold": f"{chosen.confidence:.3f}",
         "F1": f"{f1_at(used_on, chosen.confidence):.3f}",
         "best possible": f"{f1.max():.3f}",
         "at": f"{GRID[::10][f1.argmax()]:.3f}",
         f"F1 at {DEFAULT}": f"{f1_at(used_on, DEFAULT):.3f}",
-        "ECE": f"{before:.3f}",
-        "with temperature": f"{after:.3f} ({fit.temperature:.2f})",
+        "ECE": errors[0],
+        "with temperature": errors[1],
     }
 
 
