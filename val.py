@@ -215,7 +215,7 @@ def check_reached(cfg: ValConfig, metrics: Metrics) -> None:
     chosen = metrics.thresholds
     if chosen is None:
         if cfg.save_thresholds or cfg.at_precision or cfg.at_recall:
-            raise ValueError("no confidence threshold can be chosen: no detections, or no labels in the split")
+            raise ValueError("no confidence threshold can be chosen: no detection matches a label of the split")
         return
     for name, wanted, got in (
         ("precision", cfg.at_precision, chosen.precision),

@@ -84,8 +84,8 @@ def test_what_cannot_be_reached_comes_nearest_and_nothing_is_none() -> None:
     m = ClassMatches(10, np.array([0.9, 0.8]), np.array([True, False]))
     chosen = choose_thresholds({0: m}, ["a"], recall=0.5)
     assert chosen is not None and chosen.rule == "recall 0.5, not reached" and chosen.recall == pytest.approx(0.1)
-    none = ClassMatches(3, np.zeros(0), np.zeros(0, bool))
-    assert choose_thresholds({}, ["a"]) is None and choose_thresholds({0: none}, ["a"]) is None
+    none, wrong = ClassMatches(3, np.zeros(0), np.zeros(0, bool)), ClassMatches(3, np.ones(1) / 2, np.zeros(1, bool))
+    assert all(choose_thresholds(matches, ["a"]) is None for matches in ({}, {0: none}, {0: wrong}))
     with_silent_class = choose_thresholds({0: m, 1: none}, ["a", "b"])
     assert with_silent_class is not None and set(with_silent_class.per_class) == {"a"}
 

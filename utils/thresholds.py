@@ -20,7 +20,7 @@ class Thresholds:
     """Confidence thresholds for one model; detections with a higher confidence are kept.
 
     Attributes:
-        confidence: for all classes. per_class: class name -> its own, of the classes with labels and detections.
+        confidence: for all classes. per_class: class name -> its own, of the classes with right detections.
         rule: how they were chosen, in words. data: the split that they were chosen on.
         precision, recall, f1: there, above `confidence`, at IoU 0.5; of the rule "best F1" means over the classes with
             labels, else of the boxes of all classes together.

@@ -54,7 +54,7 @@ class Metrics(Scores):
 
     Attributes:
         speed_ms: milliseconds per image of each stage. loss: validation loss, where one was computed.
-        thresholds: the confidence thresholds of the best F1, the only owner of that fact; None without detections.
+        thresholds: the confidence thresholds of the best F1; None without right detections.
         calibration: of the confidences; None without detections.
         coco: COCO's figures: AP, AP50, AP75; APs, APm, APl of small, medium and large labels (see coco.AREAS); AR1,
             AR10 and AR of at most 1, 10 and max_det detections of a class in an image; ARs, ARm, ARl. -1: no such

@@ -67,10 +67,10 @@ def choose_thresholds(
         matches: place in names -> matches of a class with labels, see DetectionMetrics.class_matches.
 
     Returns:
-        None without detections or labels.
+        None without right detections.
     """
     counts = {names[place]: Counts.of(m) for place, m in matches.items()}
-    if not any(c.kept[0] for c in counts.values()):
+    if not any(c.right[0] for c in counts.values()):
         return None
     pooled = sum_of(list(counts.values()))
     best_f1 = precision is None and recall is None
@@ -83,7 +83,7 @@ def choose_thresholds(
         p, r, f1 = (float(getattr(pooled, key)[best]) for key in ("precision", "recall", "f1"))
         what, wanted, got = ("precision", precision, p) if precision is not None else ("recall", recall or 0.0, r)
         rule = f"{what} {wanted:g}" + (", not reached" if got < wanted else "")
-    own = {name: float(GRID[place_of(c, precision, recall)]) for name, c in counts.items() if c.kept[0]}
+    own = {name: float(GRID[place_of(c, precision, recall)]) for name, c in counts.items() if c.right[0]}
     return Thresholds(float(GRID[best]), rule, "", p, r, f1, own)
 
 
