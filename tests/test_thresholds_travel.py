@@ -228,8 +228,9 @@ def test_a_training_run_stores_the_threshold_of_each_checkpoints_own_validation(
     assert any(line.startswith("confidence threshold, for --conf-thres auto: 0.3") for line in caplog.messages)
 
 
-def test_best_pt_has_the_threshold_that_the_run_reports(shapes_set: Path, tmp_path: Path) -> None:
-    train.main(runs.config(shapes_set, tmp_path, epochs=2))
+def test_best_pt_has_the_threshold_that_the_run_reports(site: Path, tmp_path: Path) -> None:
+    start = {"cfg": "", "weights": str(site / "tiny.pt"), "imgsz": 128}
+    train.main(runs.config(site / "data.yaml", tmp_path, epochs=1, **start))
     reported = json.loads((tmp_path / "run" / "metrics.json").read_text())["thresholds"]
     stored = load_checkpoint(tmp_path / "run" / "weights" / "best.pt").thresholds
     assert reported is not None and stored is not None

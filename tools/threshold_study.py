@@ -95,7 +95,7 @@ def cases(cfg: ThresholdStudyConfig) -> list[tuple[str, str, str, str]]:
 def title(weights: str) -> str:
     """The name of a run, else of a file."""
     path = Path(weights).resolve()
-    return path.parent.parent.name if path.parent.name == "weights" else path.stem
+    return path.parent.parent.name if path.parent.name == "weights" and path.stem in ("best", "last") else path.stem
 
 
 def matches_of(
