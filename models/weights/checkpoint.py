@@ -168,7 +168,7 @@ def check_storable(path: Path) -> None:
     if not isinstance(content, dict) or not content.keys() >= {*REQUIRED}:
         raise ValueError(
             f"{path}: a checkpoint of another project, which is not changed; make one of this project: "
-            f"python tools/convert.py {path} pt"
+            f"python tools/convert.py {path}"
         )
 
 
