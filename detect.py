@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, check_cli, flag, run_script
+from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, ZERO_TO_ONE_OR_AUTO, Config, check_cli, flag, run_script
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,12 @@ class DetectConfig(Config):
         bounds=AT_LEAST_1,
         group="model",
     )
-    conf_thres: float = flag(0.25, "confidence threshold, 0..1", bounds=ZERO_TO_ONE, group="detections")
+    conf_thres: str | float = flag(
+        0.25,
+        "confidence threshold: auto for the one stored in the weights, or a number in 0..1",
+        bounds=ZERO_TO_ONE_OR_AUTO,
+        group="detections",
+    )
     iou_thres: float = flag(
         0.45, "NMS IoU threshold, 0..1: of boxes that overlap more the best is kept", bounds=ZERO_TO_ONE
     )
@@ -98,6 +103,11 @@ class DetectConfig(Config):
     name: str = flag("exp", "name of this run's folder, numbered if it exists")
     exist_ok: bool = flag(False, "write into an existing run folder")
 
+    @property
+    def confidence(self) -> float:
+        """The confidence threshold; "auto" is replaced by its number once the weights are loaded."""
+        return float(self.conf_thres)
+
 
 if __name__ == "__main__":
     check_cli(DetectConfig)  # before the imports that take seconds: --help and mistakes are answered at once
@@ -117,6 +127,7 @@ from models.runtimes.load import load_model
 from models.runtimes.torch_backend import TorchBackend
 from models.visualize import record_activations
 from utils.annotate.proposals import PreAnnotations
+from utils.backend import Backend
 from utils.commands import command, relative
 from utils.device import select_device
 from utils.next_steps import step_lines, threshold
@@ -133,6 +144,7 @@ from utils.predict.summary import RunSummary, written
 from utils.predict.threads import ending_at_once
 from utils.runs import OutputFiles, Run, weights_or_newest
 from utils.text import clean, counted, first
+from utils.thresholds import confidence_threshold
 from utils.track.bytetrack import TrackSettings
 from utils.track.counting import parse_areas
 from utils.track.tracking import Tracking
@@ -145,15 +157,18 @@ def main(cfg: DetectConfig) -> Path:
     """Detect in every frame of the source; returns the run's folder.
 
     Raises:
-        ValueError, FileNotFoundError: see build_predictor, open_source, weights_or_newest, parse_areas; some inputs
-            could not be read, after all others are done.
+        ValueError, FileNotFoundError: see load_network, build_predictor, open_source, weights_or_newest, parse_areas,
+            confidence_threshold; some inputs could not be read, after all others are done.
     """
     areas = parse_areas("line", cfg.count_line) + parse_areas("zone", cfg.count_zone)
     frames = open_source(cfg.source, cfg.vid_stride, cfg.stream_timeout)
     cfg = replace(cfg, weights=weights_or_newest(cfg.weights), track=cfg.track or bool(areas))
     show = open_window() if cfg.view_img else None
     workers, threads = division(cfg)
-    predictor = build_predictor(replace(cfg, threads=threads))
+    backend = load_network(replace(cfg, threads=threads))
+    stored = backend.limits.thresholds
+    cfg = replace(cfg, conf_thres=confidence_threshold(cfg.conf_thres, stored, backend.limits.file))
+    predictor = build_predictor(cfg, backend)
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
     files = replaced_files(cfg, folder)
     settings = OutputSettings(**{f.name: getattr(cfg, f.name) for f in fields(OutputSettings)})
@@ -161,7 +176,7 @@ def main(cfg: DetectConfig) -> Path:
     progress = InputProgress(len(source_files(cfg.source)))
     names = predictor.backend.names
     annotations = PreAnnotations(cfg.annotate, files, names, cfg.annotate_root)
-    tracking = Tracking(TrackSettings(cfg.conf_thres), areas, files, names) if cfg.track else None
+    tracking = Tracking(TrackSettings(cfg.confidence), areas, files, names) if cfg.track else None
     overlay = tracking.overlay if tracking else None
     output = Output(settings, files, names, progress, overlay)
     ended = False  # by the window
@@ -221,8 +236,8 @@ def next_commands(cfg: DetectConfig, found: bool = True) -> list[tuple[str, str]
     """What to do next, and the command for it, with the weights and the source of this run; `found`: any boxes."""
     weights = [cfg.weights] if isinstance(cfg.weights, str) else list(cfg.weights)
     words, rows = ["--weights", *map(relative, weights)], list[tuple[str, str]]()
-    if not found and cfg.source != "-" and cfg.conf_thres > LOWEST:
-        lower = ["--source", without_secrets(cfg.source), "--conf-thres", threshold(max(cfg.conf_thres / 10, LOWEST))]
+    if not found and cfg.source != "-" and cfg.confidence > LOWEST:
+        lower = ["--source", without_secrets(cfg.source), "--conf-thres", threshold(max(cfg.confidence / 10, LOWEST))]
         rows.append(("nothing was found; look with a lower confidence threshold", command("detect", *words, *lower)))
     elif found and not (cfg.save_txt or cfg.save_csv or cfg.save_json or cfg.save_crop) and cfg.source != "-":
         source = ["--source", without_secrets(cfg.source), "--save-txt", "--save-csv", "--save-crop"]
@@ -250,20 +265,23 @@ def replaced_files(cfg: DetectConfig, folder: Path) -> OutputFiles:
     return files
 
 
-def build_predictor(cfg: DetectConfig) -> Predictor:
-    """The model, and how it is run.
+def load_network(cfg: DetectConfig) -> Backend:
+    """The model of the weights; see load_model for errors."""
+    return load_model(cfg.weights, select_device(cfg.device), cfg.half, cfg.augment, cfg.threads, cfg.compile)
+
+
+def build_predictor(cfg: DetectConfig, backend: Backend) -> Predictor:
+    """How the model is run.
 
     Raises:
-        ValueError, FileNotFoundError: see load_model; --visualize with an exported file.
+        ValueError: --visualize with an exported file; --classes that it does not have.
     """
-    device = select_device(cfg.device)
-    backend = load_model(cfg.weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
     if cfg.visualize and not isinstance(backend, TorchBackend):
         raise ValueError("--visualize: expected one .pt checkpoint, without --augment")
     classes = class_indices(cfg.classes, backend.names) or None
-    score = TrackSettings(cfg.conf_thres).low if cfg.track else cfg.conf_thres
+    score = TrackSettings(cfg.confidence).low if cfg.track else cfg.confidence
     nms = NmsSettings(score, cfg.iou_thres, cfg.max_det, classes, cfg.agnostic_nms)
-    return Predictor(backend, device, cfg.imgsz, nms, cfg.half, cfg.rect is not False, cfg.tile)
+    return Predictor(backend, select_device(cfg.device), cfg.imgsz, nms, cfg.half, cfg.rect is not False, cfg.tile)
 
 
 def visualize(predictor: Predictor, image: np.ndarray, found: Prediction, files: OutputFiles, stem: str) -> None:

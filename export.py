@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Config, check_cli, flag, run_script
+from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, ZERO_TO_ONE_OR_AUTO, Config, check_cli, flag, run_script
 
 NAMES = ("torchscript", "onnx", "openvino", "torch_export", "coreml", "tflite", "ncnn", "executorch", "web")
 
@@ -43,7 +43,11 @@ class ExportConfig(Config):
         choices=("weights", "conv", "all"),
     )
     nms: bool = flag(False, "include NMS in the graph (onnx, coreml)", group="NMS in the file")
-    conf_thres: float = flag(0.25, "with --nms: confidence threshold, 0..1", bounds=ZERO_TO_ONE)
+    conf_thres: str | float = flag(
+        0.25,
+        "with --nms: confidence threshold: auto for the one stored in the weights, or a number in 0..1",
+        bounds=ZERO_TO_ONE_OR_AUTO,
+    )
     iou_thres: float = flag(0.45, "with --nms: NMS IoU threshold, 0..1", bounds=ZERO_TO_ONE)
     max_det: int = flag(300, "with --nms: number of detections in the output", bounds=AT_LEAST_1)
     data: str = flag(
@@ -93,6 +97,7 @@ from utils.proof.parity import LIMITS, compare
 from utils.proof.table import Row, table
 from utils.proof.web import page_title, write_page
 from utils.runs import weights_or_newest
+from utils.thresholds import Thresholds, confidence_threshold
 from val import ValConfig
 from val import main as validate
 
@@ -119,6 +124,7 @@ class ExportTask:
     Attributes:
         model: fused, in eval mode. imgsz: (height, width) of the input.
         images: (n, 3, H, W), on which files are compared with the model. calibration: the same for int8, else None.
+        stored: the confidence thresholds in the checkpoint, which every file carries.
         jobs: what was written so far, see `job`.
     """
 
@@ -127,6 +133,7 @@ class ExportTask:
     imgsz: tuple[int, int]
     images: Tensor
     calibration: Tensor | None
+    stored: Thresholds | None = None
     jobs: list[Job] = field(default_factory=list)
 
     def reference(self, images: Tensor) -> Tensor:
@@ -154,6 +161,7 @@ class ExportTask:
             dynamic=cfg.dynamic,
             form="raw" if raw else "nms" if cfg.nms else "decoded",
             precision=precision(cfg, name),
+            thresholds=self.stored,
             **thresholds(cfg),
         )
         shared = next((job for job in self.jobs if job.meta == meta), None)
@@ -175,12 +183,13 @@ class ExportTask:
 
 def nms_settings(cfg: ExportConfig) -> NmsSettings:
     """The settings of the NMS in the file, and of the comparison of final boxes."""
-    return NmsSettings(cfg.conf_thres, cfg.iou_thres, cfg.max_det)
+    return NmsSettings(float(cfg.conf_thres), cfg.iou_thres, cfg.max_det)  # a number, see prepare
 
 
 def thresholds(cfg: ExportConfig) -> dict[str, Any]:
     """Settings of the NMS in the file, by name; empty without --nms."""
-    return {"conf_thres": cfg.conf_thres, "iou_thres": cfg.iou_thres, "max_det": cfg.max_det} if cfg.nms else {}
+    nms = nms_settings(cfg)
+    return {"conf_thres": nms.conf_thres, "iou_thres": nms.iou_thres, "max_det": nms.max_det} if cfg.nms else {}
 
 
 def precision(cfg: ExportConfig, name: str) -> str:
@@ -203,6 +212,8 @@ def prepare(cfg: ExportConfig) -> ExportTask:
     """
     check_config(cfg)
     checkpoint = load_checkpoint(cfg.weights)
+    stored = checkpoint.thresholds
+    cfg = replace(cfg, conf_thres=confidence_threshold(cfg.conf_thres, stored, Path(cfg.weights).name))
     model = build_model(checkpoint).fuse().requires_grad_(False)
     imgsz = input_size(cfg.imgsz, checkpoint_limits(Path(cfg.weights), checkpoint), model.grid)
     calibration = None
@@ -214,7 +225,7 @@ def prepare(cfg: ExportConfig) -> ExportTask:
                 evenly(list(list_images(data.split("train"))), CALIBRATION_IMAGES), imgsz, model.letterbox
             )
     images = read_images(comparison_images(cfg.data, cfg.images), imgsz, model.letterbox)
-    return ExportTask(cfg, model, imgsz, images, calibration)
+    return ExportTask(cfg, model, imgsz, images, calibration, stored)
 
 
 def check_config(cfg: ExportConfig) -> None:

@@ -34,6 +34,7 @@ from utils.predict.inputs import ImageLike, Named, gather, one_by_one
 from utils.predict.predictor import ClassesLike, Predictor, class_indices
 from utils.predict.results import Detections
 from utils.text import clean, counted
+from utils.thresholds import confidence_threshold
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "pandas", "yaml", "einops"]
 
@@ -44,7 +45,8 @@ class Model:
     It may be called from several threads. Its settings may be changed between calls.
 
     Attributes:
-        conf: confidence threshold. iou: IoU threshold of NMS. max_det: maximum detections per image.
+        conf: confidence threshold; "auto" sets the one stored in the weights. iou: IoU threshold of NMS.
+        max_det: maximum detections per image.
         classes: keep only these, indices or names: one, or an array, tensor or other collection; None keeps all.
         agnostic: boxes suppress those of other classes too. multi_label: a box may count for several classes.
         names: class index -> name; may be set to a list or mapping of as many names, which replace those of the file
@@ -54,7 +56,7 @@ class Model:
     """
 
     folder: TemporaryDirectory[str] | None = None  # of random weights
-    conf, iou, max_det = 0.25, 0.45, 1000  # as in YOLOv5
+    iou, max_det = 0.45, 1000  # as in YOLOv5
     classes: ClassesLike | None = None
     agnostic = multi_label = False
 
@@ -68,7 +70,7 @@ class Model:
     ):
         self.weights, self.threads, self.compiled = weights, threads, compiled
         self.load(device, half)
-        self._names = dict(self.backend.names)
+        self._names, self._conf = dict(self.backend.names), 0.25  # as in YOLOv5
 
     def load(self, device: torch.device, half: bool) -> Model:
         """Read the weights for a device and a precision; see load_model for errors."""
@@ -105,6 +107,16 @@ class Model:
     def eval(self) -> Model:
         """Nothing changes: the model is always in eval mode."""
         return self
+
+    @property
+    def conf(self) -> Any:
+        """The confidence threshold, a number; "auto" sets the one stored in the weights."""
+        return self._conf
+
+    @conf.setter
+    def conf(self, conf: Any) -> None:
+        limits = self.backend.limits
+        self._conf = confidence_threshold(conf, limits.thresholds, limits.file, "model.conf")
 
     @property
     def names(self) -> dict[int, str]:

@@ -150,6 +150,7 @@ from utils.next_steps import step_lines
 from utils.progress import Progress, clock
 from utils.runs import Run, newest_to_resume
 from utils.text import counted
+from utils.thresholds import split_name
 from utils.train.autoanchor import check_anchors, label_sizes
 from utils.train.errors import check_batches, user_error
 from utils.train.memory import choose_batch_size
@@ -466,7 +467,7 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
 def validate(job: Job, model: DetectionModel, criterion: Criterion | None = None, plots: Path | None = None) -> Metrics:
     """Metrics of `model` on the val split; `plots` is a folder for curves and images."""
     settings = replace(EvalSettings.of(job.cfg.single_cls), tile=job.cfg.tile_train)
-    return evaluate(
+    metrics = evaluate(
         model,
         job.val_loader,
         job.names,
@@ -476,6 +477,7 @@ def validate(job: Job, model: DetectionModel, criterion: Criterion | None = None
         plots=plots,
         title=f"best.pt on val of {job.cfg.data}",
     )
+    return metrics.on(split_name(job.cfg.data, "val"))
 
 
 def save(job: Job, metrics: Metrics | None, best: bool) -> None:
@@ -484,8 +486,9 @@ def save(job: Job, metrics: Metrics | None, best: bool) -> None:
     epoch = state.epoch - 1
     run: dict[str, Any] = {"epoch": epoch, "hyp": job.hyp.as_dict(), "opt": asdict(cfg)}
     if metrics is not None:
-        numbers = {k: v for k, v in metrics.as_dict().items() if k != "speed_ms"}  # which differs from run to run
-        run |= {"fitness": float(metrics.fitness), "metrics": numbers}
+        numbers = metrics.as_dict()
+        del numbers["speed_ms"], numbers["thresholds"]  # which differs from run to run; which has its own place
+        run |= {"fitness": float(metrics.fitness), "metrics": numbers, "thresholds": metrics.thresholds}
     averaged, first = replace(Checkpoint.of(state.ema.module), **run), not state.kept_best
     check_finite(averaged.model, f"not saved after epoch {epoch + 1}")
     if best or not state.kept_best:  # before last.pt: a run that is killed between the two writes it once more
@@ -504,6 +507,8 @@ def finish(job: Job) -> Metrics:
     plots = None if job.cfg.noplots else job.run.dir
     metrics = validate(job, build_model(load_checkpoint(best)).to(job.dist.device), plots=plots)
     LOGGER.info(f"best weights, on the validation images:\n{metrics.table()}")
+    if metrics.thresholds:
+        LOGGER.info(f"confidence threshold, for --conf-thres auto: {metrics.thresholds}")
     write_atomic(job.run.dir / "metrics.json", json.dumps(metrics.as_dict(), indent=2))
     if not job.cfg.noplots:
         plot_results(job.run.dir / "results.csv", job.run.dir / "results.png")

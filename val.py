@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from utils.config import AT_LEAST_0, AT_LEAST_1, ZERO_TO_ONE, Bounds, Config, check_cli, flag, run_script
 
+WANTED = Bounds(above=0, high=1)  # precisions and recalls
+
 
 @dataclass(frozen=True)
 class ValConfig(Config):
@@ -38,6 +40,17 @@ class ValConfig(Config):
         0.6, "NMS IoU threshold, 0..1: of boxes that overlap more the best is kept", bounds=ZERO_TO_ONE
     )
     max_det: int = flag(300, "maximum detections per image", bounds=AT_LEAST_1)
+    at_precision: float | None = flag(
+        None,
+        "choose the lowest confidence threshold with this precision, not that of the best F1",
+        bounds=WANTED,
+    )
+    at_recall: float | None = flag(
+        None, "choose the highest confidence threshold with this recall, not that of the best F1", bounds=WANTED
+    )
+    save_thresholds: bool = flag(
+        False, "store the chosen confidence threshold in the checkpoint, for --conf-thres auto and for exports"
+    )
     task: str = flag(
         "val",
         "the split to measure; speed: with the thresholds of detect.py; study: over image sizes",
@@ -69,6 +82,11 @@ class ValConfig(Config):
     name: str = flag("exp", "name of this run's folder, numbered if it exists")
     exist_ok: bool = flag(False, "write into an existing run folder")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.at_precision and self.at_recall:
+            raise ValueError("--at-precision and --at-recall exclude each other, expected one of them")
+
 
 if __name__ == "__main__":
     check_cli(ValConfig)  # before the imports that take seconds: --help and mistakes are answered at once
@@ -91,6 +109,7 @@ from torch.utils.data import DataLoader
 from data.make_shapes import draw_if_built_in
 from models.runtimes.ensemble import in_order
 from models.runtimes.load import load_model
+from models.weights.checkpoint import check_storable, store_thresholds
 from models.yolo import DetectionModel
 from utils.backend import Backend, SparseBackend, input_size, refuse_nms
 from utils.boxes import Boxes
@@ -103,7 +122,7 @@ from utils.data.loader import Batch, build_loader
 from utils.data.scan import Scan
 from utils.device import select_device
 from utils.drawing import plot_batch, plot_boxes
-from utils.evaluate.curves import plot_confusion, plot_curves, plot_study
+from utils.evaluate.curves import plot_confusion, plot_curves, plot_reliability, plot_study
 from utils.evaluate.error_page import write_errors
 from utils.evaluate.metrics import DetectionMetrics, Metrics
 from utils.evaluate.tiled import TileDetector
@@ -128,6 +147,7 @@ from utils.predict.writers import (
 from utils.progress import Progress
 from utils.runs import OutputFiles, Run, training_data, weights_or_newest
 from utils.text import counted
+from utils.thresholds import split_name
 
 LOGGER = logging.getLogger(__name__)
 SPLIT_OF_TASK = {"speed": "val", "study": "val"}  # other tasks are the split they measure
@@ -149,6 +169,8 @@ def main(cfg: ValConfig) -> Metrics:
     """
     weights = weights_or_newest(cfg.weights)
     cfg = replace(cfg, weights=weights, data=cfg.data or training_data(weights))
+    if cfg.save_thresholds:
+        check_can_store(cfg)
     if cfg.task == "speed":
         cfg = replace(cfg, conf_thres=0.25, iou_thres=0.45, plots=False)
     elif cfg.task == "study":
@@ -167,10 +189,47 @@ def main(cfg: ValConfig) -> Metrics:
     found = cast(DetectionDataset, loader.dataset).scan
     warn_of_max_det(found, cfg.max_det)
     save_detections(cfg, data, result.detections, found.paths[result.rows].tolist(), folder)
-    metrics = result.metrics()
+    chosen = result.detections.thresholds(cfg.at_precision, cfg.at_recall)
+    metrics = replace(result.metrics(), thresholds=chosen).on(
+        split_name(data.yaml, SPLIT_OF_TASK.get(cfg.task, cfg.task))
+    )
     images = relative(Path(found.paths[0]).parent) + "/"
+    write_atomic(folder / "metrics.json", json.dumps(metrics.as_dict(), indent=2) + "\n")
+    check_reached(cfg, metrics)
+    if cfg.save_thresholds:
+        store_thresholds(Path(weight_files(cfg.weights)[0]), metrics.thresholds)
     report(metrics, cfg, data.nc, folder, images)
     return metrics
+
+
+def check_can_store(cfg: ValConfig) -> None:
+    """Raise an error for flags with which no threshold can be stored, before anything is measured.
+
+    Raises:
+        ValueError, FileNotFoundError: see check_storable; several weights; not all detections are looked at.
+    """
+    if len(weight_files(cfg.weights)) > 1:
+        raise ValueError("--save-thresholds with several --weights: an ensemble has no checkpoint, expected one file")
+    changed = {"--task": cfg.task in ("speed", "study"), "--augment": cfg.augment}
+    changed["--conf-thres"] = cfg.conf_thres > type(cfg).conf_thres
+    for name in (name for name, value in changed.items() if value):
+        raise ValueError(f"--save-thresholds with {name}: the threshold is chosen among all detections of one view")
+    check_storable(Path(weight_files(cfg.weights)[0]))
+
+
+def check_reached(cfg: ValConfig, metrics: Metrics) -> None:
+    """Raise a ValueError if there is no threshold, or none with the wanted precision or recall."""
+    chosen = metrics.thresholds
+    if chosen is None:
+        if cfg.save_thresholds or cfg.at_precision or cfg.at_recall:
+            raise ValueError("no confidence threshold can be chosen: no detection matches a label of the split")
+        return
+    for name, wanted, got in (
+        ("precision", cfg.at_precision, chosen.precision),
+        ("recall", cfg.at_recall, chosen.recall),
+    ):
+        if wanted and got < wanted:
+            raise ValueError(f"--at-{name} {wanted:g}: not reached at any confidence threshold, the best is {got:.3f}")
 
 
 @dataclass(frozen=True)
@@ -369,13 +428,15 @@ def image_paths(loader: DataLoader, result: EvalResult) -> list[str]:
 
 
 def write_plots(detections: DetectionMetrics, paths: Sequence[str], folder: Path, title: str) -> None:
-    """PR, P, R and F1 curves, confusion_matrix.png, errors.html and suspects.csv.
+    """PR, P, R and F1 curves, confusion_matrix.png, reliability.png, errors.html and suspects.csv.
 
     Args:
         paths: of the images, in the order of the detections. title: what was measured, for errors.html.
     """
     plot_curves(detections.curves(), folder)
     plot_confusion(detections.confusion_matrix(), list(detections.names.values()), folder / "confusion_matrix.png")
+    if detections.calibration is not None:
+        plot_reliability(detections.calibration, folder / "reliability.png")
     write_errors(folder, ErrorAnalysis.of(detections), paths, title)
 
 
@@ -519,15 +580,18 @@ def save_detections(
 
 
 def report(metrics: Metrics, cfg: ValConfig, nc: int, folder: Path, images: str) -> None:
-    """Print the table, COCO's figures, the speed and how to detect in `images`; write metrics.json."""
+    """Print the table, COCO's figures, the speed and how to detect in `images`."""
     table = metrics.table()
     LOGGER.info(table if cfg.verbose or nc < TABLE_CLASSES else "\n".join(table.splitlines()[:2]))
     LOGGER.info(metrics.coco_table())
     LOGGER.info("speed: " + ", ".join(f"{ms:.1f} ms {name}" for name, ms in metrics.speed_ms.items()) + " per image")
-    write_atomic(folder / "metrics.json", json.dumps(metrics.as_dict(), indent=2) + "\n")
+    weights = weight_files(cfg.weights)[0]
+    if metrics.thresholds:
+        LOGGER.info(f"confidence threshold: {metrics.thresholds}" + f"; stored in {weights}" * cfg.save_thresholds)
+    if metrics.calibration:
+        LOGGER.info(f"calibration: {metrics.calibration}")
     LOGGER.info(f"results in {folder}")
-    weights = cfg.weights if isinstance(cfg.weights, str) else cfg.weights[0]
-    if steps := after_validation(folder, weights, metrics.best_confidence, images, cfg.tile):
+    if steps := after_validation(folder, weights, metrics.thresholds, images, cfg.save_thresholds, cfg.tile):
         LOGGER.info(step_lines(steps))
 
 

@@ -24,7 +24,9 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 class Detector:
     """An image (H, W, 3) uint8 BGR -> (n, 6) x1, y1, x2, y2 in its pixels, score, class; best first."""
 
-    def __init__(self, path: str, threads: int = 0, conf_thres: float | None = None, iou_thres: float | None = None):
+    def __init__(
+        self, path: str, threads: int = 0, conf_thres: float | str | None = None, iou_thres: float | None = None
+    ):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -36,11 +38,25 @@ class Detector:
         self.form, self.dynamic_size = meta["form"], meta["dynamic"] == "size"
         self.centered = meta.get("letterbox", "center") == "center"
         inside = {name: json.loads(meta[name]) for name in DEFAULTS if name in meta and self.form == "nms"}
+        if conf_thres == "auto":
+            conf_thres = self.stored_threshold(path, meta)
         asked = {"conf_thres": conf_thres, "iou_thres": iou_thres}
         used = {name: inside.get(name, DEFAULTS[name]) if value is None else value for name, value in asked.items()}
         self.conf_thres, self.iou_thres = used["conf_thres"], used["iou_thres"]
         if inside and (self.conf_thres < inside["conf_thres"] or self.iou_thres != inside.get("iou_thres")):
             print(f"warning: {path} has NMS inside with {inside}, {used} cannot be applied", file=sys.stderr)
+
+    def stored_threshold(self, path: str, meta: dict[str, str]) -> float:
+        """The confidence threshold that the checkpoint's validation chose, which is printed."""
+        stored = json.loads(meta.get("thresholds", "null"))
+        if stored is None:
+            raise ValueError(
+                f"--conf-thres auto: {path}: no threshold is stored there; store one in the checkpoint with "
+                "`val.py --weights best.pt --data my.yaml --save-thresholds` and export it again, or give a number"
+            )
+        where = f"{stored['rule']} on {stored['data']}: precision {stored['precision']:.2f}"
+        print(f"confidence threshold: {stored['confidence']:g} ({where}, recall {stored['recall']:.2f})")
+        return float(stored["confidence"])
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         canvas, scale, shift = self.letterbox(image)
@@ -95,13 +111,19 @@ def draw(image: np.ndarray, found: np.ndarray, names: dict[int, str]) -> None:
         cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 200, 0), 1, cv2.LINE_AA)
 
 
+def number_or_auto(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("weights", help="ONNX file written by export.py, with or without --nms")
     parser.add_argument("source", nargs="+", help="image files and folders")
     parser.add_argument("--out", help="folder for annotated copies of the images")
     parser.add_argument(
-        "--conf-thres", type=float, help="confidence threshold, 0..1 (0.25, or that of NMS in the file)"
+        "--conf-thres",
+        type=number_or_auto,
+        help="confidence threshold, 0..1 (0.25, or that of NMS in the file); auto: the one stored in the file",
     )
     parser.add_argument("--iou-thres", type=float, help="NMS IoU threshold, 0..1 (0.45, or that of NMS in the file)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: runtime default)")

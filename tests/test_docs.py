@@ -44,6 +44,7 @@ from tools import (
     kill_and_resume,
     proposal_study,
     serve,
+    threshold_study,
 )
 from utils.config import parse_cli
 from utils.files import REPO
@@ -67,6 +68,7 @@ SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
     "tools/doctor.py": (doctor.diagnose, doctor.DoctorConfig),
     "tools/import_labels.py": (import_labels.main, import_labels.ImportConfig),
     "tools/proposal_study.py": (proposal_study.main, proposal_study.ProposalConfig),
+    "tools/threshold_study.py": (threshold_study.main, threshold_study.ThresholdStudyConfig),
     "tools/kill_and_resume.py": (kill_and_resume.main, kill_and_resume.KillConfig),
 }
 NAMES = ["wide", "high", "star"]
@@ -266,7 +268,7 @@ def test_commands_run(
 
 def test_commands_and_pages_have_been_found() -> None:
     run = {split(line)[1] for line in commands(RUN, "bash")}
-    tested_elsewhere = ("kill_and_resume", "compare", "serve", "import_labels", "proposal_study")
+    tested_elsewhere = ("kill_and_resume", "compare", "serve", "import_labels", "proposal_study", "threshold_study")
     own = {f"tools/{name}.py" for name in tested_elsewhere}
     assert run == set(SCRIPTS) - own
     assert len(commands(RUN, "bash")) > 35 and len(commands(PARSED, "sh")) > 15

@@ -211,7 +211,7 @@ def test_table_and_dict_show_counts():
     read = json.loads(json.dumps(m.as_dict()))
     assert set(read) == {
         "map50", "map50_95", "precision", "recall", "images", "instances", "per_class", "speed_ms", "coco",
-        "best_confidence", "best_f1",
+        "thresholds", "calibration",
     }  # fmt: skip
     assert read["per_class"]["ball"]["recall"] == pytest.approx(2 / 3)
     assert read["per_class"]["ball"]["instances"] == 3

@@ -17,6 +17,7 @@ import val
 from tools.serve import ServeConfig, lan_address, make_server
 from utils.config import parse_cli
 from utils.next_steps import Steps, after_export, after_training, after_validation, step_lines, threshold
+from utils.thresholds import Thresholds
 
 CONFIGS = {
     "train.py": train.TrainConfig,
@@ -59,10 +60,12 @@ def test_after_training_come_detect_val_and_export_with_the_paths_of_the_run(run
 def test_after_a_validation_come_its_images_and_the_threshold_of_the_best_f1(run: Path) -> None:
     assert after_validation(run, "best.pt", None) == []
     (run / "confusion_matrix.png").touch()
-    (about, path), (_, line) = after_validation(run, "best.pt", 0.374)
+    (about, path), (_, line) = after_validation(run, "best.pt", Thresholds(0.374))
     assert about == "which classes it confuses" and path == "my runs/exp/confusion_matrix.png"
-    assert parse_cli(detect.DetectConfig, shlex.split(line)[2:]).conf_thres == 0.37
-    assert "--source set/val/ " in after_validation(run, "best.pt", 0.374, "set/val/")[-1][1]
+    assert parse_cli(detect.DetectConfig, shlex.split(line)[2:]).conf_thres == 0.374
+    auto = after_validation(run, "best.pt", Thresholds(0.374), stored=True)[-1][1]
+    assert parse_cli(detect.DetectConfig, shlex.split(auto)[2:]).conf_thres == "auto"
+    assert "--source set/val/ " in after_validation(run, "best.pt", Thresholds(0.374), "set/val/")[-1][1]
 
 
 @pytest.mark.parametrize(("confidence", "lower"), [(0.25, 0.025), (0.005, 0.001), (0.001, None)])

@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
     scores = {"precision": 0.5, "recall": 0.25, "map50": 0.75, "map50_95": 0.625, "images": 8, "instances": 20}
     unseen = dict.fromkeys(scores, 0)
     per_class = {"cat": scores | {"map50": 0.111}, EVIL: scores, "unicorn": unseen}
-    best = {"best_confidence": 0.371, "best_f1": 0.6149}
+    best = {"thresholds": {"confidence": 0.371, "f1": 0.6149}}
     (run.dir / "metrics.json").write_text(json.dumps(scores | {"per_class": per_class} | best))
     run.dump("opt.yaml", {"cfg": "models/yolov5n.yaml", "imgsz": 320, "data": "my set/data.yaml", "name": EVIL})
     run.dump("hyp.yaml", Hyp().as_dict())
@@ -109,7 +109,10 @@ def test_page_has_the_content_of_the_files(folder: Path) -> None:
     assert f"python detect.py --weights {folder}/weights/best.pt --source images/" in words
     assert f"python export.py --weights {folder}/weights/best.pt --include onnx openvino" in words
     assert "--data 'my set/data.yaml'" in words and "--resume" not in words
-    assert "a mean F1 of 0.61, is at a confidence threshold of 0.37: --conf-thres 0.37." in words
+    assert (
+        "a mean F1 of 0.61, is at a confidence threshold of 0.37: --conf-thres 0.37, or --conf-thres auto where"
+        in words
+    )
     assert "warmup_bias_lr 0.1" in words and "cfg models/yolov5n.yaml" in words
 
 

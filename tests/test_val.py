@@ -46,7 +46,7 @@ def test_a_perfect_model_has_every_chart_and_number(run, caplog) -> None:
     with caplog.at_level("INFO"):
         result, folder = run(save_txt=True, save_conf=True)
     assert result.map50 == pytest.approx(1) and result.coco["AP75"] > 0.9
-    charts = {f"{name}_curve.png" for name in ("P", "R", "F1", "PR")} | {"confusion_matrix.png"}
+    charts = {f"{name}_curve.png" for name in ("P", "R", "F1", "PR")} | {"confusion_matrix.png", "reliability.png"}
     charts |= {f"val_batch{k}_{kind}.jpg" for k in range(2) for kind in ("labels", "pred")}
     assert {p.name for p in folder.iterdir()} == charts | {
         "metrics.json",

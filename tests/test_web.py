@@ -73,7 +73,7 @@ def test_one_file_detector_finds_the_same_boxes(site, tmp_path):
 
 def test_one_file_detector_imports_only_what_its_docstring_names():
     code = (REPO / "examples" / "onnx_detect.py").read_text()
-    assert len(code.splitlines()) < 140
+    assert len(code.splitlines()) < 155
     imported = {line.split()[1].split(".")[0] for line in code.splitlines() if line.startswith(("import ", "from "))}
     assert imported - set(sys.stdlib_module_names) == {"cv2", "numpy", "onnxruntime"}
 

@@ -60,6 +60,7 @@ def main(cfg: ConvertConfig) -> Path:
         fitness=checkpoint.fitness,
         metrics=checkpoint.metrics,
         hyp=checkpoint.hyp,
+        thresholds=checkpoint.thresholds,
     )
     if cfg.half:
         parameters = {name for name, _ in model.named_parameters()}  # statistics and anchors stay in single precision

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from utils.images import Size, as_size, check_imgsz, size_text
 from utils.nms import NmsSettings
+from utils.thresholds import Thresholds
 
 LOGGER = logging.getLogger(__name__)
 DEFAULT_IMGSZ = 640  # of weights that do not say at which size they were trained
@@ -26,12 +27,14 @@ class ModelLimits:
         imgsz: (height, width) that it was exported for, or trained at; None: not known.
         fixed: the input has this size and no other.
         nms: settings of the NMS in the file; None: it has none.
+        thresholds: the confidence thresholds stored in it; None: it has none.
     """
 
     file: str = ""
     imgsz: Size | None = None
     fixed: bool = False
     nms: NmsSettings | None = None
+    thresholds: Thresholds | None = None
 
 
 class Backend(Protocol):

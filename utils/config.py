@@ -31,32 +31,43 @@ MAX_ERROR = 380  # characters of an error that a script prints
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers allowed for a setting: from `low` to `high`, more than `above`, less than `below`; `also` others."""
+    """The numbers allowed for a setting: from `low` to `high`, more than `above`, less than `below`.
+
+    `also` others, and words in place of a number.
+    """
 
     low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
     below: float = math.inf
-    also: tuple[float, ...] = ()
+    also: tuple[float | str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that are allowed in place of a number."""
+        return tuple(value for value in self.also if isinstance(value, str))
 
     def allow(self, value: float) -> bool:
-        """Whether `value` is allowed; NaN and infinity never are."""
+        """Whether a number is allowed; NaN and infinity never are."""
         inside = self.low <= value <= self.high and self.above < value < self.below
         return value in self.also or (inside and math.isfinite(value))
 
     def __str__(self) -> str:
         words = {"at least": self.low, "more than": self.above, "at most": self.high, "below": self.below}
         text = ", ".join(f"{word} {value:g}" for word, value in words.items() if math.isfinite(value))
-        return " or ".join([text or "a finite number", *(f"{value:g}" for value in self.also)])
+        return " or ".join([text or "a finite number", *(v if isinstance(v, str) else f"{v:g}" for v in self.also)])
 
     def check(self, value: Any, what: str) -> None:
-        """Raise a ValueError that starts with `what` unless `value` is a number within the bounds."""
+        """Raise a ValueError that starts with `what` unless `value` is an allowed number or word."""
+        if isinstance(value, str) and value in self.words:
+            return
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.allow(value):
             raise ValueError(f"{what} {value}: expected {self}")
 
 
 AT_LEAST_0, AT_LEAST_1 = Bounds(low=0), Bounds(low=1)
 ZERO_TO_ONE = Bounds(low=0, high=1)
+ZERO_TO_ONE_OR_AUTO = Bounds(low=0, high=1, also=("auto",))
 
 
 def flag(
@@ -169,10 +180,11 @@ def flag_options(name: str, kind: Any, f: Any) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction if f.default in (True, None) else "store_true"}
     several = typing.get_origin(kind) is tuple
     kind = typing.get_args(kind)[0] if several else kind
+    bounds = f.metadata["bounds"]
     choices, bare = f.metadata["choices"], f.metadata["bare"]
     word = {int: "N", float: "X"}.get(kind, name.rpartition("_")[2].upper())
     options = {
-        "type": kind,
+        "type": number_or_word(kind, bounds.words) if bounds and bounds.words else kind,
         "choices": choices,
         "metavar": f"{{{','.join(filter(None, choices))}}}" if choices else word,
     }
@@ -181,6 +193,20 @@ def flag_options(name: str, kind: Any, f: Any) -> dict[str, Any]:
     elif bare is not None:
         options |= {"nargs": "?", "const": bare}
     return options
+
+
+def number_or_word(kind: Callable[[str], float], words: Sequence[str]) -> Callable[[str], float | str]:
+    """A reader of a number of that kind, or of one of the words."""
+
+    def read(text: str) -> float | str:
+        if text in words:
+            return text
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}': expected a number or {' or '.join(words)}") from None
+
+    return read
 
 
 def help_text(f: Any) -> str:

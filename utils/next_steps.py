@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils.commands import command, quoted, relative
 from utils.files import REPO
+from utils.thresholds import AUTO, Thresholds
 
 Steps = list[tuple[str, str]]  # purpose, and a command or a file to look at
 IMAGES = "images/"  # where the images to detect in are not known
@@ -44,19 +45,30 @@ def tile_words(tile: int) -> tuple[str, ...]:
 
 
 def after_validation(
-    folder: Path, weights: str, best_confidence: float | None, images: str = IMAGES, tile: int = 0
+    folder: Path,
+    weights: str,
+    thresholds: Thresholds | None,
+    images: str = IMAGES,
+    stored: bool = False,
+    tile: int = 0,
 ) -> Steps:
-    """The files of a validation that are worth a look, and the confidence threshold to detect in `images` with."""
+    """The files of a validation that are worth a look, and the confidence threshold to detect in `images` with.
+
+    Args:
+        stored: the weights have the threshold in them. tile: the side of the tiles of the validation; 0: none.
+    """
     files = {
         "errors.html": "where it fails: the worst images, what to correct first, suspected label errors",
         "val_batch0_pred.jpg": "what it finds, beside val_batch0_labels.jpg",
+        "reliability.png": "how often detections of each confidence are right",
         "confusion_matrix.png": "which classes it confuses",
         "PR_curve.png": "precision over recall of each class",
     }
     steps = [(about, relative(folder / name)) for name, about in files.items() if (folder / name).is_file()]
-    if best_confidence is not None:
-        words = ("--weights", weights, "--source", images, "--conf-thres", threshold(best_confidence))
-        steps.append(("detect at the threshold of the best F1", command("detect", *words, *tile_words(tile))))
+    if thresholds is not None:
+        number = AUTO if stored else f"{thresholds.confidence:g}"
+        words = ("--weights", weights, "--source", images, "--conf-thres", number, *tile_words(tile))
+        steps.append((f"detect at this threshold ({thresholds.rule})", command("detect", *words)))
     return steps
 
 

@@ -20,6 +20,7 @@ from utils.images import POSITIONS
 from utils.nms import NmsSettings
 from utils.plain_data import limit, load_json, over, plain_data
 from utils.text import clean, first
+from utils.thresholds import Thresholds
 
 LICENSE = "Apache-2.0 (the code; weights have the license of their training)"
 FORMS = ("decoded", "raw", "nms")
@@ -45,6 +46,7 @@ class Metadata:
         letterbox: where an image lies on its canvas, one of utils.images.POSITIONS.
         conf_thres, iou_thres, max_det: settings of the NMS in the file; 0 where there is none.
         precision: float32, float16, or int8 and what is computed in it.
+        thresholds: the confidence thresholds of the checkpoint, for programs that use the file; None: it has none.
     """
 
     names: dict[int, str]
@@ -66,6 +68,7 @@ class Metadata:
     head: str = "Detect"
     head_settings: dict[str, Any] = field(default_factory=dict)
     letterbox: str = "center"
+    thresholds: Thresholds | None = None
 
     @classmethod
     def of(cls, model: DetectionModel, imgsz: tuple[int, int], batch: int, **more: Any) -> Metadata:
@@ -128,6 +131,8 @@ class Metadata:
             values = plain_data(load_json(text, "its metadata"), "its metadata")
             values["names"] = class_names(values["names"], "it", strict=False)
             values["imgsz"] = tuple(values["imgsz"])
+            if values.get("thresholds") is not None:
+                values["thresholds"] = Thresholds.from_dict(values["thresholds"], "it")
             return cls(**values).checked()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = clean(error, 240)

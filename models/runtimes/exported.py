@@ -42,7 +42,7 @@ class ExportedBackend:
         self.path, self.meta = path, meta
         self.names, self.nc, self.stride, self.grid = meta.names, len(meta.names), meta.stride, meta.grid
         self.letterbox = meta.letterbox
-        self.limits = ModelLimits(path.name, meta.imgsz, meta.dynamic != "size", meta.nms)
+        self.limits = ModelLimits(path.name, meta.imgsz, meta.dynamic != "size", meta.nms, meta.thresholds)
         self.detect = decoder(meta) if meta.form == "raw" else None
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -62,12 +63,13 @@ class TorchBackend:
 
 
 def checkpoint_limits(path: Path, checkpoint: Checkpoint) -> ModelLimits:
-    """The size at which a checkpoint was trained, where its flags are in it."""
+    """The size at which a checkpoint was trained, where its flags are in it, and the thresholds stored in it."""
+    limits = ModelLimits(path.name, thresholds=checkpoint.thresholds)
     try:
         size = as_size(checkpoint.opt.get("imgsz", ()))
     except (ValueError, TypeError):  # no size, or something else under that key
-        return ModelLimits(path.name)
-    return ModelLimits(path.name, size if max(size) <= MAX_IMGSZ else None)
+        return limits
+    return replace(limits, imgsz=size) if max(size) <= MAX_IMGSZ else limits
 
 
 def compile_model(model: nn.Module, device: torch.device) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:

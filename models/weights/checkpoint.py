@@ -26,6 +26,7 @@ from utils.classes import class_names, shown
 from utils.files import missing_weights, write_atomic
 from utils.plain_data import limit, load_json, over, plain_data, state_dict
 from utils.text import clean, first
+from utils.thresholds import Thresholds
 
 LOGGER = logging.getLogger(__name__)
 VERSION = 1
@@ -55,6 +56,7 @@ class Checkpoint:
         anchors, stride, grid: of the model, for programs that only read the file.
         epoch: index of the last epoch. fitness, metrics: of its validation.
         hyp, opt: hyperparameters and flags of the run.
+        thresholds: the confidence thresholds that a validation of these weights chose.
         training: the state that a resumed run needs, see TrainState; None if the file has only weights.
         plan: of the network, where reading the file needed it.
     """
@@ -71,6 +73,7 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
     hyp: dict[str, float] = field(default_factory=dict)
     opt: dict[str, Any] = field(default_factory=dict)
+    thresholds: Thresholds | None = None
     training: dict[str, Any] | None = None
     plan: ModelPlan | None = field(default=None, repr=False, compare=False)
 
@@ -98,6 +101,7 @@ class Checkpoint:
     def as_dict(self) -> dict[str, Any]:
         """Plain data and tensors under the keys of the file; without fields that are None or empty."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "plan"}
+        known["thresholds"] = self.thresholds and self.thresholds.as_dict()
         return {"version": VERSION} | {k: v for k, v in known.items() if v is not None and v != {}}
 
     @property
@@ -129,6 +133,43 @@ def save_safetensors(path: Path, checkpoint: Checkpoint) -> None:
     content = replace(checkpoint, model=checkpoint.weights, ema=None, training=None).as_dict()
     state = {name: t.contiguous() for name, t in content.pop("model").items()}
     write_atomic(path, safetensors.torch.save(state, {"checkpoint": json.dumps(content)}))
+
+
+def store_thresholds(path: Path, thresholds: Thresholds | None) -> None:
+    """Write thresholds into a checkpoint of this project, of which all else stays; atomic.
+
+    Raises:
+        ValueError: not a checkpoint of this project.
+    """
+    check_storable(path)
+    save = save_safetensors if path.suffix == ".safetensors" else save_checkpoint
+    save(path, replace(load_checkpoint(path), thresholds=thresholds))
+
+
+def check_storable(path: Path) -> None:
+    """Raise a ValueError unless `path` is a checkpoint of this project, in which thresholds can be stored.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"{path}: an exported file keeps the thresholds that it was made with; store them in the .pt checkpoint "
+            "and export it again"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(missing_weights(path))
+    if path.suffix == ".safetensors":
+        return
+    try:
+        content = read(path)
+    except (ValueError, RuntimeError, *PICKLE_ERRORS) as error:
+        raise ValueError(f"{path}: not a usable checkpoint ({clean(error, 240)})") from error
+    if not isinstance(content, dict) or not content.keys() >= {*REQUIRED}:
+        raise ValueError(
+            f"{path}: a checkpoint of another project, which is not changed; make one of this project: "
+            f"python tools/convert.py {path}"
+        )
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -184,6 +225,8 @@ def check_content(content: Any, where: str) -> dict[str, Any]:
             )
         tensors = key == "training"
         known[key] = plain_data({key: content[key]}, where, finite=key == "yaml", tensors=tensors)[key]
+    if content.get("thresholds") is not None:
+        known["thresholds"] = Thresholds.from_dict(content["thresholds"], where)
     known["names"] = class_names(plain_data({"names": content["names"]}, where)["names"], where, strict=False)
     nc = known.get("yaml", {}).get("nc")
     if len(known["names"]) != nc:

@@ -12,6 +12,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from utils.drawing import save_figure
 from utils.evaluate.matching import Curves
+from utils.evaluate.thresholds import BINS, Calibration
 from utils.palette import class_hex
 from utils.text import clean
 
@@ -137,6 +138,24 @@ def mark_classes(ax: Axes, count: int, cell: float) -> None:
     ax.tick_params(length=0, pad=72 * 0.13)
     ax.hlines(np.arange(count) + 0.5, -0.5, count + 0.5, color="0.85", linewidth=0.5)
     ax.vlines(np.arange(count) + 0.5, -0.5, count + 0.5, color="0.85", linewidth=0.5)
+
+
+def plot_reliability(found: Calibration, path: Path) -> None:
+    """The share of right detections over their confidence, and below it how many there are."""
+    figure = Figure(figsize=(7, 7.6), layout="constrained")
+    ax, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    ax.plot([0, 1], [0, 1], "--", color="0.5", label="as it should be")
+    known = found.count > 0
+    label = f"expected calibration error {found.error:.3f}"
+    ax.plot(found.confidence[known], found.share[known], "o-", color="black", label=label)
+    ax.set(ylabel="Share of right detections", xlim=(0, 1), ylim=(0, 1), title="Reliability curve")
+    ax.plot([], [], " ", label=f"{found.error_after:.3f} with a temperature of {found.temperature:.2f}")
+    ax.legend(loc="upper left")
+    below.bar((np.arange(BINS) + 0.5) / BINS, found.count, 0.9 / BINS, color="0.5")
+    below.set(xlabel="Confidence", ylabel="Detections", yscale="log")
+    for each in (ax, below):
+        each.grid(alpha=0.3)
+    save_figure(figure, path)
 
 
 def plot_study(studies: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:

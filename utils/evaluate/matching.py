@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from faster_coco_eval import mask
@@ -12,6 +13,14 @@ from utils.boxes import Boxes, pairwise_iou, xyxy2ltwh
 MATCH_IOU = 0.5  # least IoU of a detection with its label, for precision and recall
 RECALLS = np.linspace(0, 1, 101)  # COCO's, at which precision is read
 STEPS = 1000  # confidences 0..1 at which the curves are drawn
+
+
+class ClassMatches(NamedTuple):
+    """One class: number of labels, (n,) scores of its detections, best first, (n,) whether each matches a label."""
+
+    labels: int
+    scores: np.ndarray
+    hits: np.ndarray
 
 
 def covered(a: np.ndarray, b: np.ndarray) -> np.ndarray:

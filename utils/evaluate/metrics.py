@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +15,16 @@ from utils.evaluate.groups import Matching, label_counts, match_all
 from utils.evaluate.matching import (
     MATCH_IOU,
     STEPS,
+    ClassMatches,
     Curves,
     best_confidence,
     confidence_curves,
     confusion_pairs,
     covered,
 )
+from utils.evaluate.thresholds import Calibration, calibration, choose_thresholds
 from utils.loss import LossParts
+from utils.thresholds import Thresholds
 
 COLUMNS = ("Images", "Instances", "P", "R", "mAP50", "mAP50-95")
 
@@ -52,8 +54,8 @@ class Metrics(Scores):
 
     Attributes:
         speed_ms: milliseconds per image of each stage. loss: validation loss, where one was computed.
-        best_confidence: the confidence of the best mean F1, at which precision and recall are; None without detections.
-        best_f1: that F1.
+        thresholds: the confidence thresholds of the best F1; None without right detections.
+        calibration: of the confidences; None without detections.
         coco: COCO's figures: AP, AP50, AP75; APs, APm, APl of small, medium and large labels (see coco.AREAS); AR1,
             AR10 and AR of at most 1, 10 and max_det detections of a class in an image; ARs, ARm, ARl. -1: no such
             labels.
@@ -63,8 +65,8 @@ class Metrics(Scores):
     speed_ms: dict[str, float] = field(default_factory=dict)
     loss: LossParts | None = None
     coco: dict[str, float] = field(default_factory=dict)
-    best_confidence: float | None = None
-    best_f1: float = 0.0
+    thresholds: Thresholds | None = None
+    calibration: Calibration | None = None
 
     @property
     def fitness(self) -> float:
@@ -95,22 +97,13 @@ class Metrics(Scores):
             "per_class": {c.pop("name"): c for c in classes},
             "speed_ms": dict(self.speed_ms),
             "coco": dict(self.coco),
-            "best_confidence": self.best_confidence,
-            "best_f1": self.best_f1,
+            "thresholds": self.thresholds.as_dict() if self.thresholds else None,
+            "calibration": self.calibration.as_dict() if self.calibration else None,
         }
 
-
-def f1_score(precision: float, recall: float) -> float:
-    """The harmonic mean of precision and recall; 0 if both are."""
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
-class ClassMatches(NamedTuple):
-    """One class: number of labels, (n,) scores of its detections, best first, (n,) whether each matches a label."""
-
-    labels: int
-    scores: np.ndarray
-    hits: np.ndarray
+    def on(self, split: str) -> Metrics:
+        """The same, with the name of the split in its thresholds, see split_name."""
+        return replace(self, thresholds=self.thresholds and replace(self.thresholds, data=split))
 
 
 class DetectionMetrics:
@@ -170,9 +163,18 @@ class DetectionMetrics:
             map50_95=mean("map50_95"),
             per_class=per_class,
             coco=self.coco_figures(),
-            best_confidence=self.best_confidence if math.isfinite(self.best_confidence) else None,
-            best_f1=float(np.mean([f1_score(c.precision, c.recall) for c in labeled])) if labeled else 0.0,
+            thresholds=self.thresholds(),
+            calibration=self.calibration,
         )
+
+    def thresholds(self, precision: float | None = None, recall: float | None = None) -> Thresholds | None:
+        """The confidence thresholds of the best F1, or of a wanted precision or recall; see choose_thresholds."""
+        return choose_thresholds(self.class_matches, list(self.names.values()), precision, recall)
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """The calibration of the confidences; None without detections."""
+        return calibration(self.class_matches)
 
     @cached_property
     def best_confidence(self) -> float:

@@ -45,6 +45,8 @@ def write_page(folder: Path, onnx: Path, metadata: str, ort_web: str = "", title
         with tempfile.TemporaryDirectory() as temporary:
             copy_runtime(download_runtime(Path(temporary)), folder / "ort")
     model = {"title": title, "fingerprint": digest([folder / "model.onnx"]), "palette": PALETTE} | json.loads(metadata)
+    if model.get("thresholds"):
+        model["conf_threshold"] = model["thresholds"]["confidence"]  # where the page's slider starts
     (folder / "model.json").write_text(json.dumps(model, ensure_ascii=False), encoding="utf-8")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in files]

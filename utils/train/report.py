@@ -37,6 +37,7 @@ from utils.data.data_yaml import read_data_yaml
 from utils.files import read_yaml, write_atomic
 from utils.next_steps import IMAGES, Steps, after_training, threshold
 from utils.templates import render
+from utils.thresholds import AUTO, Thresholds
 from utils.train.plots import read_results, topic_charts
 
 LOGGER = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ GALLERIES: dict[str, dict[str, str]] = {  # heading -> file pattern -> caption
     "Validation": {
         "val_batch*": "Validation images",
         "PR_curve.png": "Precision over recall",
+        "reliability.png": "Share of right detections over confidence",
         "F1_curve.png": "F1 over confidence",
         "P_curve.png": "Precision over confidence",
         "R_curve.png": "Recall over confidence",
@@ -156,13 +158,18 @@ def model_name(options: Mapping[str, Any]) -> str:
 
 def best_threshold(metrics: Mapping[str, Any]) -> str | None:
     """A sentence about the confidence threshold of the best F1; None if it is not in metrics.json."""
-    confidence, f1 = metrics.get("best_confidence"), metrics.get("best_f1")
-    if not isinstance(confidence, int | float) or not isinstance(f1, int | float):
+    if metrics.get("thresholds") is None:
         return None
-    at = threshold(confidence)
+    try:
+        stored = Thresholds.from_dict(metrics["thresholds"], "metrics.json")
+    except ValueError as error:
+        LOGGER.warning(f"left out of the report: {error}")
+        return None
+    at, f1 = threshold(stored.confidence), stored.f1
     return (
         f"The best balance of precision and recall, a mean F1 of {f1:.2f}, is at a confidence threshold of {at}: "
-        f"--conf-thres {at}. A lower one finds more, a higher one is wrong less often."
+        f"--conf-thres {at}, or --conf-thres {AUTO} where the weights carry it. A lower one finds more, a higher one "
+        "is wrong less often."
     )
 
 
