@@ -129,8 +129,9 @@ def reason(choice: Choice, doubts: Uncertainty, found: Boxes, names: Mapping[int
         parts.append("nothing found, most images have something")
     unsure = found[(found.score >= DOUBTFUL[0]) & (found.score < DOUBTFUL[1])]
     if doubts.entropy[i] >= 1 and len(unsure):
-        order = np.argsort(np.abs(unsure.score - 0.5), kind="stable")[:2]
-        which = ", ".join(f"{clean(names[int(unsure.label[k])], 30)} {unsure.score[k]:.2f}" for k in order.tolist())
+        order = np.argsort(np.abs(unsure.score - 0.5), kind="stable").tolist()
+        most = {int(unsure.label[k]): float(unsure.score[k]) for k in reversed(order)}  # of each class
+        which = ", ".join(f"{clean(names[c], 30)} {most[c]:.2f}" for c in list(reversed(most))[:3])
         parts.append(f"{counted(len(unsure), 'doubtful detection')} ({which})")
     if doubts.disagreement[i] >= 1:
         parts.append("found otherwise when mirrored or smaller")

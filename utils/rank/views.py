@@ -42,8 +42,9 @@ class Viewer:
 
     def __init__(self, predictor: Predictor, head: nn.Module):
         self.head = head
-        self.predictor = replace(predictor, nms=NMS)
-        self.smaller = replace(predictor, nms=NMS, imgsz=[max(round(side * SMALLER), 1) for side in predictor.size])
+        grid = predictor.backend.grid
+        small = [max(int(side * SMALLER) // grid, 1) * grid for side in predictor.size]
+        self.predictor, self.smaller = (replace(predictor, nms=NMS, imgsz=size) for size in (predictor.size, small))
 
     def __call__(self, image: np.ndarray) -> Impression:
         """The impression of an image (H, W, 3) uint8 RGB; it depends on no other image."""
