@@ -162,7 +162,7 @@ class Trainer:
 
     def ranked(self, weights: Path, share: float, chosen: np.ndarray, count: int) -> np.ndarray:
         """Rows of the scan: those chosen before, and the first ones in the ranking of the others; `count` in all."""
-        file = self.folder("ranked", share).with_suffix(".rank.txt")
+        file = Path(f"{self.folder('ranked', share)}.rank.txt")
         row_of = {str(path): row for row, path in enumerate(self.scan.paths)}
         if not file.exists():
             rest = np.setdiff1d(np.arange(len(self.scan)), chosen)
@@ -184,7 +184,7 @@ class Trainer:
         epochs = -(-cfg.steps // batches)
         settings = {"weights": cfg.weights, "cfg": "" if cfg.weights else cfg.cfg, "imgsz": cfg.imgsz}
         settings |= {"batch_size": cfg.batch_size, "epochs": epochs, "seed": self.seed}
-        check_settings(folder.with_suffix(".json"), settings | {"images": images})
+        check_settings(Path(f"{folder}.json"), settings | {"images": images})
         if not (folder / "metrics.json").exists() and (folder / "weights" / "last.pt").exists():
             train.main(train.TrainConfig(resume=str(folder), workers=0))
         elif not (folder / "metrics.json").exists():
@@ -222,7 +222,7 @@ class Trainer:
             raise ValueError(f"--arms pseudo: {self.data.yaml} has annotations, expected label files")
         numbers = json.loads((weights.parent.parent / "metrics.json").read_text(encoding="utf-8"))
         threshold = min(float(numbers.get("best_confidence") or 0.5), 0.9)
-        device, target = torch.device("cpu"), self.folder("pseudo", share).with_suffix(".copies")
+        device, target = torch.device("cpu"), Path(f"{self.folder('pseudo', share)}.copies")
         backend = match_classes(load_model(str(weights), device, threads=self.cfg.threads), self.data, str(weights))
         predictor = Predictor(backend, device, self.cfg.imgsz, NmsSettings(threshold))
         copies = list[str]()
