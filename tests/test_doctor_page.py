@@ -18,8 +18,8 @@ from utils.boxes import Boxes, Truth
 from utils.config import run_script
 from utils.doctor.findings import WARNING
 from utils.doctor.page import text_page
-from utils.doctor.suspects import classes_by_name, read_suspects
 from utils.doctor.survey import ImageRecord
+from utils.doctor.suspects import classes_by_name, read_suspects
 from utils.evaluate.suspects import MISSING, SWAPPED, UNSUPPORTED, find_suspects
 
 MODEL = {0: "dog", 1: "cat", 2: "zebra"}  # other order than in the data, and one class more

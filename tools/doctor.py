@@ -57,7 +57,8 @@ from utils.doctor.findings import Finding
 from utils.doctor.page import text_page, write_html
 from utils.doctor.repair import check_target, repair
 from utils.doctor.survey import Survey, all_records, survey
-from utils.doctor.suspects import LOWEST, classes_by_name, findings, in_data_classes, read_suspects, suspects_of
+from utils.doctor.suspects import classes_by_name, findings, in_data_classes, read_suspects, suspects_of
+from utils.evaluate.suspects import LOWEST
 from utils.images import imread
 from utils.nms import NmsSettings
 from utils.predict.predictor import Predictor

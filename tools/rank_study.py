@@ -128,7 +128,9 @@ def study(cfg: RankStudyConfig, name: str, seed: int) -> Iterator[Result]:
     scan = data.scan("train")
     counts = [round(share * len(scan)) for share in cfg.shares]
     if counts[0] < 1 or len(set(counts)) < len(counts):
-        raise ValueError(f"{name}: {len(scan)} images in train are too few for --shares, expected another image for each")
+        raise ValueError(
+            f"{name}: {len(scan)} images in train are too few for --shares, expected another image for each"
+        )
     order = np.random.default_rng(seed).permutation(len(scan))
     trainer = Trainer(cfg, data, scan, seed)
     start = trainer.run("start", cfg.shares[0], order[: counts[0]])
@@ -247,9 +249,14 @@ class Trainer:
 
 def table(results: Sequence[Result]) -> list[str]:
     """A row for each data set, share and arm: the mean over the seeds, and half of the range."""
-    lines = ["| data | arm | share labeled | images | boxes | mAP50 | mAP50-95 | of all images |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| data | arm | share labeled | images | boxes | mAP50 | mAP50-95 | of all images |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     full = {r.data: mean(results, r.data, "full", 1.0) for r in results}
-    for data, arm, share in dict.fromkeys((r.data, r.arm, r.share) for r in sorted(results, key=lambda r: (r.data, r.share))):
+    for data, arm, share in dict.fromkeys(
+        (r.data, r.arm, r.share) for r in sorted(results, key=lambda r: (r.data, r.share))
+    ):
         own = [r for r in results if (r.data, r.arm, r.share) == (data, arm, share)]
         part = f"{statistics.mean(r.map50_95 for r in own) / full[data]:.0%}" if full[data] else ""
         counts = f"{statistics.mean(r.images for r in own):.0f} | {statistics.mean(r.boxes for r in own):.0f}"
@@ -278,7 +285,9 @@ def draw(results: Sequence[Result], path: Path) -> None:
         for arm, color, marker in (("ranked", "#1d7a74", "o"), ("random", "#8a6d3b", "s"), ("pseudo", "#7a4fa3", "^")):
             own = [r for r in results if (r.data, r.arm) == (data, arm)]
             shares = sorted({r.share for r in own})
-            axes.plot(shares, [mean(results, data, arm, share) for share in shares], color=color, label=arm if own else None)
+            axes.plot(
+                shares, [mean(results, data, arm, share) for share in shares], color=color, label=arm if own else None
+            )
             axes.scatter([r.share for r in own], [r.map50_95 for r in own], color=color, marker=marker, s=14)
         if full := mean(results, data, "full", 1.0):
             axes.axhline(full, color="gray", linewidth=1, label="all images")

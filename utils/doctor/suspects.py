@@ -1,4 +1,4 @@
-"""Suspected label errors as findings of the doctor: from a detector's predictions, or from the suspects.csv of a run."""
+"""Suspected label errors as findings of the doctor: from predictions, or from the suspects.csv of a run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from utils.boxes import Boxes, Truth, areas
 from utils.classes import ClassMatch
 from utils.doctor.findings import WARNING, Example, Finding, finding
 from utils.doctor.survey import ImageRecord
-from utils.evaluate.suspects import LOWEST, MISSING, SHIFTED, SWAPPED, UNSUPPORTED, WEIGHT, Suspect, find_suspects
+from utils.evaluate.suspects import MISSING, SHIFTED, SWAPPED, UNSUPPORTED, WEIGHT, Suspect, find_suspects
 from utils.reading import read_text
 from utils.text import clean, counted
 
-__all__ = ["LOWEST", "classes_by_name", "in_data_classes", "read_suspects", "suspects_of"]
 STRIKING = 0.5  # of the highest score of its kind from which on a suspect is a finding
 CHECKS = {  # kind -> name of the check, what it is, what is counted
     SWAPPED: ("class swaps", "with a confident prediction of another class instead", "label"),
@@ -26,7 +25,14 @@ CHECKS = {  # kind -> name of the check, what it is, what is counted
     SHIFTED: ("shifted boxes", "with a confident prediction of the class beside them", "label"),
     UNSUPPORTED: ("unsupported labels", "without a prediction nearby", "label"),
 }
-NEEDED = {"score", "kind", "image", "class", "found", *(f"{o}{c}" for o in ("", "found ") for c in ("x1", "y1", "x2", "y2"))}
+NEEDED = {
+    "score",
+    "kind",
+    "image",
+    "class",
+    "found",
+    *(f"{o}{c}" for o in ("", "found ") for c in ("x1", "y1", "x2", "y2")),
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,10 @@ def read_suspects(path: Path, records: Sequence[ImageRecord]) -> list[Striking]:
     Raises:
         ValueError: not such a table; none of its images is among the records.
     """
-    rows = list(csv.DictReader(io.StringIO(read_text(path, "table of suspects"))))
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path, "table of suspects"))))
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV table: {clean(error, 80)}") from error
     if not rows:
         return []
     if missing := NEEDED - set(rows[0]):
@@ -90,14 +99,16 @@ def read_suspects(path: Path, records: Sequence[ImageRecord]) -> list[Striking]:
     by_path = {str(record.path.resolve()): record for record in records if record.usable}
     found, known = list[tuple[float, Striking]](), 0
     for number, row in enumerate(rows, start=2):
-        record = by_path.get(str(Path(plain(row["image"])).resolve()))
-        known += record is not None
         try:
+            record = by_path.get(str(Path(plain(row["image"])).resolve()))
             score = float(row["score"])
             prefix = "found " if row["kind"] == MISSING else ""
             box = np.array([[float(row[prefix + corner]) for corner in ("x1", "y1", "x2", "y2")]])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}:{number}: {clean(error, 80)}, expected numbers in score, x1, y1, x2, y2") from error
+            raise ValueError(
+                f"{path}:{number}: {clean(error, 80)}, expected numbers in score, x1, y1, x2, y2"
+            ) from error
+        known += record is not None
         if record and row["kind"] in CHECKS and score >= STRIKING * WEIGHT[row["kind"]] and np.isfinite(box).all():
             words = text_of(row["kind"], clean(plain(row["class"]), 60), clean(plain(row["found"]), 60))
             line = Example(f"{record.path}: {words}, suspicion {score:.2f}", (record.path,), box)

@@ -76,7 +76,7 @@ def uncertainty(seen: Sequence[Impression], nc: int) -> Uncertainty:
 
 def class_entropy(found: Boxes, nc: int) -> np.ndarray:
     """(nc,) entropy of the detections of each class of one image."""
-    return np.bincount(found.label, bits(found.score), minlength=nc)
+    return np.bincount(found.label, bits(found.score), minlength=nc).astype(np.float64)  # integers without detections
 
 
 def by_mean(values: np.ndarray) -> np.ndarray:
@@ -103,6 +103,8 @@ def choose(total: np.ndarray, features: np.ndarray, count: int, known: np.ndarra
         total: (n,) uncertainty, 0..1. features: (n, C). count: images to choose; all if there are fewer.
         known: (m, C) features of images that have labels; m may be 0.
     """
+    if not len(total):
+        return []
     features, known = standardized(features, np.zeros((0, features.shape[1])) if known is None else known)
     distance, nearest = np.full(len(total), np.inf), np.full(len(total), -1)
     for row in known:
