@@ -133,9 +133,18 @@ def rank(
     ranked = []
     for item in chosen:
         i = item.row
-        numbers = (float(values[i]) for values in (doubts.total, doubts.entropy, doubts.disagreement, doubts.surprise))
-        words = reason(item, doubts, found[i], backend.names, paths)
-        ranked.append(RankedImage(paths[i], found[i], *numbers, item.distance, words))
+        ranked.append(
+            RankedImage(
+                paths[i],
+                found[i],
+                uncertainty=float(doubts.total[i]),
+                entropy=float(doubts.entropy[i]),
+                disagreement=float(doubts.disagreement[i]),
+                surprise=float(doubts.surprise[i]),
+                distance=item.distance,
+                reason=reason(item, doubts, found[i], backend.names, paths),
+            )
+        )
     return ranked, len(paths)
 
 

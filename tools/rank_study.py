@@ -65,7 +65,7 @@ import os
 import shutil
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -184,14 +184,14 @@ class Trainer:
         images = [str(Path(path).resolve()) for path in self.scan.paths[np.sort(rows)].tolist()] + list(more)
         batches = -(-len(images) // cfg.batch_size)
         epochs = -(-cfg.steps // batches)
-        settings = {"weights": cfg.weights, "cfg": "" if cfg.weights else cfg.cfg, "imgsz": cfg.imgsz}
+        settings: dict[str, Any] = {"weights": cfg.weights, "cfg": "" if cfg.weights else cfg.cfg, "imgsz": cfg.imgsz}
         settings |= {"batch_size": cfg.batch_size, "epochs": epochs, "seed": self.seed}
         check_settings(Path(f"{folder}.json"), settings | {"images": images})
         if not (folder / "metrics.json").exists() and (folder / "weights" / "last.pt").exists():
             train.main(train.TrainConfig(resume=str(folder), workers=0))
         elif not (folder / "metrics.json").exists():
-            places = {"project": str(folder.parent), "name": folder.name, "exist_ok": True}
-            fixed = {"workers": 0, "noval": True, "noplots": True, "device": "cpu"}
+            places: dict[str, Any] = {"project": str(folder.parent), "name": folder.name, "exist_ok": True}
+            fixed: dict[str, Any] = {"workers": 0, "noval": True, "noplots": True, "device": "cpu"}
             yaml_file = self.write_yaml(folder, images)
             train.main(train.TrainConfig(**({"data": str(yaml_file)} | settings | places | fixed)))
         numbers = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ CHECKS = {  # kind -> name of the check, what it is, what is counted
     SWAPPED: ("class swaps", "with a confident prediction of another class instead", "label"),
     MISSING: ("missing labels", "that are confident and have no label nearby", "prediction"),
     SHIFTED: ("shifted boxes", "with a confident prediction of the class beside them", "label"),
-    UNSUPPORTED: ("unsupported labels", "without a prediction nearby", "label"),
+    UNSUPPORTED: ("unsupported labels", "without a confident prediction nearby", "label"),
 }
 NEEDED = {
     "score",
@@ -77,7 +77,7 @@ def text_of(kind: str, label: str, found: str) -> str:
     """What is contradicted, by the names of the classes."""
     return {
         MISSING: f"{found}, but no label",
-        UNSUPPORTED: f"{label}, but nothing was found near it",
+        UNSUPPORTED: f"{label}, but nothing sure was found near it",
         SHIFTED: f"{label}, found beside it",
     }.get(kind, f"labeled {label}, found {found}")
 

@@ -136,7 +136,7 @@ def reason(choice: Choice, doubts: Uncertainty, found: Boxes, names: Mapping[int
         which = ", ".join(f"{clean(names[c], 30)} {most[c]:.2f}" for c in list(reversed(most))[:3])
         parts.append(f"{counted(len(unsure), 'doubtful detection')} ({which})")
     if doubts.disagreement[i] >= 1:
-        parts.append("found otherwise when mirrored or smaller")
+        parts.append("detections change when it is mirrored or smaller")
     if choice.distance >= 1 or not parts:
         parts.append("unlike the images before it" if choice.distance == choice.distance else "the most uncertain")
     return "; ".join(parts)

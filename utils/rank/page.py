@@ -16,6 +16,7 @@ from utils.drawing import draw_boxes
 from utils.evaluate.error_page import jpeg
 from utils.files import write_atomic
 from utils.images import imread
+from utils.palette import class_hex
 from utils.templates import render
 from utils.text import cell, clean
 
@@ -24,6 +25,7 @@ SHOWN = 200  # images of the page; rank.csv has all
 SIDE = 420  # pixels, long side of an image of the page
 DRAWN = 0.25  # least confidence of a box that is drawn
 FEW = 12  # boxes up to which their classes are written
+KEYS = 30  # classes in the key of colors
 COLUMNS = ("rank", "image", "uncertainty", "entropy", "disagreement", "surprise", "distance", "detections", "reason")
 
 
@@ -66,7 +68,16 @@ def write_ranking(folder: Path, ranked: Sequence[RankedImage], names: Mapping[in
         {"rank": k, "name": clean(Path(item.path).name, 120), "item": item, "src": picture(item, names)}
         for k, item in enumerate(ranked[:SHOWN], start=1)
     ]
-    page = render(Path(__file__).parent, TEMPLATE, title=clean(title), cards=cards, total=len(ranked), drawn=DRAWN)
+    drawn = np.concatenate([np.zeros(0, np.int64), *(item.found.label for item in ranked[:SHOWN])])
+    page = render(
+        Path(__file__).parent,
+        TEMPLATE,
+        title=clean(title),
+        cards=cards,
+        total=len(ranked),
+        drawn=DRAWN,
+        classes=[(clean(names.get(c, str(c)), 40), class_hex(c)) for c in np.unique(drawn).tolist()][:KEYS],
+    )
     write_atomic(folder / "rank.html", page.encode("utf-8", "backslashreplace"))
 
 
