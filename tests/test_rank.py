@@ -269,7 +269,7 @@ def test_names_are_escaped_and_lost_images_have_no_image(tmp_path: Path) -> None
     ]
     write_ranking(tmp_path, items, {0: "<i>cat"}, "<u>set")
     page = (tmp_path / "rank.html").read_text()
-    assert not re.search(r"<(b|i|u)>", page) and "&lt;b&gt;=a.png" in page
+    assert not re.search(r"<(b|i|u)>[=cs]", page) and "&lt;b&gt;=a.png" in page
     assert "</i>&lt;i&gt;cat</span>" in page  # the key of colors
     assert page.count("<li>") == 2 and page.count("<img") == 1
     assert "'=1+1 <i>" in (tmp_path / "rank.csv").read_text()
