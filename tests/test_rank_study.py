@@ -50,7 +50,7 @@ def images_of(cfg: train.TrainConfig) -> list[str]:
 def config(tmp_path: Path) -> RankStudyConfig:
     data = make_set(tmp_path / "set", count=18)
     return RankStudyConfig(
-        data=(str(data),), shares=(1 / 9, 1 / 3), steps=10, batch_size=4, project=str(tmp_path / "runs")
+        data=(str(data),), shares=(1 / 9, 1 / 3), steps=(10,), batch_size=4, project=str(tmp_path / "runs")
     )
 
 
@@ -82,7 +82,7 @@ def test_finished_runs_are_not_repeated_and_seeds_do_not_mix(
     assert len(trained) == 8 and both[: len(first)] == first
     assert len({cfg.name for cfg in trained}) == 8
     with pytest.raises(ValueError, match="started with another batch_size"):
-        main(RankStudyConfig(**(vars(config) | {"batch_size": 6, "steps": 10})))
+        main(RankStudyConfig(**(vars(config) | {"batch_size": 6, "steps": (10,)})))
 
 
 def test_pseudo_labels_are_on_copies_of_all_other_images(
@@ -98,12 +98,20 @@ def test_pseudo_labels_are_on_copies_of_all_other_images(
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_each_data_set_has_its_steps(trained: list[train.TrainConfig], config: RankStudyConfig, tmp_path: Path) -> None:
+    other = str(make_set(tmp_path / "other", count=18))
+    results = main(RankStudyConfig(**(vars(config) | {"data": (*config.data, other), "steps": (10, 20)})))
+    assert [cfg.epochs for cfg in trained] == [10, 5, 5, 2, 20, 10, 10, 4]
+    assert [r.data for r in results] == ["set"] * 5 + ["other"] * 5
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"data": ()}, "--data is missing"),
         ({"shares": (0.01, 0.02)}, "18 images in train are too few"),
         ({"shares": (0.5, 0.2)}, "expected each larger than the one before"),
+        ({"steps": (10, 20)}, "2 numbers, expected one, or one for each"),
         ({"arms": ("best",)}, "--arms best: expected some of"),
     ],
 )

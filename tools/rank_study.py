@@ -40,7 +40,12 @@ class RankStudyConfig(Config):
         ("ranked", "random", "full"), "which are trained: ranked, random, full, pseudo", shown="all but pseudo"
     )
     seeds: tuple[int, ...] = flag((0,), "random seeds, a study for each", bounds=AT_LEAST_0)
-    steps: int = flag(300, "batches of each training, rounded up to epochs", bounds=AT_LEAST_1, group="training")
+    steps: tuple[int, ...] = flag(
+        (300,),
+        "batches of each training, rounded up to epochs; one number, or one for each of --data",
+        bounds=AT_LEAST_1,
+        group="training",
+    )
     imgsz: int = flag(160, "image size, pixels", bounds=AT_LEAST_1)
     batch_size: int = flag(16, "images per batch", bounds=AT_LEAST_1)
     threads: int = flag(1, "CPU threads; more may be slower if cores are shared", bounds=AT_LEAST_1, group="hardware")
@@ -50,6 +55,8 @@ class RankStudyConfig(Config):
         super().__post_init__()
         if list(self.shares) != sorted(set(self.shares)):
             raise ValueError(f"--shares {' '.join(map(str, self.shares))}: expected each larger than the one before")
+        if len(self.steps) not in (1, len(self.data) or 1):
+            raise ValueError(f"--steps: {len(self.steps)} numbers, expected one, or one for each of --data")
         if unknown := set(self.arms) - set(ARMS):
             raise ValueError(f"--arms {' '.join(sorted(unknown))}: expected some of {', '.join(ARMS)}")
 
@@ -113,8 +120,8 @@ def main(cfg: RankStudyConfig) -> list[Result]:
     torch.set_num_threads(cfg.threads)
     results = list[Result]()
     for seed in cfg.seeds:
-        for name in cfg.data:
-            for result in study(cfg, name, seed):
+        for name, steps in zip(cfg.data, cfg.steps * (len(cfg.data) // len(cfg.steps)), strict=True):
+            for result in study(cfg, name, steps, seed):
                 results.append(result)
                 write_atomic(Path(cfg.project) / "table.md", "\n".join(table(results)) + "\n")
     draw(results, Path(cfg.project) / "curves.png")
@@ -122,7 +129,7 @@ def main(cfg: RankStudyConfig) -> list[Result]:
     return results
 
 
-def study(cfg: RankStudyConfig, name: str, seed: int) -> Iterator[Result]:
+def study(cfg: RankStudyConfig, name: str, steps: int, seed: int) -> Iterator[Result]:
     """The results of all arms with one data set and one seed; ranked and random share their first images."""
     data = read_data(name)
     scan = data.scan("train")
@@ -132,7 +139,7 @@ def study(cfg: RankStudyConfig, name: str, seed: int) -> Iterator[Result]:
             f"{name}: {len(scan)} images in train are too few for --shares, expected another image for each"
         )
     order = np.random.default_rng(seed).permutation(len(scan))
-    trainer = Trainer(cfg, data, scan, seed)
+    trainer = Trainer(cfg, data, scan, steps, seed)
     start = trainer.run("start", cfg.shares[0], order[: counts[0]])
     chosen, weights = order[: counts[0]], trainer.folder("start", cfg.shares[0]) / "weights" / "last.pt"
     for arm in ("ranked", "random"):
@@ -153,13 +160,13 @@ def study(cfg: RankStudyConfig, name: str, seed: int) -> Iterator[Result]:
 class Trainer:
     """The trainings of one data set and one seed."""
 
-    def __init__(self, cfg: RankStudyConfig, data: Data, scan: Scan, seed: int):
-        self.cfg, self.data, self.scan, self.seed = cfg, data, scan, seed
+    def __init__(self, cfg: RankStudyConfig, data: Data, scan: Scan, steps: int, seed: int):
+        self.cfg, self.data, self.scan, self.steps, self.seed = cfg, data, scan, steps, seed
 
     def folder(self, arm: str, share: float) -> Path:
         """The folder of a run."""
         start = Path(self.cfg.weights or self.cfg.cfg).stem
-        name = f"{stem(self.data.yaml)}-{start}-{self.cfg.imgsz}-{self.cfg.steps}-{arm}-{share:.3f}-s{self.seed}"
+        name = f"{stem(self.data.yaml)}-{start}-{self.cfg.imgsz}-{self.steps}-{arm}-{share:.3f}-s{self.seed}"
         return Path(self.cfg.project) / name
 
     def ranked(self, weights: Path, share: float, chosen: np.ndarray, count: int) -> np.ndarray:
@@ -183,7 +190,7 @@ class Trainer:
         folder, cfg = self.folder(arm, share), self.cfg
         images = [str(Path(path).resolve()) for path in self.scan.paths[np.sort(rows)].tolist()] + list(more)
         batches = -(-len(images) // cfg.batch_size)
-        epochs = -(-cfg.steps // batches)
+        epochs = -(-self.steps // batches)
         settings: dict[str, Any] = {"weights": cfg.weights, "cfg": "" if cfg.weights else cfg.cfg, "imgsz": cfg.imgsz}
         settings |= {"batch_size": cfg.batch_size, "epochs": epochs, "seed": self.seed}
         check_settings(Path(f"{folder}.json"), settings | {"images": images})
