@@ -43,6 +43,8 @@ from tools import (
     import_labels,
     kill_and_resume,
     proposal_study,
+    rank,
+    rank_study,
     serve,
     threshold_study,
 )
@@ -53,7 +55,7 @@ from utils.images import imwrite
 RUN = ("README.md", "docs/training.md", "docs/val.md", "docs/detect.md", "docs/weights.md", "docs/export.md")
 RUN += ("docs/doctor.md", "docs/annotate.md", "docs/track.md")
 PARSED = ("README.md", "docs/index.md", *(page for page in RUN if page != "docs/export.md"))  # its own: test_export.py
-PARSED += ("docs/devices.md",)
+PARSED += ("docs/devices.md", "docs/rank.md")
 PYTHON = ("README.md", "docs/index.md", "docs/python-api.md", "docs/weights.md")
 SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
     "train.py": (train.main, train.TrainConfig),
@@ -69,6 +71,8 @@ SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
     "tools/import_labels.py": (import_labels.main, import_labels.ImportConfig),
     "tools/proposal_study.py": (proposal_study.main, proposal_study.ProposalConfig),
     "tools/threshold_study.py": (threshold_study.main, threshold_study.ThresholdStudyConfig),
+    "tools/rank.py": (rank.main, rank.RankConfig),
+    "tools/rank_study.py": (rank_study.main, rank_study.RankStudyConfig),
     "tools/kill_and_resume.py": (kill_and_resume.main, kill_and_resume.KillConfig),
 }
 NAMES = ["wide", "high", "star"]
@@ -269,6 +273,7 @@ def test_commands_run(
 def test_commands_and_pages_have_been_found() -> None:
     run = {split(line)[1] for line in commands(RUN, "bash")}
     tested_elsewhere = ("kill_and_resume", "compare", "serve", "import_labels", "proposal_study", "threshold_study")
+    tested_elsewhere += ("rank", "rank_study")
     own = {f"tools/{name}.py" for name in tested_elsewhere}
     assert run == set(SCRIPTS) - own
     assert len(commands(RUN, "bash")) > 35 and len(commands(PARSED, "sh")) > 15

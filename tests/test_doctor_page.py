@@ -14,11 +14,13 @@ from doctor_sets import LINES, PIXELS, checks, doctor, fingerprint, healthy_set
 
 import tools.doctor
 from tools.doctor import DoctorConfig, main
-from utils.boxes import Boxes
+from utils.boxes import Boxes, Truth
 from utils.config import run_script
 from utils.doctor.findings import WARNING
 from utils.doctor.page import text_page
-from utils.doctor.suspects import classes_by_name, contradictions
+from utils.doctor.survey import ImageRecord
+from utils.doctor.suspects import classes_by_name, read_suspects
+from utils.evaluate.suspects import MISSING, SWAPPED, UNSUPPORTED, find_suspects
 
 MODEL = {0: "dog", 1: "cat", 2: "zebra"}  # other order than in the data, and one class more
 CAT, DOG = PIXELS  # rows of class, x1, y1, x2, y2
@@ -48,12 +50,13 @@ def detector(monkeypatch: pytest.MonkeyPatch) -> Callable[[Boxes], None]:
     ("found", "expected"),
     [
         (predictions(*RIGHT), set()),
-        (predictions(*RIGHT, (1, 10, 60, 50, 90, 0.8)), {"missing labels"}),
+        (predictions(*RIGHT, (1, 10, 60, 50, 90, 0.95)), {"missing labels"}),
         (predictions(*RIGHT, (1, 10, 60, 50, 90, 0.4)), set()),  # not confident
-        (predictions(*RIGHT, (2, 10, 60, 50, 90, 0.8)), set()),  # a class that the data have not
-        (predictions(*RIGHT, (1, 10, 10, 25, 25, 0.8)), set()),  # a part of the labeled cat
+        (predictions(*RIGHT, (2, 10, 60, 50, 90, 0.95)), set()),  # a class that the data have not
+        (predictions(*RIGHT, (1, 10, 10, 25, 25, 0.95)), set()),  # a part of the labeled cat
         (predictions(RIGHT[0]), {"unsupported labels"}),
         (predictions((0, *CAT[1:], 0.9), RIGHT[1]), {"class swaps"}),
+        (predictions((1, 20, 20, 60, 60, 0.95), RIGHT[1]), {"shifted boxes"}),
         (predictions((0, *CAT[1:], 0.9), *RIGHT), set()),  # the label's own class was found as well
     ],
 )
@@ -65,17 +68,40 @@ def test_contradictions_of_labels_and_predictions(
     assert checks(doctor(data, weights="best.pt")) == dict.fromkeys(expected, WARNING)
 
 
-def test_one_object_is_missed_once_and_crowds_explain_predictions() -> None:
-    truth = Boxes.labeled(np.array([[0.0, 0, 40, 40]]), np.array([0]))
-    found = predictions((1, 50, 50, 90, 90, 0.9), (1, 52, 52, 70, 70, 0.8), (0, 2, 2, 12, 12, 0.7))
-    found_in_crowd = contradictions(found, truth, np.array([True]), np.array([True]))
-    assert found_in_crowd.missing.tolist() == [0] and not len(found_in_crowd.unsupported)
-    alone = contradictions(found, truth, np.array([False]), np.array([True]))
-    assert alone.unsupported.tolist() == [0] and not len(alone.swapped)
-    nothing = contradictions(
-        predictions(), Boxes.labeled(np.zeros((0, 4)), np.zeros(0, np.int64)), *[np.zeros(0, bool)] * 2
-    )
-    assert not (len(nothing.missing) or len(nothing.unsupported) or len(nothing.swapped))
+def test_crowds_and_labeled_objects_explain_predictions() -> None:
+    box, one = np.array([[0.0, 0, 40, 40]]), np.ones(1)
+    labels = [Truth(box, np.array([0]), one, np.array([crowd]), one) for crowd in (True, False)]
+    found = predictions((1, 50, 50, 90, 90, 0.9), (0, 2, 2, 12, 12, 0.7))  # the second is a part of the label
+    kinds = [[s.kind for s in find_suspects([found], [own], {0: "cat", 1: "dog"})] for own in labels]
+    assert kinds == [[MISSING], [MISSING, UNSUPPORTED]]
+
+
+def test_suspects_of_a_run_are_read(tmp_path: Path) -> None:
+    data = healthy_set(tmp_path)
+    image, table = tmp_path / "images/train/train0.png", tmp_path / "suspects.csv"
+    head = "score,kind,image,class,found,x1,y1,x2,y2,found x1,found y1,found x2,found y2\n"
+    rows = [
+        f"0.9,{SWAPPED},{image},'=cat,dog,8,8,48,48,8,8,48,48",
+        f"0.3,{MISSING},{image},,dog,,,,,60,60,80,80",
+        f"0.1,{SWAPPED},{image},cat,dog,8,8,48,48,8,8,48,48",  # hardly suspicious
+        f"0.9,{SWAPPED},{tmp_path}/elsewhere.png,cat,dog,8,8,48,48,8,8,48,48",
+    ]
+    table.write_text(head + "\n".join(rows))
+    result = doctor(data, suspects=str(table))
+    assert checks(result) == {"class swaps": WARNING, "missing labels": WARNING}
+    assert {found.count for found in result.findings} == {1}
+    texts = [item.text for found in result.findings for item in found.examples]
+    assert any(text.endswith("labeled =cat, found dog, suspicion 0.90") for text in texts)
+    for text, message in (
+        ("score,kind\n1,x\n", "no column"),
+        (head + rows[-1], "none of its images"),
+        (head + rows[0].replace("0.9", "high"), r"suspects\.csv:2: .*expected numbers"),
+    ):
+        table.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            doctor(data, suspects=str(table))
+    table.write_text(head)
+    assert read_suspects(table, [ImageRecord(image)]) == []
 
 
 def test_classes_are_compared_by_name() -> None:

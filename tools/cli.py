@@ -40,6 +40,7 @@ COMMANDS = {
     "summary": Command("models.yolo", purpose="Print the layers, parameters and GFLOPs of model YAMLs."),
     "doctor": Command("tools.doctor", "DoctorConfig"),
     "compare": Command("tools.compare", "CompareConfig"),
+    "rank": Command("tools.rank", "RankConfig"),
     "import": Command("tools.import_labels", "ImportConfig"),
     "report": Command("utils.train.report", "ReportConfig"),
     "serve": Command("tools.serve", "ServeConfig"),

@@ -36,6 +36,7 @@ class DoctorConfig(Config):
     weights: str = flag(
         "", "model file whose predictions are compared with the labels; empty: none", group="check with a model"
     )
+    suspects: str = flag("", "suspects.csv of val.py or train.py, whose suspects are listed; empty: none")
     device: str = flag("", "for --weights: cpu, mps or a GPU number; empty: the first GPU, else the CPU")
     html: str = flag("", "file to write the page to, with images; empty: none", group="output")
     fix: str = flag("", "new folder for a repaired copy of the data in YOLO form; empty: none")
@@ -56,7 +57,8 @@ from utils.doctor.findings import Finding
 from utils.doctor.page import text_page, write_html
 from utils.doctor.repair import check_target, repair
 from utils.doctor.survey import Survey, all_records, survey
-from utils.doctor.suspects import LOWEST, Suspects, classes_by_name, in_data_classes
+from utils.doctor.suspects import classes_by_name, findings, in_data_classes, read_suspects, suspects_of
+from utils.evaluate.suspects import LOWEST
 from utils.images import imread
 from utils.nms import NmsSettings
 from utils.predict.predictor import Predictor
@@ -90,6 +92,9 @@ def diagnose(cfg: DoctorConfig) -> Diagnosis:
     result = examine(data, found, cfg.imgsz, recipe(cfg, data, found))
     if cfg.weights:
         result = result.with_findings(suspects(cfg, data, found))
+    if cfg.suspects:
+        listed = read_suspects(Path(cfg.suspects), [record for _, record in all_records(found)])
+        result = result.with_findings(list(findings(listed, Path(cfg.suspects).name)))
     LOGGER.info(text_page(result))
     if cfg.fix:
         LOGGER.info("\n".join([f"repaired copy in {cfg.fix}:", *repair(result, Path(cfg.fix)).lines]))
@@ -120,12 +125,13 @@ def suspects(cfg: DoctorConfig, data: Data, found: Survey) -> list[Finding]:
     model = load_model(cfg.weights, device)
     common = classes_by_name(model.names, data.label_names)
     predictor = Predictor(model, device, cfg.imgsz, NmsSettings(conf_thres=LOWEST, max_det=300))
-    result, known = Suspects(), set(common.values())
     records = [record for _, record in all_records(found) if record.usable]
-    for record in Progress(records, len(records), lambda: "predicting"):
-        boxes = in_data_classes(predictor([read(record.path)])[0].boxes, common)
-        result.add(record, boxes, data.label_names, known)
-    return list(result.findings(cfg.weights))
+    predictions = [
+        in_data_classes(predictor([read(record.path)])[0].boxes, common)
+        for record in Progress(records, len(records), lambda: "predicting")
+    ]
+    listed = suspects_of(records, predictions, data.label_names, set(common.values()))
+    return list(findings(listed, Path(cfg.weights).name))
 
 
 def read(path: Path) -> np.ndarray:

@@ -17,6 +17,7 @@ LIMITS = {
     "image": 1024 * MIB,  # 134 million pixels (see image_header.MAX_PIXELS) of 16 bits a color, not compressed: 805 MB
     "label file": 256 * MIB,  # a million polygons of 15 points
     "list of images": 256 * MIB,  # a million lines of 256 characters; COCO's longest has 118,287 of some 60
+    "table of suspects": 256 * MIB,  # suspects.csv, a million lines
     "annotation file": 16 * MIB,  # VOC XML of one image: 50,000 objects
     "annotation export": 512 * MIB,  # CVAT XML of all images of a project: some three million boxes
     "COCO file": 8192 * MIB,  # read in pieces; Objects365 has 5 GB for 1.7 million images

@@ -1,135 +1,136 @@
-"""Suspects of label noise: where a detector's predictions and the labels of an image contradict each other."""
+"""Suspected label errors as findings of the doctor: from predictions, or from the suspects.csv of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from utils.boxes import Boxes, areas, pairwise_iou
+from utils.boxes import Boxes, Truth, areas
 from utils.classes import ClassMatch
-from utils.doctor.findings import WARNING, Example, Finding, finding, share
+from utils.doctor.findings import WARNING, Example, Finding, finding
 from utils.doctor.survey import ImageRecord
-from utils.text import counted
+from utils.evaluate.suspects import MISSING, SHIFTED, SWAPPED, UNSUPPORTED, WEIGHT, Suspect, find_suspects
+from utils.reading import read_text
+from utils.text import clean, counted
 
-LOWEST = 0.05  # confidence of a prediction that still supports a label
-CONFIDENT = 0.5  # least confidence of a prediction that speaks against the labels
-INSIDE = 0.8  # part of a prediction that lies in a label of its class from which on it is a part of that object
-NEAR, SAME = 0.3, 0.6  # IoU below which boxes have nothing to do with each other, from which on they are one object
+STRIKING = 0.5  # of the highest score of its kind from which on a suspect is a finding
+CHECKS = {  # kind -> name of the check, what it is, what is counted
+    SWAPPED: ("class swaps", "with a confident prediction of another class instead", "label"),
+    MISSING: ("missing labels", "that are confident and have no label nearby", "prediction"),
+    SHIFTED: ("shifted boxes", "with a confident prediction of the class beside them", "label"),
+    UNSUPPORTED: ("unsupported labels", "without a confident prediction nearby", "label"),
+}
+NEEDED = {
+    "score",
+    "kind",
+    "image",
+    "class",
+    "found",
+    *(f"{o}{c}" for o in ("", "found ") for c in ("x1", "y1", "x2", "y2")),
+}
 
 
 @dataclass(frozen=True)
-class Contradictions:
-    """Where predictions and labels of one image contradict each other.
+class Striking:
+    """A suspect that is a finding.
 
     Attributes:
-        missing: (k,) rows of the predictions that no label is near. unsupported: (k,) rows of the labels that no
-            prediction is near. swapped: (k, 2) rows of labels and of predictions of another class.
+        kind: a key of CHECKS. example: the line and the place, in an image of the data set.
     """
 
-    missing: np.ndarray
-    unsupported: np.ndarray
-    swapped: np.ndarray
+    kind: str
+    example: Example
 
 
-def contradictions(found: Boxes, truth: Boxes, crowd: np.ndarray, judged: np.ndarray) -> Contradictions:
-    """The contradictions of one image, all boxes in its pixels.
+def suspects_of(
+    records: Sequence[ImageRecord], found: Sequence[Boxes], names: Mapping[int, str], known: set[int]
+) -> list[Striking]:
+    """The suspects among the labels of `records`, the most suspicious first; see utils.evaluate.suspects.
 
     Args:
-        found: predictions with a confidence of at least LOWEST. crowd: (n,) bool of the labels, which may stand for
-        any number of objects. judged: (n,) bool of the labels: the detector knows their class.
+        found: predictions of each image with a confidence of at least LOWEST, by the classes of the data set.
+        known: classes that the detector has; labels of others are not judged.
     """
-    iou = pairwise_iou(found.xyxy.astype(np.float64), truth.xyxy)
-    confident = found.score >= CONFIDENT
-    equal = found.label[:, None] == truth.label[None]
-    part = covered(found.xyxy, truth.xyxy)
-    explained = (part >= INSIDE) & equal | (part >= 0.5) & crowd[None]
-    missing = confident & (iou.max(axis=1, initial=0) < NEAR) & ~explained.any(axis=1)
-    unsupported = judged & ~crowd & (iou.max(axis=0, initial=0) < NEAR)
-    agreed = ((iou >= NEAR) & equal).any(axis=0)
-    rivals = np.where(confident[:, None] & ~equal & (iou >= SAME), found.score[:, None], 0)
-    swapped = np.flatnonzero(judged & ~crowd & ~agreed & (rivals.max(axis=0, initial=0) > 0))
-    best = rivals[:, swapped].argmax(axis=0) if len(swapped) else np.zeros(0, np.int64)
-    return Contradictions(
-        apart(found, np.flatnonzero(missing)), np.flatnonzero(unsupported), np.column_stack([swapped, best])
-    )
+    suspects = find_suspects(found, [truth_of(record) for record in records], names)
+    judged = [s for s in suspects if (s.row < 0 or s.label in known) and s.score >= STRIKING * WEIGHT[s.kind]]
+    return [Striking(s.kind, example(records[s.image].path, s, names)) for s in judged]
 
 
-def covered(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n, m) the part of each box (n, 4), 0..1, that lies in each of the others (m, 4), xyxy."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    return np.prod(np.clip(high - low, 0, None), axis=2) / np.maximum(areas(boxes), 1e-9)[:, None]
+def truth_of(record: ImageRecord) -> Truth:
+    """The labels of an image, crowds included."""
+    boxes = record.boxes()
+    return Truth(boxes.xyxy, boxes.label, boxes.score, record.labels.crowd, areas(boxes.xyxy))
 
 
-def apart(found: Boxes, rows: np.ndarray) -> np.ndarray:
-    """Those of the predictions `rows` that are not mostly in, or around, a more confident one of them."""
-    kept = list[int]()
-    for i in rows[np.argsort(-found.score[rows], kind="stable")].tolist():
-        box, others = found.xyxy[i : i + 1], found.xyxy[kept]
-        if not (np.maximum(covered(box, others), covered(others, box).T) >= INSIDE).any():
-            kept.append(i)
-    return np.array(kept, dtype=np.int64)
+def example(path: Path, suspect: Suspect, names: Mapping[int, str]) -> Example:
+    """A suspect as a line with its box."""
+    words = text_of(suspect.kind, names.get(suspect.label, ""), names.get(suspect.suggested, ""))
+    return Example(f"{path}: {words}, suspicion {suspect.score:.2f}", (path,), suspect.xyxy[None])
 
 
-@dataclass
-class Suspects:
-    """The contradictions of all images.
+def text_of(kind: str, label: str, found: str) -> str:
+    """What is contradicted, by the names of the classes."""
+    return {
+        MISSING: f"{found}, but no label",
+        UNSUPPORTED: f"{label}, but nothing sure was found near it",
+        SHIFTED: f"{label}, found beside it",
+    }.get(kind, f"labeled {label}, found {found}")
 
-    Attributes:
-        labels, supported: number of labels that were judged, and of those that a prediction is near.
-        missing, unsupported, swapped: (rank, example), the most striking ones have the highest rank.
+
+def read_suspects(path: Path, records: Sequence[ImageRecord]) -> list[Striking]:
+    """The suspects in a suspects.csv that are about images of `records`, the most suspicious first.
+
+    Raises:
+        ValueError: not such a table; none of its images is among the records.
     """
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path, "table of suspects"))))
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV table: {clean(error, 80)}") from error
+    if not rows:
+        return []
+    if missing := NEEDED - set(rows[0]):
+        raise ValueError(f"{path}: no column {min(missing)}, expected the suspects.csv that val.py or train.py wrote")
+    by_path = {str(record.path.resolve()): record for record in records if record.usable}
+    found, known = list[tuple[float, Striking]](), 0
+    for number, row in enumerate(rows, start=2):
+        try:
+            record = by_path.get(str(Path(plain(row["image"])).resolve()))
+            score = float(row["score"])
+            prefix = "found " if row["kind"] == MISSING else ""
+            box = np.array([[float(row[prefix + corner]) for corner in ("x1", "y1", "x2", "y2")]])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}:{number}: {clean(error, 80)}, expected numbers in score, x1, y1, x2, y2"
+            ) from error
+        known += record is not None
+        if record and row["kind"] in CHECKS and score >= STRIKING * WEIGHT[row["kind"]] and np.isfinite(box).all():
+            words = text_of(row["kind"], clean(plain(row["class"]), 60), clean(plain(row["found"]), 60))
+            line = Example(f"{record.path}: {words}, suspicion {score:.2f}", (record.path,), box)
+            found.append((score, Striking(row["kind"], line)))
+    if not known:
+        raise ValueError(f"{path}: none of its images, such as {clean(rows[0]['image'], 90)}, is in the data set")
+    return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
 
-    labels: int = 0
-    supported: int = 0
-    missing: list[tuple[float, Example]] = field(default_factory=list)
-    unsupported: list[tuple[float, Example]] = field(default_factory=list)
-    swapped: list[tuple[float, Example]] = field(default_factory=list)
 
-    def add(self, record: ImageRecord, found: Boxes, names: Mapping[int, str], known: set[int]) -> None:
-        """Add one image; `found` has class indices of the data set, `known` are those that the detector has."""
-        truth, crowd = record.boxes(), record.labels.crowd
-        judged = np.isin(truth.label, list(known))
-        result = contradictions(found, truth, crowd, judged)
-        where, image = str(record.path), (record.path,)
-        self.labels += int((judged & ~crowd).sum())
-        self.supported += int((judged & ~crowd).sum()) - len(result.unsupported)
-        for i in result.missing.tolist():
-            text = f"{where}: {names[int(found.label[i])]} {found.score[i]:.2f}, but no label"
-            self.missing.append((float(found.score[i]), Example(text, image, found.xyxy[i : i + 1])))
-        for j in result.unsupported.tolist():
-            box = truth.xyxy[j : j + 1]
-            text = f"{where}: {names[int(truth.label[j])]}, but nothing was found near it"
-            self.unsupported.append(
-                (float(areas(box)[0]) / (record.size[0] * record.size[1]), Example(text, image, box))
-            )
-        for j, i in result.swapped.tolist():
-            score, (own, other) = float(found.score[i]), (names[int(b)] for b in (truth.label[j], found.label[i]))
-            text = f"{where}: labeled {own}, found {other} {score:.2f}"
-            self.swapped.append((score, Example(text, image, truth.xyxy[j : j + 1])))
+def plain(cell: str | None) -> str:
+    """A cell without the apostrophe that keeps a spreadsheet from computing it."""
+    text = cell or ""
+    return text[1:] if text[:1] == "'" else text
 
-    def findings(self, weights: str) -> Iterator[Finding]:
-        """At most one finding for each kind of contradiction."""
-        kinds = (
-            (self.swapped, "class swaps", "with a confident prediction of another class instead", "label"),
-            (
-                self.missing,
-                "missing labels",
-                f"of confidence {CONFIDENT} or more without a label nearby",
-                "prediction",
-            ),
-            (self.unsupported, "unsupported labels", "without a prediction nearby", "label"),
-        )
-        found = f"{Path(weights).name} finds {share(self.supported, self.labels)} of the labels"
-        for rows, check, text, noun in kinds:
-            if rows:
-                best = sorted(rows, key=lambda row: -row[0])
-                advice = f"Look at them, the most striking ones first; {found}, so some are its own mistakes."
-                examples = (example for _, example in best)
-                yield finding(check, WARNING, f"{counted(len(rows), noun)} {text}", advice, examples, len(rows))
+
+def findings(suspects: Sequence[Striking], source: str) -> Iterator[Finding]:
+    """At most one finding for each kind of contradiction; `source` is the file that they come from."""
+    for kind, (check, text, noun) in CHECKS.items():
+        own = [item.example for item in suspects if item.kind == kind]
+        if own:
+            advice = f"Look at them, the most suspicious ones first: {source} makes mistakes of its own."
+            yield finding(check, WARNING, f"{counted(len(own), noun)} {text}", advice, own, len(own))
 
 
 def classes_by_name(model: Mapping[int, str], data: Mapping[int, str]) -> dict[int, int]:

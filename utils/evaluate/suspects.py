@@ -18,9 +18,11 @@ MISSING, SWAPPED, SHIFTED, UNSUPPORTED = "missing label", "other class", "shifte
 LOWEST = 0.05  # least confidence of a detection that is compared with labels
 APART, SAME = 0.4, 0.7  # IoU up to which boxes are two objects, from which on they are one
 NEAR = 0.2  # least IoU of a detection that supports a label at all
+INSIDE = 0.8  # part of a detection that lies in a label of its class from which on it is a part of that object
+PRIOR = 5  # detections by which the scores themselves count among those of right detections
 # How much a contradiction weighs: detectors find objects that nobody labeled on purpose, and miss small ones, more
 # often than they find another class or place for a labeled object.
-WEIGHT = {SWAPPED: 1.0, SHIFTED: 1.0, MISSING: 0.5, UNSUPPORTED: 0.3}
+WEIGHT = {SWAPPED: 1.0, SHIFTED: 1.0, MISSING: 0.4, UNSUPPORTED: 0.3}
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,13 @@ def usual_scores(found: Sequence[Boxes], truth: Sequence[Truth], names: Mapping[
 def trust(boxes: Boxes, usual: Mapping[int, np.ndarray]) -> np.ndarray:
     """(n,) 0..1: how high a score is among those of right detections of its class; the score itself if there are none.
 
-    The square root of the share of them that are lower: half of all right detections are trusted by 0.7 or more.
+    The square root of the share of them that are lower: half of all right detections are trusted by 0.7 or more. Of few
+    of them the score itself is a part.
     """
     shares = [
-        np.searchsorted(usual[c], score, side="right") / (len(usual[c]) + 1) if len(usual.get(c, ())) else score**2
+        (np.searchsorted(usual[c], score, side="right") + PRIOR * score) / (len(usual[c]) + PRIOR)
+        if len(usual.get(c, ()))
+        else score**2
         for c, score in zip(boxes.label.tolist(), boxes.score.tolist(), strict=True)
     ]
     return np.sqrt(np.array(shares, dtype=np.float64))
@@ -117,6 +122,9 @@ def image_suspects(image: int, found: Boxes, truth: Truth, usual: Mapping[int, n
         yield Suspect(float(scores[kind]), kind, image, j, int(truth.label[j]), suggested, truth.xyxy[j], place)
     alone = best & (iou.max(axis=1, initial=0) < APART)
     alone &= covered(found.xyxy, truth.xyxy[truth.crowd]) < MATCH_IOU
+    for c in np.unique(found.label).tolist():  # a part of a labeled object is no other object
+        own = found.label == c
+        alone[own] &= covered(found.xyxy[own], truth.xyxy[truth.label == c]) < INSIDE
     for i in np.flatnonzero(alone).tolist():
         if i not in explained:
             apart = 1 - np.clip((iou[i].max(initial=0) - 0.1) / (APART - 0.1), 0, 1)
