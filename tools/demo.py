@@ -94,7 +94,7 @@ def main(cfg: DemoConfig) -> None:
     if cfg.full:
         metrics = val.main(val.ValConfig(data=str(data), weights=str(weights), name="val", **common))
     assert metrics is not None
-    threshold = max(metrics.best_confidence or LOWEST, LOWEST)
+    threshold = max(metrics.thresholds.confidence if metrics.thresholds else LOWEST, LOWEST)
     found = []
     for source in (data.parent / "images" / "val", data.parent / "clip.mp4"):
         options: dict[str, Any] = {"conf_thres": round(threshold, 2), "name": "detect"} | common
