@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import resource_sharer
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,27 @@ def test_a_loader_process_that_is_stopped_goes_on(
     at_step(monkeypatch, step, lambda: send(signal.SIGSTOP))
     train.main(config(small_set, tmp_path, workers=1))
     assert caplog.text.count("no batch from the data loader processes for 1 s, waking them up") == lines
+    assert differences(tmp_path / "run", whole) == []
+
+
+@posix
+def test_a_loader_process_that_is_stopped_while_it_hands_over_a_batch_goes_on(
+    small_set: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """torch then waits for the process without a timeout."""
+    original, calls = resource_sharer.DupFd.detach, []
+
+    def detach(handed_over: resource_sharer.DupFd) -> int:
+        calls.append(handed_over)
+        if len(calls) == 5:
+            send(signal.SIGSTOP)
+        return original(handed_over)
+
+    monkeypatch.setattr("utils.data.loader.BATCH_TIMEOUT", 1.0)
+    monkeypatch.setattr(resource_sharer.DupFd, "detach", detach)
+    train.main(config(small_set, tmp_path, workers=1))
+    assert len(calls) > 5
+    assert caplog.text.count("no batch from the data loader processes for 1 s, waking them up") == 1
     assert differences(tmp_path / "run", whole) == []
 
 

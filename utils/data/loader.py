@@ -142,18 +142,40 @@ class BatchLoader(DataLoader):  # type: ignore[type-arg]
             raise ended_worker(self._iterator) or lost_worker(error) or error from None
         while True:
             try:
-                batch = next(batches)
+                with woken(1.5 * self.timeout):
+                    batch = next(batches)
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:  # the last two if it ends while it hands over a batch
                 if "timed out" in str(error) and not waited:  # also after Ctrl-Z and fg
                     waited = True
-                    LOGGER.warning(f"no batch from the data loader processes for {self.timeout:g} s, waking them up")
-                    wake_up_children()
+                    wake_with_warning(self.timeout)
                     continue
                 raise ended_worker(batches) or lost_worker(error) or error from None
             waited = False
             yield batch
+
+
+@contextmanager
+def woken(seconds: float) -> Iterator[None]:
+    """A block during which child processes are woken up if it takes longer; 0: they are not.
+
+    torch waits for a batch with a timeout, but then without one for the process that hands it over.
+    """
+    timer = threading.Timer(seconds, wake_with_warning, (seconds / 1.5,))
+    timer.daemon = True
+    if seconds:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def wake_with_warning(seconds: float) -> None:
+    """Let child processes that were stopped continue, after so many seconds without a batch."""
+    LOGGER.warning(f"no batch from the data loader processes for {seconds:g} s, waking them up")
+    wake_up_children()
 
 
 def wake_up_children() -> None:
