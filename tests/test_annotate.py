@@ -199,7 +199,7 @@ def test_detect_writes_them_and_frames_become_images(tmp_path: Path, caplog: pyt
     assert (
         f"annotations: {run / 'annotations'}" in caplog.text
         and f"for {kind}, docs/annotate.md" in caplog.text
-        and "import_labels EXPORT --images" in caplog.text
+        and "import_labels.py EXPORT --images" in caplog.text
     )
 
 

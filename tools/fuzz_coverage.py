@@ -10,12 +10,14 @@ and its input lies in the folder `--out` (`crash-...`, `timeout-...`, `oom-...`)
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -45,14 +47,10 @@ class CoverageConfig(Config):
 if __name__ == "__main__":
     check_cli(CoverageConfig)  # before the imports that take seconds: --help and mistakes are answered at once
 
-try:
-    import atheris
-except ModuleNotFoundError:
-    print("the package atheris is missing: pip install atheris (Linux)", file=sys.stderr)
-    sys.exit(2)
-
+atheris: Any = importlib.import_module("atheris") if importlib.util.find_spec("atheris") else None
 READ_BY = ["models.weights", "models.rows", "models.cost", "models.plan", "utils.plain_data"]
-with atheris.instrument_imports(include=READ_BY):  # instrumented while they are imported, so this comes first
+# Instrumented while they are imported, so this comes first.
+with atheris.instrument_imports(include=READ_BY) if atheris else nullcontext():
     from models.weights.checkpoint import load_checkpoint
 
 from models.yolo import BLOCKS, plan_model
@@ -121,7 +119,13 @@ def first_inputs() -> list[bytes]:
 
 
 def main(cfg: CoverageConfig) -> None:
-    """Run libFuzzer on one target; does not return."""
+    """Run libFuzzer on one target; does not return.
+
+    Raises:
+        ImportError: atheris is not installed.
+    """
+    if atheris is None:
+        raise ImportError("the package atheris is missing: pip install atheris (Linux)")
     folder = Path(cfg.out) / cfg.target
     corpus = folder / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
