@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import multiprocessing
 import os
@@ -287,7 +288,27 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_has_ended(
     assert differences(folder, whole) == [] and not left.exists() and not (folder / ".lock").exists()
 
 
+def in_a_new_process(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test by a pytest of its own: torch computes no gradients in a fork of a process whose engine has threads.
+
+    Which tests start those threads, and whether they ran before in this process, depends on the order of the files.
+    """
+
+    @functools.wraps(test)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        if os.environ.get("IN_A_NEW_PROCESS") == test.__name__:
+            return test(*args, **kwargs)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{test.__name__}"]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+        environment |= {"IN_A_NEW_PROCESS": test.__name__}
+        ended = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout[-4000:]
+
+    return wrapped
+
+
 @needs_fork
+@in_a_new_process
 def test_two_runs_started_at_one_moment(small_set: Path, tmp_path: Path, whole: Path) -> None:
     """One of them trains, the other says why not."""
     assert FORK is not None
@@ -318,6 +339,7 @@ def test_names_of_files_in_the_making_are_unique(tmp_path: Path) -> None:
 
 
 @needs_fork
+@in_a_new_process
 def test_the_kill_matrix(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """One cell of it; the whole is tools/kill_and_resume.py."""
     monkeypatch.setattr("tools.kill_and_resume.WORKERS", (0,))
