@@ -158,6 +158,14 @@ def test_images_out_of_view_are_not_read_and_change_nothing(tmp_path: Path, monk
     assert 60 * 2 < len(read) < 60 * 4
 
 
+def test_a_substitute_lies_where_the_model_expects_images(tmp_path: Path) -> None:
+    data = photo_set(tmp_path, [(48, 64), (30, 64)])
+    sets = [DetectionDataset(data, 64, 32, hyp=STILL, letterbox=position) for position in ("top-left", "center")]
+    Path(sets[0].path_of(0)).unlink()
+    places = [made._load(0, np.random.default_rng(0))[2] for made in sets]
+    assert [(placed.left, placed.top) for placed in places] == [(0, 0), (0, 17)]
+
+
 # ---- decoding -------------------------------------------------------------------------------------------------------
 
 

@@ -272,7 +272,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
                 loaded = other
             elif other is not None:
                 height, width = (int(side) for side in self.canvases[i])
-                placed = place(self.scan.size(self.order[k]), (height, width))
+                placed = place(self.scan.size(self.order[k]), (height, width), position=self.letterbox)
                 boxes = self.scan.training_boxes(self.order[k], placed.resized)
                 loaded = resize(other[0], placed.resized), boxes, placed
         if loaded is None:
