@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import train
 
 MODEL = """nc: 2
@@ -29,6 +31,18 @@ def config(data: Path, project: Path, **changes: Any) -> train.TrainConfig:
     base = {"cfg": str(project / "model.yaml"), "data": str(data), "project": str(project), "name": "run"}
     base |= {"imgsz": 64, "epochs": 3, "batch_size": 4, "workers": 0, "device": "cpu", "noplots": True}
     return train.TrainConfig(**(base | changes))
+
+
+def stop_after(patch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Let a training raise a RuntimeError when so many epochs are done and saved."""
+    original = train.end_epoch
+
+    def end_epoch(job: train.Job, *rest: Any) -> Any:
+        if job.state.epoch == epochs:
+            raise RuntimeError("stopped by the test")
+        return original(job, *rest)
+
+    patch.setattr(train, "end_epoch", end_epoch)
 
 
 def resume(run: Path, **changes: Any) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from runs import stop_after
 from tiny import CFG, NAMES, write_tiny
 from torch import Tensor
 from torch.testing import assert_close
@@ -267,18 +268,8 @@ def test_training_resumes_to_the_bit_and_names_its_losses(
     base |= {"batch_size": 4, "workers": 0, "noplots": True, "project": str(tmp_path), "epochs": 2}
     train.main(train.TrainConfig(name="whole", **base))
 
-    class Stop(RuntimeError):
-        pass
-
-    original = train.end_epoch
-
-    def stop_after_one(job: train.Job, *rest: Any) -> Any:
-        if job.state.epoch == 1:
-            raise Stop
-        return original(job, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(train, "end_epoch", stop_after_one)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped by the test"):
+        stop_after(patch, 1)
         train.main(train.TrainConfig(name="parts", **base))
     train.main(train.TrainConfig(resume=str(tmp_path / "parts"), device="cpu", workers=0))
     whole, parts = (load_checkpoint(tmp_path / run / "weights" / "last.pt") for run in ("whole", "parts"))

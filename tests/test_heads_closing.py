@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from runs import stop_after
 from test_heads import ROWS, network, small_model, some_targets, two_images
 from torch.testing import assert_close
 
@@ -117,18 +118,8 @@ def test_the_last_epochs_have_it_and_a_resumed_run_is_exact(
     for key in ("train/l1_loss", "val/l1_loss"):
         assert [float(row[key]) > 0 for row in whole] == [False, True, True]
 
-    class Stop(RuntimeError):
-        pass
-
-    original = train.end_epoch
-
-    def stop_after_two(job: train.Job, *rest: Any) -> Any:
-        if job.state.epoch == 2:
-            raise Stop
-        return original(job, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(train, "end_epoch", stop_after_two)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped by the test"):
+        stop_after(patch, 2)
         train.main(train.TrainConfig(name="parts", **base))
     train.main(train.TrainConfig(resume=str(tmp_path / "parts"), device="cpu", workers=0))
     assert rows_of(tmp_path / "parts")[2]["train/l1_loss"] == whole[2]["train/l1_loss"]

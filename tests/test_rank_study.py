@@ -26,7 +26,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[train.TrainConfig]:
         (folder / "weights").mkdir(parents=True)
         score = len(images_of(cfg)) / 100
         (folder / "metrics.json").write_text(
-            json.dumps({"map50": 2 * score, "map50_95": score, "best_confidence": 0.3})
+            json.dumps({"map50": 2 * score, "map50_95": score, "thresholds": {"confidence": 0.3}})
         )
 
     def ranking(backend: object, imgsz: int, images: list[str], known: list[str], count: int) -> tuple[list, int]:
@@ -86,8 +86,11 @@ def test_finished_runs_are_not_repeated_and_seeds_do_not_mix(
 
 
 def test_pseudo_labels_are_on_copies_of_all_other_images(
-    trained: list[train.TrainConfig], config: RankStudyConfig
+    trained: list[train.TrainConfig], config: RankStudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    used: list[float] = []
+    settings = rank_study.NmsSettings
+    monkeypatch.setattr(rank_study, "NmsSettings", lambda least: (used.append(least), settings(least))[1])
     before = {path: path.read_bytes() for path in Path(config.data[0]).parent.rglob("*.txt")}
     results = main(RankStudyConfig(**(vars(config) | {"arms": ("pseudo",)})))
     images = images_of(trained[-1])
@@ -96,6 +99,15 @@ def test_pseudo_labels_are_on_copies_of_all_other_images(
     labels = [path.parents[1] / "labels" / f"{path.stem}.txt" for path in copies]
     assert all(path.is_file() for path in copies + labels) and any(label.read_text() for label in labels)
     assert {path: path.read_bytes() for path in before} == before
+    assert used == [0.3]
+
+
+def test_pseudo_labels_need_a_threshold(trained: list[train.TrainConfig], config: RankStudyConfig) -> None:
+    main(config)
+    for metrics in Path(config.project).rglob("metrics.json"):
+        metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"thresholds": None}))
+    with pytest.raises(ValueError, match="has no confidence threshold, its model finds nothing right"):
+        main(RankStudyConfig(**(vars(config) | {"arms": ("pseudo",)})))
 
 
 def test_each_data_set_has_its_steps(trained: list[train.TrainConfig], config: RankStudyConfig, tmp_path: Path) -> None:

@@ -225,12 +225,15 @@ class Trainer:
         The confidence threshold is that of the best F1 on val, from the metrics of the run of `weights`.
 
         Raises:
-            ValueError: the labels of the data are annotations, not label files.
+            ValueError: the labels of the data are annotations, not label files; the run has no confidence threshold.
         """
         if self.data.annotations:
             raise ValueError(f"--arms pseudo: {self.data.yaml} has annotations, expected label files")
-        numbers = json.loads((weights.parent.parent / "metrics.json").read_text(encoding="utf-8"))
-        threshold = min(float(numbers.get("best_confidence") or 0.5), 0.9)
+        metrics = weights.parent.parent / "metrics.json"
+        stored = json.loads(metrics.read_text(encoding="utf-8"))["thresholds"]
+        if stored is None:
+            raise ValueError(f"--arms pseudo: {metrics} has no confidence threshold, its model finds nothing right")
+        threshold = float(stored["confidence"])
         device, target = torch.device("cpu"), Path(f"{self.folder('pseudo', share)}.copies")
         backend = match_classes(load_model(str(weights), device, threads=self.cfg.threads), self.data, str(weights))
         predictor = Predictor(backend, device, self.cfg.imgsz, NmsSettings(threshold))
