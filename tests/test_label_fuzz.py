@@ -241,7 +241,7 @@ def judge_voc(data: bytes) -> list[Box] | None:
         document = minidom.parseString(data)
     except (ExpatError, ValueError, LookupError):
         try:  # the first line may name an encoding that only Python knows, such as 'utf-'
-            document = minidom.parseString(re.sub(rb"^<\?xml[^>]*\?>", b"", data))
+            document = minidom.parseString(re.sub(rb"^(\xef\xbb\xbf)?<\?xml[^>]*\?>", b"", data))
         except (ExpatError, ValueError, LookupError):
             return None
 
