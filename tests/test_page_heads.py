@@ -35,7 +35,7 @@ def finder(cfg: str, position: str) -> DetectionModel:
     torch.manual_seed(0)
     model = DetectionModel(cfg, nc=3)
     model.names = dict(NAMES)
-    return finding(model)
+    return finding(model, bias=0.0)
 
 
 @pytest.mark.parametrize(
