@@ -176,10 +176,10 @@ def suspect_card(suspect: Suspect, paths: Sequence[str], names: Sequence[str]) -
     both = np.array([box for box in (suspect.xyxy, suspect.found) if box is not None], dtype=np.float64)
     low, high = both[:, :2].min(axis=0), both[:, 2:].max(axis=0)
     side = (1 + 2 * CONTEXT) * np.maximum(high - low, 8)
-    margin = (np.maximum(side, side.max() / LONGEST) - (high - low)) / 2
-    h, w = image.shape[:2]
-    x1, y1 = np.clip(np.floor(low - margin), 0, [w - 1, h - 1]).astype(int).tolist()
-    x2, y2 = np.clip(np.ceil(high + margin), [x1 + 1, y1 + 1], [w, h]).astype(int).tolist()
+    frame = np.array(image.shape[1::-1])
+    side = np.minimum(np.ceil(np.maximum(side, side.max() / LONGEST)), frame).astype(int)
+    x1, y1 = np.clip(np.floor((low + high - side) / 2).astype(int), 0, frame - side).tolist()
+    x2, y2 = x1 + int(side[0]), y1 + int(side[1])
     boxes = {"found": suspect.found, "label": suspect.xyxy if suspect.row >= 0 else None}
     return {
         "src": jpeg(image[y1:y2, x1:x2], CROP),
