@@ -66,7 +66,7 @@ def test_labels_and_data_yaml_are_those_of_yolo(tmp_path):
       const boxes = [box, {{ x1: 0, y1: 0, x2: 200, y2: 100, name: "cat" }}];
       give([m.labelFile(boxes, 200, 100, names), m.dataYaml(names)]);"""
     labels, text = run(tmp_path, "formats.mjs", code)
-    assert labels == "3 0.150000 0.600000 0.200000 0.800000\n0 0.500000 0.500000 1.000000 1.000000\n"
+    assert labels == "3 0.15000000 0.60000000 0.20000000 0.80000000\n0 0.50000000 0.50000000 1.00000000 1.00000000\n"
     assert yaml.safe_load(text) == {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(names))}
 
 
