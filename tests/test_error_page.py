@@ -107,6 +107,9 @@ def test_the_page_holds_the_worst_images_and_all_suspects_are_in_the_table(tmp_p
     data = json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.DOTALL)[1])
     assert data["names"] == ["</script><b>cat", "=dog [31m"] and "\x1b" not in page and "<b>cat" not in page
     assert "my &lt;set&gt;" in page and not re.search(r"https?://(?!www\.w3\.org)", page)
+    assert len(re.findall(r"<img [^>]*width=.[0-9]+. height=.[0-9]+. loading", page)) == min(len(suspects), 40) - sum(
+        s.image == 3 for s in suspects[:40]
+    )  # a page that does not move while images are loaded
     shown = [image["name"] for image in data["images"]]
     assert 0 < len(shown) <= 12 and "3.jpg" not in shown
     rows = list(csv.DictReader((tmp_path / "suspects.csv").open()))
