@@ -142,6 +142,7 @@ from utils.predict.sources import VIDEO_SUFFIXES, open_source, source_files
 from utils.predict.streams import without_secrets
 from utils.predict.summary import RunSummary, written
 from utils.predict.threads import ending_at_once
+from utils.predict.writers import count_classes
 from utils.runs import OutputFiles, Run, weights_or_newest
 from utils.text import clean, counted, first
 from utils.thresholds import confidence_threshold
@@ -182,6 +183,7 @@ def main(cfg: DetectConfig) -> Path:
     ended = False  # by the window
 
     def report(item: Broken) -> None:
+        progress.clear()
         LOGGER.warning(clean(item.reason, 400))
         broken.append(item.path)
         progress.number(item.path)
@@ -194,7 +196,7 @@ def main(cfg: DetectConfig) -> Path:
         if cfg.visualize:
             visualize(predictor, frame.image, found, files, output.stem(frame))
         summary.add(frame, found)
-        progress.step(frame)
+        progress.step(frame, count_classes(found.boxes, names))
         ended = show is not None and drawn is not None and show(frame.path, drawn)
 
     at_once = show is not None or cfg.visualize  # windows belong to this thread, and maps to the network of one frame

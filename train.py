@@ -559,7 +559,7 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
     more = cfg.total_epochs > old.total_epochs
     written_last = folder / ("metrics.json" if old.noplots else "report.html")
     if training["finished"] and not more and written_last.exists():
-        LOGGER.info(f"{folder}: this run is finished after {done} epochs; a larger --epochs continues it")
+        LOGGER.info(f"{folder}: this run is finished after {counted(done, 'epoch')}; a larger --epochs continues it")
         return None
     LOGGER.info(f"{folder}: resuming after epoch {done}, with the settings of the run")
     if more:  # patience and time, which may have ended the run, start anew

@@ -344,7 +344,8 @@ class DetectV8(Head):
             nn.Sequential(conv(c, class_width, 3), conv(class_width, class_width, 3), nn.Conv2d(class_width, nc, 1))
             for c in ch
         )
-        self.register_buffer("bins", torch.arange(float(reg_max)), persistent=False)
+        # Not arange, which on the device "meta" imports torch._dynamo and sympy.
+        self.register_buffer("bins", torch.tensor([float(i) for i in range(reg_max)]), persistent=False)
 
     def maps(self, x: list[Tensor]) -> list[Tensor]:
         """(B, 4*reg_max+nc, h, w) of each level: the bins of left, top, right, bottom, then the classes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -34,10 +35,11 @@ AFTER = "import json, sys; print('MODULES', json.dumps(sorted(sys.modules)))"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with n.pt, of random weights, and image.jpg."""
+    """A folder with n.pt and v8.pt, of random weights, and image.jpg."""
     place = tmp_path_factory.mktemp("cold")
     torch.manual_seed(0)
-    save_checkpoint(place / "n.pt", Checkpoint.of(DetectionModel("yolov5n.yaml").eval()))
+    for name, cfg in {"n": "yolov5n.yaml", "v8": "yolov5-mobilevit-fast-v8.yaml"}.items():
+        save_checkpoint(place / f"{name}.pt", Checkpoint.of(DetectionModel(cfg).eval()))
     image = np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8).repeat(40, 0).repeat(40, 1)
     cv2.imwrite(str(place / "image.jpg"), image)
     return place
@@ -51,9 +53,13 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(line.removeprefix("MODULES")))
 
 
-def test_detecting_in_an_image_imports_neither_a_compiler_nor_charts(folder: Path) -> None:
-    flags = f"weights='{folder}/n.pt', source='{folder}/image.jpg', project='{folder}/runs', device='cpu', imgsz=(64,)"
-    code = f"import detect; detect.main(detect.DetectConfig({flags}, conf_thres=0.0001, max_det=5))"
+@pytest.mark.parametrize("weights", ["n.pt", "v8.pt"])
+def test_detecting_in_an_image_imports_neither_a_compiler_nor_charts(weights: str, folder: Path) -> None:
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    flags = (
+        f"weights='{folder}/{weights}', source='{folder}/image.jpg', project='{folder}/runs', device='cpu', imgsz=(64,)"
+    )
+    code = f"import detect; detect.main(detect.DetectConfig({flags}, conf_thres=1e-6, max_det=5))"
     found = modules_after(code)
     assert {"torch", "cv2", "detect"} <= found and not found & HEAVY
     drawn = cv2.imread(str(folder / "runs/exp/image.jpg"))
@@ -64,6 +70,14 @@ def test_the_python_api_imports_neither(folder: Path) -> None:
     code = f"import hubconf; m = hubconf.load('{folder}/n.pt', device='cpu'); m.conf = 1e-4; m.max_det = 5"
     found = modules_after(f"{code}\nresults = m('{folder}/image.jpg', size=64); results.print(); results.render()")
     assert "hubconf" in found and not found & HEAVY
+
+
+@pytest.mark.parametrize("cfg", ["yolov5n-v8.yaml", "yolox-tiny.yaml", "yolov5-mobilevit-v8.yaml"])
+def test_building_a_network_imports_neither(cfg: str) -> None:
+    code = (
+        f"from models.yolo import DetectionModel; m = DetectionModel('{cfg}'); assert m.stride.tolist() == [8, 16, 32]"
+    )
+    assert not modules_after(code) & HEAVY
 
 
 def test_torchvision_and_the_compiler_work_after_it() -> None:

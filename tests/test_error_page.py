@@ -13,8 +13,8 @@ import pytest
 
 from tests.test_verdicts import boxes, truth
 from utils.boxes import Boxes, Truth
-from utils.evaluate.error_page import confusion, size_rows, write_errors
-from utils.evaluate.suspects import MISSING, SHIFTED, SWAPPED, UNSUPPORTED, find_suspects
+from utils.evaluate.error_page import confusion, frequent_confusions, size_rows, suspect_card, write_errors
+from utils.evaluate.suspects import MISSING, SHIFTED, SWAPPED, UNSUPPORTED, Suspect, find_suspects
 from utils.evaluate.verdicts import ErrorAnalysis
 
 NAMES = {0: "cat", 1: "dog"}
@@ -107,11 +107,37 @@ def test_the_page_holds_the_worst_images_and_all_suspects_are_in_the_table(tmp_p
     data = json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.DOTALL)[1])
     assert data["names"] == ["</script><b>cat", "=dog [31m"] and "\x1b" not in page and "<b>cat" not in page
     assert "my &lt;set&gt;" in page and not re.search(r"https?://(?!www\.w3\.org)", page)
+    assert len(re.findall(r"<img [^>]*width=.[0-9]+. height=.[0-9]+. loading", page)) == min(len(suspects), 40) - sum(
+        s.image == 3 for s in suspects[:40]
+    )  # a page that does not move while images are loaded
     shown = [image["name"] for image in data["images"]]
     assert 0 < len(shown) <= 12 and "3.jpg" not in shown
     rows = list(csv.DictReader((tmp_path / "suspects.csv").open()))
     assert len(rows) == len(suspects) and {row["class"] for row in rows} <= {"", "</script><b>cat", "'=dog [31m"}
     assert [float(row["score"]) for row in rows] == sorted((float(row["score"]) for row in rows), reverse=True)
+
+
+def test_many_classes_have_a_list_of_confusions(tmp_path: Path) -> None:
+    names = {c: f"c{c}" for c in range(40)}
+    found = [boxes((0, 0, 40, 40, 0.9, 3), (60, 0, 100, 40, 0.9, 5)), boxes((0, 0, 40, 40, 0.8, 3))]
+    labels = [truth((0, 0, 40, 40, 7), (60, 0, 100, 40, 5)), truth((0, 0, 40, 40, 7))]
+    analysis = ErrorAnalysis(names, found, labels, 0.25)
+    assert frequent_confusions(confusion(analysis)) == [(2, 3, 7)]
+    write_errors(tmp_path, analysis, write_images(tmp_path, 2), "many")
+    page = (tmp_path / "errors.html").read_text()
+    assert "<table" in page and 'scope="col">c3<' not in page
+    assert re.search(r'c3 for c7 <button [^>]*data-found="3" data-label="7">2</button>', page)
+
+
+@pytest.mark.parametrize("box", [(80.0, 10, 84, 150), (10.0, 90, 180, 94), (150.0, 60, 200, 140)])
+def test_what_is_shown_of_a_suspect_is_not_a_strip(tmp_path: Path, box: tuple[float, ...]) -> None:
+    xyxy = np.array(box)
+    suspect = Suspect(0.4, UNSUPPORTED, 0, 0, 0, -1, xyxy, None)
+    card = suspect_card(suspect, write_images(tmp_path, 1), ["cat"])
+    assert card and max(card["size"]) <= 1.52 * min(card["size"])
+    _, x, y, w, h = card["boxes"][0]
+    assert x >= 0 and y >= 0 and x + w <= card["size"][0] and y + h <= card["size"][1]
+    assert card["text"] == "labeled cat, nothing found"
 
 
 @pytest.mark.parametrize("images", [0, 2])

@@ -61,6 +61,11 @@ def small_model(name: str, nc: int = 3, **changes: Any) -> DetectionModel:
     torch.manual_seed(0)
     model = DetectionModel(network(name, nc=nc, **changes))
     model.names = dict(NAMES) if nc == 3 else {i: f"c{i}" for i in range(nc)}
+    return finding(model)
+
+
+def finding(model: DetectionModel, bias: float = 1.0) -> DetectionModel:
+    """`model` in eval mode with statistics that fit, and biases of class and objectness at which it finds much."""
     model.train()
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:
@@ -69,11 +74,11 @@ def small_model(name: str, nc: int = 3, **changes: Any) -> DetectionModel:
         for _ in range(4):
             model(torch.nn.functional.interpolate(torch.rand(8, 3, 7, 7), (128, 128)))
         for conv in model.head.objectness if isinstance(model.head, Decoupled) else ():
-            conv.bias.fill_(1.0)
+            conv.bias.fill_(bias)
         for conv, label in model.head.class_rows():
-            conv.bias[label >= 0] = 1.0
+            conv.bias[label >= 0] = bias
             if isinstance(model.head, Detect):
-                conv.bias.view(model.head.na, -1)[:, 4] = 1.0
+                conv.bias.view(model.head.na, -1)[:, 4] = bias
     return model.eval()
 
 

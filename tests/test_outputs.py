@@ -264,7 +264,7 @@ def big_video(folder: Path, frames: int = 40) -> None:
     frame = Frame(noise(), Path("v.mp4"), 1, VideoInfo(25, frames, (240, 320)))
     video = VideoFile(folder / "v.mp4", frame, 1)
     for k in range(frames):
-        video.add(frame, noise(k, (240, 320)), "")
+        video.add(frame, noise(k, (240, 320)))
     video.close()
 
 
@@ -324,7 +324,7 @@ def test_the_output_keeps_real_time(tmp_path: Path, times: list[float], fps: flo
     frames = [Frame(noise(k), Path("v"), k + 1, info, t) for k, t in enumerate(times)]
     video = VideoFile(tmp_path / "v.mp4", frames[0], 1)
     for frame in frames:
-        video.add(frame, frame.image, "")
+        video.add(frame, frame.image)
     video.close()
     assert video.count >= len(times) and video.count / video.fps == pytest.approx(length, abs=2 / fps)
     if fps == 29.97:

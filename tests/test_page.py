@@ -66,7 +66,7 @@ def test_labels_and_data_yaml_are_those_of_yolo(tmp_path):
       const boxes = [box, {{ x1: 0, y1: 0, x2: 200, y2: 100, name: "cat" }}];
       give([m.labelFile(boxes, 200, 100, names), m.dataYaml(names)]);"""
     labels, text = run(tmp_path, "formats.mjs", code)
-    assert labels == "3 0.150000 0.600000 0.200000 0.800000\n0 0.500000 0.500000 1.000000 1.000000\n"
+    assert labels == "3 0.15000000 0.60000000 0.20000000 0.80000000\n0 0.50000000 0.50000000 1.00000000 1.00000000\n"
     assert yaml.safe_load(text) == {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(names))}
 
 
@@ -209,3 +209,11 @@ def test_view_fits_zooms_and_keeps_the_image_in_sight(tmp_path):
     whole, before, after, edge, again = run(tmp_path, "view.mjs", code)
     assert (whole["x1"], whole["y1"], whole["x2"], whole["y2"]) == (0, 100, 400, 300)  # small images are scaled up
     assert after["x"] == pytest.approx(before["x"]) and edge == 0 and again == whole
+
+
+def test_an_image_has_at_most_1000_boxes(tmp_path):
+    code = """
+      const rows = Array.from({ length: 1500 }, (_, i) => [20 * i, 0, 20 * i + 10, 10, 0.9 - i / 1e4, i % 2]);
+      const kept = m.suppress(Float32Array.from(rows.flat()), 0.25, 0.45);
+      give([kept.length, kept.at(-1).x1]);"""
+    assert run(tmp_path, "detector.mjs", code) == [1000, 20 * 999]

@@ -1,4 +1,4 @@
-"""The page in Chromium finds in a photo what detect.py finds with the same file, with every head without anchors."""
+"""The page in Chromium finds in a photo what detect.py finds with the same file: other heads, and four levels."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from browser import CHROMIUM, NEEDS, ORT_WEB, Browser, served
 from page_driver import boxes, open_image, page_of, to_onnx
 from shared import shared
-from test_heads import small_model
+from test_heads import finding, small_model
 from tiny import NAMES, write_tiny
 
 import detect
 from models.weights.checkpoint import Checkpoint, save_checkpoint
+from models.yolo import DetectionModel
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None or ORT_WEB is None, reason=NEEDS)
 
@@ -26,19 +28,32 @@ def chromium(tmp_path_factory: pytest.TempPathFactory):
     browser.close()
 
 
+def finder(cfg: str, position: str) -> DetectionModel:
+    """The network of a YAML, which finds something in many cells of each level; the tiny one with a head by name."""
+    if not cfg.endswith(".yaml"):
+        return small_model(cfg, letterbox=position)
+    torch.manual_seed(0)
+    model = DetectionModel(cfg, nc=3)
+    model.names = dict(NAMES)
+    return finding(model, bias=0.0)
+
+
 @pytest.mark.parametrize(
-    ("head", "position"),
-    [("Decoupled", "top-left"), ("DetectV8", "center"), ("DetectV8, no bins", "top-left")],
+    ("cfg", "position"),
+    [
+        *[("Decoupled", "top-left"), ("DetectV8", "center"), ("DetectV8, no bins", "top-left")],
+        *[("yolov5-mobilevit-fast-p2.yaml", "center"), ("yolov5-mobilevit-fast-v8.yaml", "center")],
+    ],
 )
 def test_the_page_finds_in_a_photo_what_detect_finds(
-    chromium: Browser, head: str, position: str, tmp_path: Path
+    chromium: Browser, cfg: str, position: str, tmp_path: Path
 ) -> None:
     photo = sorted((shared("datasets/bccd") / "images").rglob("*.jpg"))[0]
     write_tiny(tmp_path)
-    save_checkpoint(tmp_path / "other.pt", Checkpoint.of(small_model(head, letterbox=position)))
+    save_checkpoint(tmp_path / "other.pt", Checkpoint.of(finder(cfg, position)))
     onnx = to_onnx(tmp_path / "other.pt", tmp_path / "images")
-    cfg = detect.DetectConfig(str(onnx), str(photo), imgsz=128, device="cpu", save_csv=True, project=str(tmp_path))
-    detect.main(cfg)
+    settings = detect.DetectConfig(str(onnx), str(photo), imgsz=128, device="cpu", save_csv=True, project=str(tmp_path))
+    detect.main(settings)
     number = {name: i for i, name in NAMES.items()}
     with (tmp_path / "exp" / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from fuzz_http import jpeg
 
 import detect
 import utils.predict.progress as progress_module
+import utils.progress as line_module
 from models.weights.checkpoint import Checkpoint, save_checkpoint
 from models.yolo import DetectionModel
 from utils.boxes import Boxes
@@ -74,6 +76,35 @@ def test_a_log_has_a_line_every_30_seconds(caplog: pytest.LogCaptureFixture, mon
     live.step(Frame(IMAGE, Path("cam"), 7, VideoInfo(25, 0, (48, 64), live=True)))
     assert caplog.messages[-1] == "stream 1 cam: frame 7, 0.0 frames/s"
     assert not [line for line in caplog.messages if "\r" in line or "\n" in line]
+
+
+def test_on_a_terminal_a_line_of_a_video_is_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(line_module.shutil, "get_terminal_size", lambda: os.terminal_size((70, 20)))
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    progress = InputProgress(2)
+    assert not progress.in_log
+    video = VideoInfo(25, 100, (48, 64))
+    with Output(OutputSettings(nosave=True), OutputFiles(tmp_path), NAMES, progress) as output:
+        for number in range(1, 5):
+            now += 0.0625
+            frame = Frame(IMAGE, Path("a.mp4"), number, video)
+            output.add(frame, prediction(boxes(0)))
+            progress.step(frame, "1 cat")
+        assert "".join(capsys.readouterr().err).split("\r") == [
+            "",
+            "video 1/2 a.mp4: frame 2/100, 1%, 16.0 frames/s, 0:12 left: 1 cat",
+            "video 1/2 a.mp4: frame 4/100, 2%, 16.0 frames/s, 0:12 left: 1 cat",
+        ]
+        output.add(Frame(IMAGE, Path("b.jpg")), prediction(boxes(0)))
+        assert capsys.readouterr().err == f"\r{' ' * 65}\r"  # gone before the line of the image
+        progress.last.draw("x" * 100)
+        assert capsys.readouterr().err == "\r" + "x" * 69
+    assert capsys.readouterr().err.endswith("\r")  # and at the end
 
 
 def test_the_end_has_totals_by_class() -> None:

@@ -116,6 +116,13 @@ def test_page_has_the_content_of_the_files(folder: Path) -> None:
     assert "warmup_bias_lr 0.1" in words and "cfg models/yolov5n.yaml" in words
 
 
+def test_the_page_links_to_the_errors_beside_it(folder: Path) -> None:
+    (folder / "errors.html").write_text("")
+    page = write_report(folder).read_text(encoding="utf-8")
+    (folder / "errors.html").unlink()
+    assert page.count('<a href="errors.html">') == 1 and "errors.html</code>" not in page
+
+
 def test_a_run_that_is_not_finished_can_be_resumed(folder: Path) -> None:
     (folder / "metrics.json").unlink()
     assert f"python train.py --resume {folder}/weights/last.pt" in " ".join(Page(write_report(folder)).words.split())

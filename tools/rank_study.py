@@ -85,6 +85,7 @@ from tools.rank import load_ranker, rank
 from tools.study import check_settings, stem
 from utils.boxes import xyxy2xywhn
 from utils.data.data_yaml import Data
+from utils.data.labels import label_line
 from utils.data.scan import Scan
 from utils.drawing import save_figure
 from utils.files import write_atomic
@@ -248,7 +249,7 @@ class Trainer:
             image = imread(path)
             found = predictor([image])[0].boxes
             xywhn = xyxy2xywhn(found.xyxy.astype(np.float64), (image.shape[0], image.shape[1]))
-            lines = [f"{c} {' '.join(f'{v:.8f}' for v in box)}\n" for c, box in zip(found.label, xywhn, strict=True)]
+            lines = [label_line(c, box) for c, box in zip(found.label, xywhn, strict=True)]
             for folder in (copy.parent, label.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)

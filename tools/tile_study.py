@@ -51,6 +51,7 @@ import yaml
 import train
 import val
 from utils.data.data_yaml import read_data_yaml
+from utils.data.labels import label_line
 from utils.evaluate.metrics import Metrics
 from utils.files import write_atomic
 from utils.images import imread, imwrite
@@ -78,7 +79,7 @@ def enlarge(data_yaml: str, factor: int, folder: Path) -> str:
             imwrite(folder / "images" / split / f"{i:06}.png", cv2.resize(image, size, interpolation=cv2.INTER_CUBIC))
             own = slice(scan.offsets[i], scan.offsets[i + 1])
             rows = zip(scan.label[own].tolist(), scan.xywhn[own].tolist(), strict=True)
-            lines = "".join(f"{label} {' '.join(map(str, xywhn))}\n" for label, xywhn in rows)
+            lines = "".join(label_line(label, xywhn) for label, xywhn in rows)
             write_atomic(folder / "labels" / split / f"{i:06}.txt", lines, sync=False)
     content = {"path": ".", "train": "images/train", "val": "images/val", "names": dict(data.names)}
     write_atomic(target, yaml.safe_dump(content, allow_unicode=True))

@@ -15,6 +15,32 @@ BAR = 12  # columns
 T = TypeVar("T")
 
 
+class TerminalLine:
+    """The last line of a terminal, on stderr, which is rewritten."""
+
+    def __init__(self) -> None:
+        self.width = 0
+
+    def draw(self, line: str) -> None:
+        """Show `line` in place of the one before, cut to the width of the terminal."""
+        line = line[: room()]
+        sys.stderr.write("\r" + line.ljust(self.width))
+        sys.stderr.flush()
+        self.width = len(line)
+
+    def erase(self) -> None:
+        """Leave an empty line to what is written next."""
+        if self.width:
+            sys.stderr.write(f"\r{' ' * self.width}\r")
+            sys.stderr.flush()
+            self.width = 0
+
+
+def room() -> int:
+    """Columns of the terminal that a line may fill without a break."""
+    return shutil.get_terminal_size().columns - 1
+
+
 class Progress(Generic[T]):
     """The steps of a loop; iterating over it shows how far it is, see the module.
 
@@ -30,7 +56,8 @@ class Progress(Generic[T]):
         self.terminal = sys.stderr.isatty()
         self.began = time.monotonic()
         self.shown = -DRAW_EVERY if self.terminal else self.began  # when it was shown last
-        self.done = self.items = self.width = 0
+        self.done = self.items = 0
+        self.last = TerminalLine()
 
     def __iter__(self) -> Iterator[T]:
         try:
@@ -40,9 +67,7 @@ class Progress(Generic[T]):
                 if not self.hidden and time.monotonic() - self.shown >= (DRAW_EVERY if self.terminal else LOG_EVERY):
                     self.show()
         finally:
-            if self.width:
-                sys.stderr.write(f"\r{' ' * self.width}\r")
-                sys.stderr.flush()
+            self.last.erase()
 
     def show(self) -> None:
         """Draw the line, or log it."""
@@ -50,10 +75,7 @@ class Progress(Generic[T]):
         if not self.terminal:
             LOGGER.info(self.line(None))
             return
-        line = self.line(shutil.get_terminal_size().columns - 1)
-        sys.stderr.write("\r" + line.ljust(self.width))
-        sys.stderr.flush()
-        self.width = len(line)
+        self.last.draw(self.line(room()))
 
     def line(self, columns: int | None) -> str:
         """Text, share done and time left; speed and a bar if they fit into `columns`. None: the line of a log."""

@@ -2,6 +2,7 @@
 
 const PAD = 114 / 255;
 const LOWEST = 0.05;
+const MOST = 1000; // boxes of an image, as detect.py's --max-det
 const MOST_THREADS = 4; // more do not pay off on phones, whose other cores are slow
 const ONE = 2048; // interpolation weights are integers up to this, as in OpenCV, so that pixels are equal
 
@@ -91,14 +92,14 @@ export function candidates(rows, classes, least) {
 }
 
 /**
- * The final boxes of one image, best first; boxes of different classes do not suppress each other.
+ * The final boxes of one image, best first, at most MOST; boxes of different classes do not suppress each other.
  *
  * @param {Float32Array} found (n, 6), see `candidates`.
  * @returns {{x1, y1, x2, y2, score, label}[]} in canvas pixels.
  */
 export function suppress(found, confidence, overlap) {
   const kept = [];
-  for (let at = 0; at < found.length && found[at + 4] > confidence; at += 6) {
+  for (let at = 0; at < found.length && found[at + 4] > confidence && kept.length < MOST; at += 6) {
     const [x1, y1, x2, y2, score, label] = found.subarray(at, at + 6);
     const box = { x1, y1, x2, y2, score, label };
     if (kept.every((other) => other.label !== label || iou(other, box) <= overlap)) kept.push(box);

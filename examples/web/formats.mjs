@@ -4,7 +4,7 @@
 export function labelFile(boxes, width, height, classes) {
   const line = ({ x1, y1, x2, y2, name }) => {
     const numbers = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height];
-    return `${classes.indexOf(name)} ${numbers.map((value) => value.toFixed(6)).join(" ")}\n`;
+    return `${classes.indexOf(name)} ${numbers.map((value) => value.toFixed(8)).join(" ")}\n`;
   };
   return boxes.map(line).join("");
 }

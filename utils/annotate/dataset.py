@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from utils.annotate.exported import Export, Exported, Ledger
-from utils.data.labels import free_name, label_path
+from utils.data.labels import free_name, label_line, label_path
 from utils.data.objects import Frame, ImageLabels, labels_of, match_ends
 from utils.decode import ImageInfo, probe
 from utils.files import remove, write_atomic
@@ -190,7 +190,7 @@ def _write_image(image: Path, target: Path, labels: ImageLabels) -> int:
     rows = zip(labels.label[keep].tolist(), labels.xywhn[keep].tolist(), strict=True)
     file = label_path(target)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, "".join(f"{c} {' '.join(f'{v:.8g}' for v in row)}\n" for c, row in rows), sync=False)
+    write_atomic(file, "".join(label_line(c, row) for c, row in rows), sync=False)
     return int(keep.sum())
 
 

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from utils.boxes import Boxes, xyxy2ltwh, xyxy2xywhn
+from utils.data.labels import label_line
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Proposal:
 
 
 def yolo_text(item: Proposal) -> str:
-    """Lines 'class cx cy w h' in 0..1 with eight decimals; confidences have no place in this form."""
+    """Lines 'class cx cy w h' in 0..1; confidences have no place in this form."""
     rows = zip(item.boxes.label.tolist(), xyxy2xywhn(item.boxes.xyxy, item.size).tolist(), strict=True)
-    return "".join(f"{label} {' '.join(f'{value:.8f}' for value in box)}\n" for label, box in rows)
+    return "".join(label_line(label, box) for label, box in rows)
 
 
 def voc_text(item: Proposal, names: Mapping[int, str]) -> str:

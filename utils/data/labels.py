@@ -1,4 +1,4 @@
-"""Label files in YOLO format: finding and reading them."""
+"""Label files in YOLO format: finding, reading and writing them."""
 
 from __future__ import annotations
 
@@ -32,6 +32,15 @@ def label_path(image: str | Path) -> Path:
             parts[i] = "labels"
             break
     return Path(*parts)
+
+
+def label_line(label: int, numbers: Sequence[float], *more: object) -> str:
+    """The line of a box: class, center and size in 0..1 with eight decimals, 0.0001 pixels of the largest images.
+
+    Args:
+        numbers: center x and y, width, height; a confidence may follow. more: written after them as they are.
+    """
+    return f"{' '.join([str(label), *(f'{value:.8f}' for value in numbers), *map(str, more)])}\n"
 
 
 def free_name(image: Path, used: set[str]) -> Path:

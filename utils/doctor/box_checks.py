@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -76,7 +77,13 @@ def class_balance(found: Survey, names: Mapping[int, str]) -> Iterator[Finding]:
     later = sum((count for name, count in counts.items() if name != "train"), np.zeros_like(train))
     seldom = train * RARE < train.max()
     kinds = (
-        ((train == 0) & (later > 0), later, WARNING, "measured but never trained: no box in train", "Move images."),
+        (
+            (train == 0) & (later > 0),
+            later,
+            WARNING,
+            "measured but never trained: no box in train",
+            "Move images to train.",
+        ),
         ((train == 0) & (later == 0), train, WARNING, "without a box in any split", "Check the spelling of the names."),
         ((train > 0) & (train < FEW_BOXES), train, NOTE, f"with fewer than {FEW_BOXES} boxes in train", "Add images."),
         ((train >= FEW_BOXES) & seldom, train, NOTE, f"over {RARE} times rarer than the first", "Try --image-weights."),
@@ -106,7 +113,11 @@ def small_boxes(found: Survey, names: Mapping[int, str], imgsz: int) -> Iterator
             part = share(len(small), count)
             text = f"{split.name}: {part} of the boxes ({len(small):,}) have a side under {SMALL} px at --imgsz {imgsz}"
             need = imgsz * SMALL / max(np.nanquantile(short, 0.05), 1e-9)
-            larger = f"; at {need:.0f} px it would be 5 %" if imgsz < need <= LARGEST * imgsz else ""
+            larger = (
+                f"; at {32 * math.ceil(need / 32)} px it would be 5 % at most"
+                if imgsz < need <= LARGEST * imgsz
+                else ""
+            )
             advice = f"Such boxes are hard to find{larger}. A larger --imgsz, or --tile in detect.py, helps."
             order = small[np.argsort(short[small], kind="stable")]
             examples = marked(split.usable, boxes, order, names, short[:, None])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from utils.data.labels import free_name, label_path
+from utils.data.labels import free_name, label_line, label_path
 from utils.doctor.box_checks import twin_pairs
 from utils.doctor.examine import Diagnosis
 from utils.doctor.survey import ImageRecord, SplitSurvey, Survey
@@ -135,8 +135,7 @@ def write_split(split: SplitSurvey, root: Path, dropped: set[int], done: Repairs
         file = label_path(target)
         file.parent.mkdir(parents=True, exist_ok=True)
         rows = zip(label.tolist(), xywhn.tolist(), strict=True)
-        text = "".join(f"{c} {' '.join(f'{v:.9g}' for v in row)}\n" for c, row in rows)  # all digits of float32
-        file.write_text(text, encoding="utf-8")
+        file.write_text("".join(label_line(c, row) for c, row in rows), encoding="utf-8")
         done.images, done.boxes = done.images + 1, done.boxes + len(label)
     return folder.relative_to(root).as_posix() if records else ""
 

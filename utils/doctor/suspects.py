@@ -129,7 +129,7 @@ def findings(suspects: Sequence[Striking], source: str) -> Iterator[Finding]:
     for kind, (check, text, noun) in CHECKS.items():
         own = [item.example for item in suspects if item.kind == kind]
         if own:
-            advice = f"Look at them, the most suspicious ones first: {source} makes mistakes of its own."
+            advice = f"Look at them, the most suspicious ones first: a detector makes mistakes, too ({source})."
             yield finding(check, WARNING, f"{counted(len(own), noun)} {text}", advice, own, len(own))
 
 

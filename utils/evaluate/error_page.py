@@ -26,6 +26,8 @@ SHOWN_IMAGES = 60  # of the page
 SHOWN_SUSPECTS = 40  # of the page; suspects.csv has all
 SIDE = 480  # pixels, long side of an image of the page
 CONTEXT = 0.6  # of a suspect's sides, shown around it
+LONGEST = 1.5  # long side of what is shown over its short side, where the image is large enough
+SHOWN_CONFUSIONS = 30  # of sets with too many classes for a table
 CROP = 220  # pixels, long side of a suspect's image
 COST = {Verdict.MISSED: 1.0, Verdict.WRONG_CLASS: 1.0, Verdict.BACKGROUND: 1.0, Verdict.BADLY_PLACED: 0.5}
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -54,7 +56,8 @@ def write_errors(folder: Path, analysis: ErrorAnalysis, paths: Sequence[str], ti
         rows=verdict_rows(analysis),
         sizes=size_rows(analysis),
         names=names,
-        matrix=confusion(analysis),
+        matrix=(matrix := confusion(analysis)),
+        confusions=frequent_confusions(matrix),
         shown=len(order),
         images=len(analysis.found),
         suspects=[s for s in (suspect_card(s, paths, names) for s in suspects[:SHOWN_SUSPECTS]) if s],
@@ -121,6 +124,13 @@ def confusion(analysis: ErrorAnalysis) -> list[list[int]]:
     return [[int(n) for n in row] for row in matrix]
 
 
+def frequent_confusions(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """Count, found class, labeled class of the classes found for one another, the most frequent SHOWN_CONFUSIONS."""
+    classes = range(len(matrix) - 1)
+    cells = [(matrix[found][label], found, label) for found in classes for label in classes if found != label]
+    return sorted((cell for cell in cells if cell[0]), key=lambda cell: (-cell[0], cell))[:SHOWN_CONFUSIONS]
+
+
 def image_record(analysis: ErrorAnalysis, i: int, path: str) -> dict[str, Any] | None:
     """One image for the page's script: file name, size, JPEG, labels and detections; None if it cannot be read now."""
     try:
@@ -165,10 +175,11 @@ def suspect_card(suspect: Suspect, paths: Sequence[str], names: Sequence[str]) -
         return None
     both = np.array([box for box in (suspect.xyxy, suspect.found) if box is not None], dtype=np.float64)
     low, high = both[:, :2].min(axis=0), both[:, 2:].max(axis=0)
-    margin = CONTEXT * np.maximum(high - low, 8)
-    h, w = image.shape[:2]
-    x1, y1 = np.clip(np.floor(low - margin), 0, [w - 1, h - 1]).astype(int).tolist()
-    x2, y2 = np.clip(np.ceil(high + margin), [x1 + 1, y1 + 1], [w, h]).astype(int).tolist()
+    side = (1 + 2 * CONTEXT) * np.maximum(high - low, 8)
+    frame = np.array(image.shape[1::-1])
+    side = np.minimum(np.ceil(np.maximum(side, side.max() / LONGEST)), frame).astype(int)
+    x1, y1 = np.clip(np.floor((low + high - side) / 2).astype(int), 0, frame - side).tolist()
+    x2, y2 = x1 + int(side[0]), y1 + int(side[1])
     boxes = {"found": suspect.found, "label": suspect.xyxy if suspect.row >= 0 else None}
     return {
         "src": jpeg(image[y1:y2, x1:x2], CROP),
@@ -186,13 +197,12 @@ def suspect_card(suspect: Suspect, paths: Sequence[str], names: Sequence[str]) -
 
 def suspect_text(suspect: Suspect, names: Sequence[str]) -> str:
     """'labeled cat, found dog', in the words of each kind."""
-    label = names[suspect.label] if 0 <= suspect.label < len(names) else "nothing"
+    label = f"labeled {names[suspect.label]}" if 0 <= suspect.label < len(names) else "no label"
     if suspect.suggested < 0:
-        return f"labeled {label}, nothing found"
-    found = names[suspect.suggested] if suspect.suggested < len(names) else str(suspect.suggested)
-    return (
-        f"labeled {label}, found elsewhere" if suspect.label == suspect.suggested else f"labeled {label}, found {found}"
-    )
+        return f"{label}, nothing found"
+    if suspect.label == suspect.suggested:
+        return f"{label}, found beside it"
+    return f"{label}, found {names[suspect.suggested] if suspect.suggested < len(names) else suspect.suggested}"
 
 
 def suspects_table(suspects: Sequence[Suspect], paths: Sequence[str], names: Mapping[int, str]) -> str:

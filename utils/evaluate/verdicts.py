@@ -131,8 +131,10 @@ class ErrorAnalysis:
 
     @classmethod
     def of(cls, detections: DetectionMetrics) -> ErrorAnalysis:
-        """The errors at the confidence of the best F1."""
-        return cls(detections.names, detections.found, detections.truth, detections.best_confidence)
+        """The errors at the confidence of the best F1, the one that is stored with the weights."""
+        chosen = detections.thresholds()
+        confidence = chosen.confidence if chosen else detections.best_confidence
+        return cls(detections.names, detections.found, detections.truth, confidence)
 
     @cached_property
     def shown(self) -> list[Boxes]:

@@ -87,6 +87,7 @@ class Output:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.progress.clear()
         with ExitStack() as stack:  # all of them are closed, even if one cannot be
             stack.callback(write_renamed, self.files, self.stems)
             if self.settings.save_txt == "yolo":
@@ -121,16 +122,16 @@ class Output:
             thickness, hidden = settings.line_thickness or None, (settings.hide_labels, settings.hide_conf)
             drawn = draw_boxes(frame.image, *by_identity(found.boxes, self.shown), thickness, *hidden)
             drawn = self.overlay(frame, drawn) if self.overlay else drawn
-        text = count_classes(found.boxes, self.names) or "no detections"
         self.end_videos(frame)
         if frame.video:
-            self.add_to_video(frame, drawn, text)
+            self.add_to_video(frame, drawn)
             return drawn
         if not settings.nosave and drawn is not None:
             suffix = writable_suffix(frame.path, drawn)
             with self.files.writing(self.folder / f"{self.stem(frame)}{suffix}") as path:
                 imwrite(path, drawn)
-        h, w = found.canvas
+        (h, w), text = found.canvas, count_classes(found.boxes, self.names) or "no detections"
+        self.progress.clear()
         LOGGER.info(f"{self.progress.name(frame)}: {h}x{w} {text}, {sum(found.times):.1f} ms")
         return drawn
 
@@ -170,10 +171,10 @@ class Output:
             if path != frame.path and not video.live:
                 self.close(self.videos.pop(path))
 
-    def add_to_video(self, frame: Frame, drawn: np.ndarray | None, text: str) -> None:
+    def add_to_video(self, frame: Frame, drawn: np.ndarray | None) -> None:
         """Append a frame to the video file of its source."""
         if frame.path not in self.videos:
             stem = self.stems(frame.path, True)
             path = None if self.settings.nosave else self.files.check(self.folder / f"{stem}.mp4")
             self.videos[frame.path] = VideoFile(path, frame, self.settings.vid_stride)
-        self.videos[frame.path].add(frame, frame.image if drawn is None else drawn, text)
+        self.videos[frame.path].add(frame, frame.image if drawn is None else drawn)

@@ -1,4 +1,4 @@
-"""How far a run of detect.py is: the number of each input, and in a log a line every 30 seconds."""
+"""How far a run of detect.py is: the number of each input, and of videos a line, in a log every 30 seconds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 
 from utils.predict.frames import Frame
-from utils.progress import LOG_EVERY, clock
+from utils.progress import DRAW_EVERY, LOG_EVERY, TerminalLine, clock
 from utils.text import first
 
 LOGGER = logging.getLogger(__name__)
 
 
 class InputProgress:
-    """Counts inputs and frames, and logs share, speed and time left where a bar on a terminal does not show them.
+    """Counts inputs and frames; shows share, speed and time left: of videos on a terminal, of all inputs in a log.
 
     Args:
         total: number of inputs; 0: unknown, as of streams.
@@ -26,6 +26,7 @@ class InputProgress:
         self.numbers: dict[Path, int] = {}
         self.in_log = not (sys.stderr.isatty() and sys.stdout.isatty())
         self.began = self.shown = time.monotonic()
+        self.last = TerminalLine()
 
     def number(self, path: Path) -> int:
         """The number of an input, 1 for the first."""
@@ -37,13 +38,25 @@ class InputProgress:
         of = f"/{self.total}" if self.total else ""
         return f"{kind} {self.number(frame.path)}{of} {first([frame.path])}"
 
-    def step(self, frame: Frame) -> None:
-        """Count a frame that is done; log how far the run is if it is time to."""
+    def step(self, frame: Frame, text: str = "") -> None:
+        """Count a frame that is done; draw or log how far the run is if it is time to.
+
+        Args:
+            text: what was found in the frame, for a terminal.
+        """
         self.frames += 1
         self.number(frame.path)
-        if self.in_log and time.monotonic() - self.shown >= LOG_EVERY:
-            self.shown = time.monotonic()
+        if time.monotonic() - self.shown < (LOG_EVERY if self.in_log else DRAW_EVERY):
+            return
+        if self.in_log:
             LOGGER.info(self.line(frame))
+        elif frame.video:  # of every image there is a line anyway
+            self.last.draw(self.line(frame) + (f": {text}" if text else ""))
+        self.shown = time.monotonic()
+
+    def clear(self) -> None:
+        """Take the line off the terminal, before something else is written or at the end."""
+        self.last.erase()
 
     def line(self, frame: Frame) -> str:
         """'video 1/3 a.mp4: frame 812/2400, 11%, 27.1 frames/s, 4:03 left'; without what is not known."""

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from utils.predict.frames import Frame, media_path
-from utils.text import first
 
 LATE = 1.5  # frames that an output may lag behind its source before a frame is repeated
 LONGEST_STEP = 600.0  # seconds between two frames; a longer step is one of the clock, not of the scene
@@ -21,7 +19,7 @@ LEAST_SPACE = 1 << 20  # bytes
 
 
 class VideoFile:
-    """An .mp4 file being written, and its progress bar. The frame rate is kept: 29.97 stays 29.97.
+    """An .mp4 file being written. The frame rate is kept: 29.97 stays 29.97.
 
     A frame is repeated until the time of the next one, so that a video of a variable rate keeps its length; none is
     left out. The file has a hidden name until it is complete.
@@ -51,28 +49,22 @@ class VideoFile:
             if not self.writer.isOpened():
                 self.partial.unlink(missing_ok=True)
                 raise OSError(f"{path}: could not start an mp4 video of {size[0]}x{size[1]} at {self.fps} fps")
-        total = -(-info.frames // vid_stride) or None  # None: unknown
-        self.bar = tqdm(total=total, desc=first([frame.path]), unit="frame", disable=None)
 
-    def add(self, frame: Frame, image: np.ndarray, text: str) -> None:
+    def add(self, frame: Frame, image: np.ndarray) -> None:
         """Append `image` (H, W, 3) RGB at the time of `frame`, resized if a stream changed its size.
-
-        Args:
-            text: shown in the progress bar.
 
         Raises:
             OSError: the disk is full.
         """
-        if self.writer is not None:
-            if image.shape[:2] != self.size:
-                image = cv2.resize(image, self.size[::-1])
-            if frame.seconds is not None:
-                self.hold(frame.seconds)
-                self.end = frame.seconds + frame.shown
-            self.last = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-            self.write(self.last)
-        self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update()
+        if self.writer is None:
+            return
+        if image.shape[:2] != self.size:
+            image = cv2.resize(image, self.size[::-1])
+        if frame.seconds is not None:
+            self.hold(frame.seconds)
+            self.end = frame.seconds + frame.shown
+        self.last = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        self.write(self.last)
 
     def hold(self, seconds: float) -> None:
         """Repeat the last frame until a time of the source."""
@@ -96,7 +88,6 @@ class VideoFile:
         Raises:
             OSError: not all of it reached the disk, which OpenCV does not report; nothing is left of it.
         """
-        self.bar.close()
         if self.writer is None or self.path is None:
             return
         try:

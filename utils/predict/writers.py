@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from utils.boxes import Boxes, Tracked, pairwise_iou, xyxy2ltwh, xyxy2xywhn
+from utils.data.labels import label_line
 from utils.files import write_atomic
 from utils.images import imwrite
 from utils.runs import OutputFiles
@@ -111,11 +112,8 @@ def write_renamed(files: OutputFiles, stems: Stems) -> None:
 def label_text(boxes: Boxes, size: tuple[int, int], scores: bool) -> str:
     """Lines 'class cx cy w h [score] [identity]' in 0..1 for boxes in pixels of an image of `size` (height, width)."""
     rows = np.column_stack([xyxy2xywhn(boxes.xyxy, size), boxes.score])[:, : 5 if scores else 4]
-    lines = (
-        " ".join([str(label), *(f"{value:.6f}" for value in row), *map(str, identity)])
-        for label, row, identity in zip(boxes.label.tolist(), rows, identities(boxes), strict=True)
-    )
-    return "".join(f"{line}\n" for line in lines)
+    items = zip(boxes.label.tolist(), rows, identities(boxes), strict=True)
+    return "".join(label_line(label, row, *identity) for label, row, identity in items)
 
 
 def identities(boxes: Boxes) -> list[list[int]]:
