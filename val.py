@@ -129,7 +129,7 @@ from utils.evaluate.tiled import TileDetector
 from utils.evaluate.timing import Stopwatch
 from utils.evaluate.verdicts import ErrorAnalysis
 from utils.files import write_atomic
-from utils.images import size_text, to_input
+from utils.images import rect_or_square, size_text, to_input
 from utils.loss import Criterion, LossParts
 from utils.next_steps import after_validation, step_lines
 from utils.nms import NmsSettings, non_max_suppression
@@ -489,20 +489,6 @@ def split_loader(cfg: ValConfig, data: Data, model: Backend, imgsz: int | tuple[
         letterbox=model.letterbox,
     )
     return build_loader(dataset, cfg.batch_size, cfg.workers)
-
-
-def rect_or_square(asked: bool | None, grid: int, stride: int) -> bool:
-    """Whether to use rectangular batches: never if the model's grid is coarser than its stride; warns if `asked` to.
-
-    Args:
-        asked: None: where the model allows it. grid, stride: of the model, pixels.
-    """
-    allowed = grid <= stride
-    if asked and not allowed:
-        LOGGER.warning(
-            f"rect is off: this model's grid ({grid}) is coarser than its stride ({stride}); using square images"
-        )
-    return allowed if asked is None else asked and allowed
 
 
 def study(cfg: ValConfig) -> Metrics:

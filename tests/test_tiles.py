@@ -32,6 +32,7 @@ from utils.next_steps import after_training
 from utils.predict.predictor import Predictor
 from utils.tiles import EDGE, uncut
 from utils.train.autoanchor import label_sizes
+from utils.train.start import log_tiles
 
 CPU = torch.device("cpu")
 LARGE = to_boxes([0, 100, 60, 140, 100], [1, 250, 200, 290, 230], [0, 10, 10, 30, 40])
@@ -236,7 +237,7 @@ def test_a_run_on_tiles_resumes_to_the_same_bits_and_names_the_flag(
 def test_a_tile_larger_than_all_images_is_said_to_do_nothing(
     found: Scan, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    train.log_tiles(found, 320)
+    log_tiles(found, 320)
     assert "--tile-train 320: no training image is larger, so all are trained whole" in caplog.text
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "best.pt").touch()
