@@ -37,6 +37,7 @@ from utils.data.scan import Scan, warn_of_shared_images
 from utils.device import amp_dtype, seed_everything
 from utils.distributed import Dist, connect
 from utils.drawing import plot_batch
+from utils.evaluate.evaluation import EvalSettings, evaluate
 from utils.evaluate.metrics import Metrics
 from utils.files import find, write_atomic
 from utils.hyp import Hyp
@@ -60,7 +61,7 @@ from utils.train.resume import last_checkpoint, resumed_flags, resumed_state, ru
 from utils.train.start import loader_settings, log_tiles, start_logs, start_run, start_state
 from utils.train.state import TrainState
 from utils.train.tensorboard import TensorBoard
-from val import EvalSettings, evaluate, read_data
+from val import read_data
 
 LOGGER = logging.getLogger(__name__)
 BUILT_IN = "data/shapes.yaml"  # the data set without --data
@@ -74,14 +75,13 @@ def main(cfg: TrainConfig) -> Metrics | None:
         the best checkpoint's metrics; None from a search, a run that was finished already, and ranks other than 0.
     """
     dist, metrics = connect(cfg.device), None
+    hyp = Hyp.from_yaml(find(cfg.hyp, "data/hyps")) if cfg.hyp and not cfg.resume else None
     if cfg.resume:
         metrics = resume(cfg, dist)
+    elif cfg.evolve:
+        search(cfg, hyp or Hyp(), dist)
     else:
-        hyp = Hyp.from_yaml(find(cfg.hyp, "data/hyps")) if cfg.hyp else None
-        if cfg.evolve:
-            search(cfg, hyp or Hyp(), dist)
-        else:
-            metrics = train(cfg, hyp, dist)
+        metrics = train(cfg, hyp, dist)
     dist.close()  # not after an error: it would wait for processes that wait for this one
     return metrics
 
@@ -98,9 +98,8 @@ def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint 
                 metrics, best = end_epoch(job, losses, began)
                 if state.finished or not cfg.nosave:
                     save(job, metrics, best)
-            state.epoch, state.finished, state.class_maps = dist.broadcast(
-                (state.epoch, state.finished, state.class_maps)
-            )
+            shared = (state.epoch, state.finished, state.class_maps)
+            state.epoch, state.finished, state.class_maps = dist.broadcast(shared)
         return finish(job) if dist.rank == 0 else None
     except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, FloatingPointError) as error:
         job.mlflow.stop()
@@ -171,9 +170,7 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
     LOGGER.info(model.summary(imgsz))
     state = start_state(cfg, hyp, model, scaler, scan, len(loader))
     if checkpoint is not None and checkpoint.training is not None:
-        state.load_state_dict(checkpoint.training, checkpoint.model, checkpoint.ema or {})
-        state.schedule.last_update = min(state.schedule.last_update, state.epoch * len(loader) - 1)  # with more batches
-        state.finished = state.finished or state.epoch >= cfg.total_epochs
+        state.restore(checkpoint.training, checkpoint.model, checkpoint.ema or {}, cfg.total_epochs, len(loader))
     criterion = model.head.criterion(hyp, imgsz, cfg.label_smoothing, dist.all_reduce_sum)  # with the anchors restored
     parallel = dist.wrap(model, cfg.sync_bn)
     epochs = counted(cfg.total_epochs, "epoch")
@@ -240,10 +237,8 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 loss, parts = job.criterion(job.parallel(images), batch.targets.to(device))
             if not torch.isfinite(loss):
-                names = ", ".join(batch.paths)
-                raise FloatingPointError(
-                    f"loss is {loss.item()} in epoch {epoch + 1}; images, or those mixed into them: {names}"
-                )
+                where = f"epoch {epoch + 1}; images, or those mixed into them: {', '.join(batch.paths)}"
+                raise FloatingPointError(f"loss is {loss.item()} in {where}")
             if cfg.quad:
                 loss = loss * 4  # a canvas stands for four images
             state.scaler.scale(loss * dist.world).backward()  # DDP averages gradients, the loss is their sum

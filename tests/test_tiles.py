@@ -26,6 +26,7 @@ from utils.data.dataset import DetectionDataset, Sample
 from utils.data.loader import build_loader
 from utils.data.scan import Scan
 from utils.data.views import MIN_AREA
+from utils.evaluate.evaluation import EvalSettings, detect_all
 from utils.hyp import Hyp
 from utils.images import imread
 from utils.next_steps import after_training
@@ -175,10 +176,10 @@ def test_validation_with_tiles_finds_what_detect_finds(tmp_path: Path) -> None:
     scan, model = data.scan("val"), BlobBackend(least=6)
     for rect in (False, True):
         loader = build_loader(DetectionDataset(scan, 160, 32, rect=rect, batch_size=2), 2)
-        whole = val.detect_all(model, loader, data.names, CPU, val.EvalSettings.of(False))
+        whole = detect_all(model, loader, data.names, CPU, EvalSettings.of(False))
         assert len(whole.detections.found[0]) == 0  # too small for it
-        settings = replace(val.EvalSettings.of(False), tile=160)
-        tiled = val.detect_all(model, loader, data.names, CPU, settings, plots=tmp_path / "plots")
+        settings = replace(EvalSettings.of(False), tile=160)
+        tiled = detect_all(model, loader, data.names, CPU, settings, plots=tmp_path / "plots")
         assert tiled.metrics().map50 == pytest.approx(1.0) and (tmp_path / "plots" / "val_batch0_pred.jpg").is_file()
         predictor = Predictor(model, CPU, 160, settings.nms, rect=rect, tile=160)
         for image, size, mine in zip(images, sizes, tiled.detections.found, strict=True):
@@ -186,7 +187,7 @@ def test_validation_with_tiles_finds_what_detect_finds(tmp_path: Path) -> None:
             assert image.shape[:2] == size and len(theirs) == len(mine)
             np.testing.assert_allclose(mine.xyxy, theirs.xyxy, atol=1e-2)
     big = replace(settings, tile=800)
-    again = val.detect_all(model, loader, data.names, CPU, big)  # no image is larger
+    again = detect_all(model, loader, data.names, CPU, big)  # no image is larger
     assert [f.table().tolist() for f in again.detections.found] == [f.table().tolist() for f in whole.detections.found]
 
 
@@ -197,8 +198,8 @@ def test_an_image_that_changed_keeps_the_detections_of_the_whole(
     data = read_data_yaml(write_set(tmp_path, [image], [to_boxes([0, 40, 40, 200, 140])], ["wide", "high"]))
     loader = build_loader(DetectionDataset(data.scan("val"), 160, 32), 2)
     monkeypatch.setattr("utils.evaluate.tiled.imread", lambda path: image[:100])
-    settings = replace(val.EvalSettings.of(False), tile=160)
-    result = val.detect_all(BlobBackend(), loader, data.names, CPU, settings)
+    settings = replace(EvalSettings.of(False), tile=160)
+    result = detect_all(BlobBackend(), loader, data.names, CPU, settings)
     assert len(result.detections.found[0]) == 1
     assert "no tiles, it has changed since the scan: (100, 400) pixels, but (300, 400)" in caplog.text
 
