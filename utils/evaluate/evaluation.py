@@ -182,7 +182,9 @@ def run_network(model: Network, images: Tensor, least: float) -> tuple[Sequence[
     if isinstance(model, SparseModel):
         return model.forward_above(images, least)
     output = model(images)
-    return output if isinstance(output, tuple) else (output, None)
+    if isinstance(output, tuple):
+        return output
+    return output, None
 
 
 @contextmanager
