@@ -22,7 +22,7 @@ from tools.kill_and_resume import differences
 from utils.boxes import areas
 from utils.data.augmentations import WHOLE, random_tile
 from utils.data.data_yaml import read_data_yaml
-from utils.data.dataset import DetectionDataset, Sample
+from utils.data.dataset import Augmentation, DetectionDataset, Sample
 from utils.data.loader import build_loader
 from utils.data.scan import Scan
 from utils.data.views import MIN_AREA
@@ -109,21 +109,24 @@ def test_what_the_edge_of_a_training_tile_cuts_is_what_detection_drops() -> None
 
 def test_samples_depend_on_seed_epoch_and_image_only(found: Scan, tmp_path: Path) -> None:
     for hyp in (STILL, Hyp()):  # without and with mosaics
-        plain = DetectionDataset(found, 64, 32, hyp=hyp, seed=3, tile=96)
-        again = DetectionDataset(found, 64, 32, hyp=hyp, seed=3, tile=96)
-        cached = [DetectionDataset(found, 64, 32, hyp=hyp, seed=3, tile=96, cache=kind) for kind in ("ram", "disk")]
+        plain = DetectionDataset(found, 64, 32, augment=Augmentation(hyp, seed=3, tile=96))
+        again = DetectionDataset(found, 64, 32, augment=Augmentation(hyp, seed=3, tile=96))
+        cached = [
+            DetectionDataset(found, 64, 32, augment=Augmentation(hyp, seed=3, tile=96), cache=kind)
+            for kind in ("ram", "disk")
+        ]
         for key in ((1, 4), (0, 0), (2, 8), (1, 0)):
             sample = plain[key]
             assert sample is not None and sample.image.shape == (3, 64, 64)
             assert all(same(sample, other[key]) for other in (again, *cached))
             assert bool(((sample.targets.xywhn >= 0) & (sample.targets.xywhn <= 1)).all())
         assert any(not same(plain[0, i], plain[1, i]) for i in range(8))
-        other = DetectionDataset(found, 64, 32, hyp=hyp, seed=4, tile=96)
+        other = DetectionDataset(found, 64, 32, augment=Augmentation(hyp, seed=4, tile=96))
         assert any(not same(plain[0, i], other[0, i]) for i in range(8))
 
 
 def test_a_tile_fills_the_canvas_and_its_boxes_lie_on_the_objects(found: Scan) -> None:
-    data, tiles = DetectionDataset(found, 128, 32, hyp=STILL, tile=64), 0
+    data, tiles = DetectionDataset(found, 128, 32, augment=Augmentation(STILL, tile=64)), 0
     for epoch in range(4):
         for i in range(8):
             sample = data[epoch, i]
@@ -138,12 +141,14 @@ def test_a_tile_fills_the_canvas_and_its_boxes_lie_on_the_objects(found: Scan) -
 
 
 def test_small_images_and_no_tiles_are_as_before(found: Scan) -> None:
-    plain = DetectionDataset(found, 64, 32, hyp=STILL)
-    assert same(plain[0, 8], DetectionDataset(found, 64, 32, hyp=STILL, tile=64)[0, 8])
-    assert all(same(plain[0, i], DetectionDataset(found, 64, 32, hyp=STILL, tile=320)[0, i]) for i in range(9))
-    for wrong in ({"hyp": None}, {"rect": True, "hyp": STILL}):
-        with pytest.raises(ValueError, match="tile 64: random tiles are square"):
-            DetectionDataset(found, 64, 32, tile=64, **wrong)
+    plain = DetectionDataset(found, 64, 32, augment=Augmentation(STILL))
+    assert same(plain[0, 8], DetectionDataset(found, 64, 32, augment=Augmentation(STILL, tile=64))[0, 8])
+    assert all(
+        same(plain[0, i], DetectionDataset(found, 64, 32, augment=Augmentation(STILL, tile=320))[0, i])
+        for i in range(9)
+    )
+    with pytest.raises(ValueError, match="tile 64: random tiles are square"):
+        DetectionDataset(found, 64, 32, augment=Augmentation(STILL, tile=64), rect=True)
     with pytest.raises(ValueError, match=r"--rect --tile-train 64: tiles are square, expected one of them"):
         train.TrainConfig(rect=True, tile_train=64)
     with pytest.raises(ValueError, match=r"--tile 5: expected at least 32 or 0"):
@@ -152,7 +157,7 @@ def test_small_images_and_no_tiles_are_as_before(found: Scan) -> None:
 
 def test_an_image_that_is_gone_is_replaced_by_a_tile_of_the_next(tmp_path: Path) -> None:
     yaml_file = write_set(tmp_path, [noise((200, 200), 0), noise((200, 200), 1)], [to_boxes()] * 2, ["a"])
-    data = DetectionDataset(read_data_yaml(yaml_file).scan("train"), 64, 32, hyp=STILL, tile=64)
+    data = DetectionDataset(read_data_yaml(yaml_file).scan("train"), 64, 32, augment=Augmentation(STILL, tile=64))
     (tmp_path / "images" / "000000.png").unlink()
     other = imread(tmp_path / "images" / "000001.png")
     samples = [data[epoch, 0] for epoch in range(8)]

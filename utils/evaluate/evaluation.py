@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -181,10 +181,8 @@ def run_network(model: Network, images: Tensor, least: float) -> tuple[Sequence[
         return model.rows_above(images, least), None
     if isinstance(model, SparseModel):
         return model.forward_above(images, least)
-    output = model(images)
-    if isinstance(output, tuple):
-        return output
-    return output, None
+    output: Any = model(images)
+    return output if isinstance(output, tuple) else (output, None)
 
 
 @contextmanager
