@@ -12,6 +12,7 @@ from utils.config import known_fields, spelling
 from utils.data.data_yaml import find_data_yaml, read_data_yaml
 from utils.hyp import Hyp
 from utils.runs import newest_to_resume
+from utils.text import counted
 from utils.train.flags import TrainConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def resumed_state(
     folder, more = run_folder(last), cfg.total_epochs > old.total_epochs
     written_last = folder / ("metrics.json" if old.noplots else "report.html")
     if training["finished"] and not more and written_last.exists():
-        LOGGER.info(f"{folder}: this run is finished after {done} epochs; a larger --epochs continues it")
+        LOGGER.info(f"{folder}: this run is finished after {counted(done, 'epoch')}; a larger --epochs continues it")
         return None
     LOGGER.info(f"{folder}: resuming after epoch {done}, with the settings of the run")
     if not more:
