@@ -1,117 +1,13 @@
 """Train a detector: `python train.py --cfg yolov5-mobilevit.yaml --data my.yaml`.
 
 Several processes: `torchrun --nproc_per_node 2 train.py ...`. After an interruption: `python train.py --resume`.
+The flags are in utils/train/flags.py; here is a training from top to bottom: main(), train(), then what it calls.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from utils.config import AT_LEAST_0, AT_LEAST_1, Bounds, Config, check_cli, flag, known_fields, run_script
-
-BATCH, CLIP = Bounds(low=1, also=(-1,)), Bounds(low=0, also=(-1,))
-
-
-@dataclass(frozen=True)
-class TrainConfig(Config):
-    """Train a detector on a data set in YOLO format.
-
-    Example: --data my.yaml --weights yolov5n.pt --imgsz 320 --epochs 50
-    """
-
-    data: str = flag(
-        "",
-        "data YAML, or the folder it is in; empty: the built-in set, drawn on first use, or that of --resume",
-        group="data",
-    )
-    imgsz: int = flag(640, "image size for training and validation, pixels", "--img", "--img-size", bounds=AT_LEAST_1)
-    single_cls: bool = flag(False, "treat all classes as one")
-    fraction: float = flag(1.0, "fraction of the training images to use, 0..1", bounds=Bounds(above=0, high=1))
-    image_weights: bool = flag(False, "sample images more often if their classes have a low mAP")
-    rect: bool = flag(False, "rectangular batches; off for models whose grid is coarser than their stride")
-    tile_train: int = flag(
-        0,
-        "train on random parts of this many pixels of images that are larger, and validate with --tile; 0: off",
-        bounds=Bounds(low=32, also=(0,)),
-    )
-    cache: str = flag(
-        "", "cache decoded images: ram, or disk (a file beside the labels)", bare="ram", choices=("", "ram", "disk")
-    )
-    cfg: str = flag("", "model YAML; empty: that of --weights, else yolov5-mobilevit.yaml", group="model")
-    weights: str = flag("", "checkpoint to start from, this project's or YOLOv5's; empty: train from scratch")
-    backbone_weights: str = flag("", "ImageNet weights of a MobileViT: a CVNets or timm file; timm:NAME downloads one")
-    partial: bool = flag(False, "with --backbone-weights: load the tensors that fit, skip the others")
-    freeze: tuple[int, ...] = flag((0,), "layers to freeze: the number of first layers, or a list of layers", shown="")
-    noautoanchor: bool = flag(False, "keep the model's anchors even if they do not fit the data")
-    epochs: int | None = flag(None, "number of epochs", bounds=AT_LEAST_1, group="training", shown="100")
-    batch_size: int = flag(16, "images per batch over all processes; -1: as many as fit", "--batch", bounds=BATCH)
-    time: float = flag(0.0, "hours after which training ends", bounds=AT_LEAST_0, shown="no limit")
-    patience: int = flag(100, "early stopping: epochs without improvement; 0: never", bounds=AT_LEAST_0)
-    resume: str = flag("", "resume an interrupted run: its last.pt; without a path the newest", bare="newest")
-    optimizer: str = flag(
-        "", "optimizer", choices=("", "SGD", "Adam", "AdamW"), shown="fitted to the data; with --hyp SGD"
-    )
-    hyp: str = flag("", "hyperparameter YAML, such as hyp.scratch-low.yaml; empty: fitted to the data (docs/recipe.md)")
-    cos_lr: bool = flag(False, "cosine learning rate schedule instead of linear")
-    label_smoothing: float = flag(0.0, "label smoothing, 0..1", bounds=Bounds(low=0, below=1))
-    clip_grad: float = flag(-1.0, "gradient norm limit; 0: none", bounds=CLIP, shown="fitted; with --hyp 10")
-    seed: int = flag(0, "random seed", bounds=AT_LEAST_0)
-    noval: bool = flag(False, "validate only the final epoch")
-    close_mosaic: int = flag(
-        -1,
-        "disable mosaic for the last N epochs",
-        bounds=Bounds(low=-1),
-        group="augmentation (more: --hyp)",
-        shown="fitted; with --hyp 0",
-    )
-    multi_scale: bool = flag(False, "vary the image size of each batch by +/- 50 %%, in steps of the grid")
-    quad: bool = flag(False, "combine every four images into one of twice the side")
-    evolve: int = flag(
-        0,
-        "search hyperparameters in this many trials; without a number 300",
-        bare=300,
-        bounds=AT_LEAST_0,
-        group="search",
-        shown="no search",
-    )
-    evolve_space: str = flag("space.yaml", "YAML of the ranges that --evolve searches")
-    evolve_storage: str = flag("", "database URL of the search, for several workers; empty: a file in the run folder")
-    project: str = flag("runs/train", "folder of the runs", group="output")
-    name: str = flag("exp", "name of this run's folder, numbered if it exists")
-    exist_ok: bool = flag(False, "write into an existing run folder")
-    nosave: bool = flag(False, "save only the final checkpoint")
-    save_period: int = flag(-1, "save a checkpoint every N epochs", shown="never")
-    noplots: bool = flag(False, "write no plots and no report")
-    logger: str = flag(
-        "", "also log to MLflow: locally, or to the server in MLFLOW_TRACKING_URI", choices=("", "mlflow"), shown="none"
-    )
-    verbose: bool = flag(False, "print every tensor that was not transferred, and the whole recipe")
-    device: str = flag(
-        "", "cpu, mps, a GPU number, or 0,1 under torchrun; empty: the first GPU, else the CPU", group="hardware"
-    )
-    workers: int = flag(2, "data loader processes per training process, at most one per CPU", bounds=AT_LEAST_0)
-    amp: str = flag(
-        "auto",
-        "mixed precision; auto (the default) is fp16 on CUDA, else off",
-        choices=("auto", "fp16", "bf16", "off"),
-        shown="",
-    )
-    sync_bn: bool = flag(False, "batch norm over the batches of all processes (SyncBatchNorm)")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rect and self.image_weights:
-            raise ValueError("--rect --image-weights: sampled images cannot be batched by shape, expected one of them")
-        if self.rect and self.tile_train:
-            raise ValueError(f"--rect --tile-train {self.tile_train}: tiles are square, expected one of them")
-        if self.logger and self.evolve:
-            raise ValueError(f"--logger {self.logger} --evolve: a search's trials are not logged, expected one of them")
-
-    @property
-    def total_epochs(self) -> int:
-        """The number of epochs."""
-        return 100 if self.epochs is None else self.epochs
-
+from utils.config import check_cli, run_script
+from utils.train.flags import TrainConfig
 
 if __name__ == "__main__":
     check_cli(TrainConfig)  # before the imports that take seconds: --help and mistakes are answered at once
@@ -120,7 +16,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -136,38 +32,58 @@ from models.weights.last import check_finite, forget_previous, load_last, save_l
 from models.weights.start import resumed_model, start_model
 from models.weights.transfer import TransferReport, freeze
 from models.yolo import DetectionModel
-from utils.data.loader import EpochBatchSampler, LoaderSettings, image_weights, training_loaders, undisturbed_by_workers
+from utils.data.loader import EpochBatchSampler, image_weights, training_loaders, undisturbed_by_workers
 from utils.data.scan import Scan, warn_of_shared_images
 from utils.device import amp_dtype, seed_everything
-from utils.distributed import Dist, setup_device
+from utils.distributed import Dist, connect
 from utils.drawing import plot_batch
+from utils.evaluate.evaluation import EvalSettings, evaluate
 from utils.evaluate.metrics import Metrics
 from utils.files import find, write_atomic
 from utils.hyp import Hyp
-from utils.images import check_imgsz, rescale, to_input
+from utils.images import check_imgsz, largest_side, rescale, to_input
 from utils.loss import Criterion, LossParts
 from utils.next_steps import step_lines
 from utils.progress import Progress, clock
-from utils.runs import Run, newest_to_resume
+from utils.runs import Run
 from utils.text import counted
 from utils.thresholds import split_name
-from utils.train.autoanchor import check_anchors, label_sizes
+from utils.train.autoanchor import adapt_anchors
 from utils.train.errors import check_batches, user_error
 from utils.train.memory import choose_batch_size
 from utils.train.mlflow_log import MlflowLog
-from utils.train.optim import ModelEMA, Schedule, accumulation, build_optimizer, set_norm_momentum
-from utils.train.plots import plot_labels, plot_results
+from utils.train.optim import set_norm_momentum
+from utils.train.plots import plot_results
 from utils.train.progress import epoch_header, epoch_row, result_row, resume_line
-from utils.train.recipe import RunInfo, fit_recipe, warn_of_random_start
+from utils.train.recipe import RunInfo, fill_in, warn_of_random_start
 from utils.train.report import run_steps, write_report
-from utils.train.state import TrainState, data_digest
-from utils.train.stopping import EarlyStopping
+from utils.train.resume import last_checkpoint, resumed_flags, resumed_state, run_settings
+from utils.train.start import loader_settings, log_tiles, start_logs, start_run, start_state
+from utils.train.state import TrainState
 from utils.train.tensorboard import TensorBoard
-from val import EvalSettings, evaluate, read_data, rect_or_square
+from val import read_data
 
 LOGGER = logging.getLogger(__name__)
 BUILT_IN = "data/shapes.yaml"  # the data set without --data
 PLOTTED_BATCHES = 3  # of the first epoch, drawn as train_batch*.jpg
+
+
+def main(cfg: TrainConfig) -> Metrics | None:
+    """Train, resume or search as `cfg` says; writes only the run folder, caches and the built-in data set.
+
+    Returns:
+        the best checkpoint's metrics; None from a search, a run that was finished already, and ranks other than 0.
+    """
+    dist, metrics = connect(cfg.device), None
+    hyp = Hyp.from_yaml(find(cfg.hyp, "data/hyps")) if cfg.hyp and not cfg.resume else None
+    if cfg.resume:
+        metrics = resume(cfg, dist)
+    elif cfg.evolve:
+        search(cfg, hyp or Hyp(), dist)
+    else:
+        metrics = train(cfg, hyp, dist)
+    dist.close()  # not after an error: it would wait for processes that wait for this one
+    return metrics
 
 
 def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint | None = None) -> Metrics | None:
@@ -182,9 +98,8 @@ def train(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint 
                 metrics, best = end_epoch(job, losses, began)
                 if state.finished or not cfg.nosave:
                     save(job, metrics, best)
-            state.epoch, state.finished, state.class_maps = dist.broadcast(
-                (state.epoch, state.finished, state.class_maps)
-            )
+            shared = (state.epoch, state.finished, state.class_maps)
+            state.epoch, state.finished, state.class_maps = dist.broadcast(shared)
         return finish(job) if dist.rank == 0 else None
     except (KeyboardInterrupt, OSError, ValueError, MemoryError, RuntimeError, FloatingPointError) as error:
         job.mlflow.stop()
@@ -223,73 +138,54 @@ def set_up(cfg: TrainConfig, hyp: Hyp | None, dist: Dist, checkpoint: Checkpoint
     data = read_data(cfg.data or BUILT_IN, cfg.single_cls)
     if checkpoint is not None:
         data = data.numbered_as(checkpoint.names, cfg.resume)
-    cfg = replace(cfg, data=str(Path(data.yaml).resolve()))
-    if checkpoint is None:
-        model, transferred = start_model(
-            data.names, cfg.cfg, cfg.weights, cfg.backbone_weights, cfg.partial, cfg.verbose
-        )
-    else:
         model, transferred = resumed_model(checkpoint), None
+    else:
+        start = (cfg.cfg, cfg.weights, cfg.backbone_weights, cfg.partial, cfg.verbose)
+        model, transferred = start_model(data.names, *start)
     model = model.to(dist.device)
     if dist.device.type == "cpu":
         model = model.to(memory_format=torch.channels_last)  # a fifth less time; on a GPU it depends on the card
-    imgsz = check_imgsz(cfg.imgsz, model.grid)[0]
-    cfg = replace(cfg, imgsz=imgsz)  # what opt.yaml, the checkpoint and the report say is what it was trained at
+    imgsz, stride = check_imgsz(cfg.imgsz, model.grid)[0], int(model.stride.max())
+    # What opt.yaml, the checkpoint and the report say is what it was trained at.
+    cfg = replace(cfg, data=str(Path(data.yaml).resolve()), imgsz=imgsz)
     scaler = torch.amp.GradScaler(dist.device.type, enabled=amp_dtype(cfg.amp, dist.device) == torch.float16)
     if cfg.batch_size == -1:
-        largest = math.ceil(1.5 * imgsz / model.grid) * model.grid if cfg.multi_scale else imgsz
+        largest = largest_side(imgsz, model.grid) if cfg.multi_scale else imgsz
         cfg = replace(cfg, batch_size=dist.broadcast(choose_batch_size(model, largest, dist)))
     with dist.rank_zero_first():  # the other processes find its caches on disk
         scan, val_scan = data.training_scan(cfg.fraction, cfg.seed), data.scan("val")
         if dist.rank == 0:
             warn_of_shared_images(scan, val_scan)
             log_tiles(scan, cfg.tile_train)
-        cfg, hyp = choose_hyp(cfg, hyp, scan, model, transferred)
+        cfg, hyp = fill_in(cfg, hyp, describe(cfg, scan, model, transferred))
         set_norm_momentum(model, hyp.norm_momentum)
-        settings = loader_settings(cfg, model, imgsz)
-        check_batches(len(scan), cfg.batch_size // dist.world, imgsz / float(model.stride.max()))
+        settings = loader_settings(cfg, model.grid, stride, model.letterbox)
+        check_batches(len(scan), cfg.batch_size // dist.world, imgsz / stride)
         loader, val_loader = training_loaders(scan, val_scan, hyp, settings, dist.rank, dist.world)
-    anchors = model.head.anchors
-    if checkpoint is None and not cfg.noautoanchor and anchors is not None:
+    if checkpoint is None and model.head.anchors is not None and not cfg.noautoanchor:
         trained_head = transferred is not None and transferred.boxes
-        sizes = label_sizes(scan, imgsz, cfg.tile_train)
-        fitted, line = check_anchors(sizes, anchors, model.stride, hyp.anchor_t, cfg.seed, trained_head)
-        anchors.copy_(fitted)
-        LOGGER.info(line)
-
+        adapt_anchors(model.head.anchors, model.stride, scan, cfg, hyp.anchor_t, trained_head)
     frozen = freeze(model, cfg.freeze)
-    run = start_run(cfg, hyp, scan, model, data.names, imgsz, dist)
-    decay = hyp.weight_decay * cfg.batch_size * accumulation(hyp, cfg.batch_size) / hyp.nominal_batch
-    optimizer = build_optimizer(model, cfg.optimizer, hyp, decay)
-    schedule = Schedule(optimizer, hyp, cfg.total_epochs, len(loader), cfg.batch_size, cfg.cos_lr)
-    ema = ModelEMA(model, hyp.ema_decay, hyp.ema_ramp)
-    state = TrainState(model, ema, optimizer, scaler, schedule, EarlyStopping(cfg.patience), data=data_digest(scan))
+    run = start_run(cfg, hyp, scan, data.names, dist.rank)
+    LOGGER.info(model.summary(imgsz))
+    state = start_state(cfg, hyp, model, scaler, scan, len(loader))
     if checkpoint is not None and checkpoint.training is not None:
-        state.load_state_dict(checkpoint.training, checkpoint.model, checkpoint.ema or {})
-        schedule.last_update = min(schedule.last_update, state.epoch * len(loader) - 1)  # of data with more batches
-        state.finished = state.finished or state.epoch >= cfg.total_epochs
+        state.restore(checkpoint.training, checkpoint.model, checkpoint.ema or {}, cfg.total_epochs, len(loader))
     criterion = model.head.criterion(hyp, imgsz, cfg.label_smoothing, dist.all_reduce_sum)  # with the anchors restored
     parallel = dist.wrap(model, cfg.sync_bn)
-    LOGGER.info(
-        f"training for {counted(cfg.total_epochs, 'epoch')} at {imgsz} px on {dist.device}; results go to {run.dir}"
-    )
-    board = None
-    if dist.rank == 0 and not cfg.noplots:
-        board = TensorBoard(run.dir, start=state.epoch)
-        board.graph(model, imgsz)
-    mlflow = MlflowLog(run.dir if cfg.logger and dist.rank == 0 else None, asdict(cfg), hyp.as_dict(), state.epoch)
+    epochs = counted(cfg.total_epochs, "epoch")
+    LOGGER.info(f"training for {epochs} at {imgsz} px on {dist.device}; results go to {run.dir}")
+    board, mlflow = start_logs(cfg, hyp, run.dir, model, state.epoch, dist.rank)
     loaders = (scan, loader, val_loader)
     return Job(cfg, hyp, dist, run, data.names, *loaders, model, parallel, frozen, criterion, state, board, mlflow)
 
 
-def choose_hyp(
-    cfg: TrainConfig, hyp: Hyp | None, scan: Scan, model: DetectionModel, transferred: TransferReport | None
-) -> tuple[TrainConfig, Hyp]:
-    """The flags and hyperparameters of the run, with everything filled in that was left to the recipe."""
-    random = not cfg.resume and (transferred is None or transferred.share("backbone") < 0.5)
-    if random and any(isinstance(module, MobileViTBlock) for module in model.modules()):
+def describe(cfg: TrainConfig, scan: Scan, model: DetectionModel, transferred: TransferReport | None) -> RunInfo:
+    """What is known about the run before its first step; a MobileViT from random weights may get a warning."""
+    new_backbone = not cfg.resume and (transferred is None or transferred.share("backbone") < 0.5)
+    if new_backbone and any(isinstance(module, MobileViTBlock) for module in model.modules()):
         warn_of_random_start(model.where, len(scan), cfg.data)
-    info = RunInfo(
+    return RunInfo(
         images=len(scan),
         boxes=scan.box_count,
         epochs=cfg.total_epochs,
@@ -300,62 +196,6 @@ def choose_hyp(
         backbone=bool(cfg.backbone_weights),
         head=model.head.recipe,
     )
-    source = cfg.hyp or ("the resumed run" if cfg.resume else "")
-    recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, source, cfg.verbose)
-    fitted: dict[str, Any] = {
-        "optimizer": recipe.optimizer,
-        "close_mosaic": recipe.close_mosaic,
-        "clip_grad": recipe.clip_grad,
-    }
-    return replace(cfg, **fitted), recipe.hyp
-
-
-def loader_settings(cfg: TrainConfig, model: DetectionModel, imgsz: int) -> LoaderSettings:
-    """How images are loaded; validation has rectangular batches where the model allows them."""
-    stride = int(model.stride.max())
-    return LoaderSettings(
-        imgsz,
-        model.grid,
-        cfg.batch_size,
-        rect=cfg.rect and rect_or_square(True, model.grid, stride),
-        val_rect=model.grid == stride,
-        seed=cfg.seed,
-        cache=cfg.cache,
-        workers=cfg.workers,
-        quad=cfg.quad,
-        no_mosaic_from=cfg.total_epochs - cfg.close_mosaic,
-        letterbox=model.letterbox,
-        tile=cfg.tile_train,
-    )
-
-
-def log_tiles(scan: Scan, tile: int) -> None:
-    """Log what --tile-train does to the images of the scan; a warning if it does nothing."""
-    if not tile:
-        return
-    large = int((scan.sizes.max(axis=1) > tile).sum())
-    if not large:
-        LOGGER.warning(f"--tile-train {tile}: no training image is larger, so all are trained whole")
-        return
-    LOGGER.info(
-        f"--tile-train {tile}: {large} of {counted(len(scan), 'image')} are larger; three of four times a random part "
-        f"of each is trained, else the whole image. Validation is that of val.py --tile {tile}"
-    )
-
-
-def start_run(
-    cfg: TrainConfig, hyp: Hyp, scan: Scan, model: DetectionModel, names: dict[int, str], imgsz: int, dist: Dist
-) -> Run:
-    """The run folder with opt.yaml, hyp.yaml and labels.jpg; logs the model's summary."""
-    run = Run(cfg.project, cfg.name, cfg.exist_ok, dist.rank)
-    run.lock()
-    run.clear()
-    run.dump("opt.yaml", asdict(replace(cfg, evolve_storage="")))  # which may contain a password
-    run.dump("hyp.yaml", hyp.as_dict())
-    LOGGER.info(model.summary(imgsz))
-    if dist.rank == 0 and not cfg.noplots:
-        plot_labels(scan.label, scan.xywhn, names, run.dir / "labels.jpg")
-    return run
 
 
 def train_one_epoch(job: Job, epoch: int) -> LossParts:
@@ -397,10 +237,8 @@ def train_one_epoch(job: Job, epoch: int) -> LossParts:
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 loss, parts = job.criterion(job.parallel(images), batch.targets.to(device))
             if not torch.isfinite(loss):
-                names = ", ".join(batch.paths)
-                raise FloatingPointError(
-                    f"loss is {loss.item()} in epoch {epoch + 1}; images, or those mixed into them: {names}"
-                )
+                where = f"epoch {epoch + 1}; images, or those mixed into them: {', '.join(batch.paths)}"
+                raise FloatingPointError(f"loss is {loss.item()} in {where}")
             if cfg.quad:
                 loss = loss * 4  # a canvas stands for four images
             state.scaler.scale(loss * dist.world).backward()  # DDP averages gradients, the loss is their sum
@@ -455,10 +293,7 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
     best = state.stopper.improved(fitness, epoch) or state.stopper.best == -math.inf
     if state.stopper.should_stop(epoch):
         state.finished = True
-        best_epoch = state.stopper.best_epoch + 1
-        LOGGER.info(
-            f"early stopping: no better fitness for {counted(cfg.patience, 'epoch')}, the best was epoch {best_epoch}"
-        )
+        LOGGER.info(f"early stopping: {state.stopper.reason}")
     state.epoch = epoch + 1
     state.seconds += time.monotonic() - began
     return metrics, best
@@ -467,16 +302,9 @@ def end_epoch(job: Job, losses: LossParts, began: float) -> tuple[Metrics | None
 def validate(job: Job, model: DetectionModel, criterion: Criterion | None = None, plots: Path | None = None) -> Metrics:
     """Metrics of `model` on the val split; `plots` is a folder for curves and images."""
     settings = replace(EvalSettings.of(job.cfg.single_cls), tile=job.cfg.tile_train)
-    metrics = evaluate(
-        model,
-        job.val_loader,
-        job.names,
-        job.dist.device,
-        settings,
-        criterion=criterion,
-        plots=plots,
-        title=f"best.pt on val of {job.cfg.data}",
-    )
+    title = f"best.pt on val of {job.cfg.data}"
+    on = (job.val_loader, job.names, job.dist.device, settings)
+    metrics = evaluate(model, *on, criterion=criterion, plots=plots, title=title)
     return metrics.on(split_name(job.cfg.data, "val"))
 
 
@@ -529,62 +357,14 @@ def resume(cfg: TrainConfig, dist: Dist) -> Metrics | None:
     Raises:
         FileNotFoundError, ValueError: no run; not one that can be resumed; its data are gone or have other classes.
     """
-    path = newest_to_resume(Path(cfg.project)) if cfg.resume == "newest" else Path(cfg.resume)
-    path = path / "weights" / "last.pt" if path.is_dir() else path
+    path = last_checkpoint(cfg.resume, cfg.project)
     checkpoint = load_last(path)
     if checkpoint.training is None or checkpoint.epoch is None:
         raise ValueError(f"{path}: holds weights only, nothing to resume; expected the last.pt of a run")
-    try:
-        old = TrainConfig(**known_fields(TrainConfig, checkpoint.opt))
-        hyp = Hyp(**known_fields(Hyp, checkpoint.hyp))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    own = {"resume", "epochs", "device", "workers", "project", "data", "verbose"}
-    ignored = [f.name for f in fields(cfg) if f.name not in own and getattr(cfg, f.name) != f.default]
-    if ignored:
-        flags = " ".join(f"--{name.replace('_', '-')}" for name in ignored)
-        LOGGER.warning(f"--resume keeps the settings of the run, ignored: {flags}")
-    folder = path.resolve().parent.parent
-    place: dict[str, Any] = {"project": str(folder.parent), "name": folder.name, "exist_ok": True}
-    kept: dict[str, Any] = {
-        "resume": str(path),
-        "device": cfg.device,
-        "workers": cfg.workers if cfg.workers != TrainConfig.workers else old.workers,
-        "epochs": cfg.epochs or old.epochs,
-        "verbose": cfg.verbose,
-        "data": resumed_data(cfg.data, old.data, path),
-    }
-    cfg = replace(old, **place, **kept)
-    done, training = checkpoint.epoch + 1, checkpoint.training
-    more = cfg.total_epochs > old.total_epochs
-    written_last = folder / ("metrics.json" if old.noplots else "report.html")
-    if training["finished"] and not more and written_last.exists():
-        LOGGER.info(f"{folder}: this run is finished after {counted(done, 'epoch')}; a larger --epochs continues it")
-        return None
-    LOGGER.info(f"{folder}: resuming after epoch {done}, with the settings of the run")
-    if more:  # patience and time, which may have ended the run, start anew
-        training |= {"finished": False, "seconds": 0.0}
-        training["stopper"]["best_epoch"] = done - 1
-    return train(cfg, hyp, dist, checkpoint)
-
-
-def resumed_data(given: str, old: str, run: Path) -> str:
-    """The data YAML to resume a run with: `given` where --data names one, else the `old` one.
-
-    Raises:
-        FileNotFoundError: the old one or its images are gone.
-    """
-    if given:
-        if Path(given).resolve() != Path(old):
-            LOGGER.info(f"{run}: --data {given} instead of {old}")
-        return given
-    try:
-        read_data(old)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{run}: its data {old} are gone, expected --data with a YAML of the same classes ({error!s:.160})"
-        ) from error
-    return old
+    old, hyp = run_settings(path, checkpoint.opt, checkpoint.hyp)
+    cfg = resumed_flags(cfg, old, path)
+    training = resumed_state(checkpoint.training, checkpoint.epoch + 1, cfg, old, path)
+    return train(cfg, hyp, dist, replace(checkpoint, training=training)) if training else None
 
 
 def search(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> None:
@@ -594,11 +374,11 @@ def search(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> None:
     if dist.world > 1:
         raise ValueError("--evolve under torchrun: expected single processes that share a folder or --evolve-storage")
     folder = Run(cfg.project, cfg.name, cfg.exist_ok).dir
-    place: dict[str, Any] = {"project": str(folder / "trials"), "name": "trial", "exist_ok": False, "noplots": True}
+    one = replace(cfg, project=str(folder / "trials"), name="trial", exist_ok=False, noplots=True)
 
     def train_trial(hyp: Hyp, report: hyp_search.Report) -> float:
         try:
-            job = set_up(replace(cfg, **place), hyp, dist)
+            job = set_up(one, hyp, dist)
             while not job.state.finished:
                 began = time.monotonic()
                 metrics, _ = end_epoch(job, train_one_epoch(job, job.state.epoch), began)
@@ -609,40 +389,8 @@ def search(cfg: TrainConfig, hyp: Hyp, dist: Dist) -> None:
         job.run.release()
         return job.state.stopper.best
 
-    settings = hyp_search.SearchSettings(
-        trials=cfg.evolve,
-        epochs=cfg.total_epochs,
-        storage=cfg.evolve_storage,
-        seed=cfg.seed,
-        shared=hyp_search.shared_flags(asdict(cfg)) | {"epochs": cfg.total_epochs},
-    )
     space = hyp_search.read_space(find(cfg.evolve_space, "data/hyps"))
-    hyp_search.search(train_trial, hyp, space, folder, settings)
-
-
-def main(cfg: TrainConfig) -> Metrics | None:
-    """Train, resume or search as `cfg` says; writes only the run folder, caches and the built-in data set.
-
-    Returns:
-        the best checkpoint's metrics; None from a search, a run that was finished already, and ranks other than 0.
-    """
-    try:
-        dist = setup_device(cfg.device)
-    except RuntimeError as error:
-        raise ConnectionError(f"the processes of the run cannot connect: {error}") from error
-    if dist.rank:
-        logging.getLogger().setLevel(logging.ERROR)  # only rank 0 logs
-    metrics = None
-    if cfg.resume:
-        metrics = resume(cfg, dist)
-    else:
-        hyp = Hyp.from_yaml(find(cfg.hyp, "data/hyps")) if cfg.hyp else None
-        if cfg.evolve:
-            search(cfg, hyp or Hyp(), dist)
-        else:
-            metrics = train(cfg, hyp, dist)
-    dist.close()  # not after an error: it would wait for processes that wait for this one
-    return metrics
+    hyp_search.search(train_trial, hyp, space, folder, hyp_search.SearchSettings.of(cfg))
 
 
 if __name__ == "__main__":

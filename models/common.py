@@ -3,6 +3,7 @@
 A block becomes usable in a YAML by adding its name to `BLOCKS` in `models/yolo.py`. What the parser reads from a class:
 
 * a parameter `n` in `__init__` receives the row's repeats (otherwise the layer is stacked);
+* a parameter whose default is a dataclass receives the row's keywords that are its fields (see MobileViTForm);
 * `joins = True`: the block takes a list of maps;
 * a class without `c1`/`c2` (Concat, Contract, Expand) computes its output width in `out_channels`;
 * an attribute `divides = (h, w)` on a module: the height and width of its input map must be multiples of these.
@@ -11,6 +12,7 @@ A block becomes usable in a YAML by adding its name to `BLOCKS` in `models/yolo.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -486,24 +488,60 @@ class MV3Block(nn.Module):
         return x + y if self.residual else y
 
 
+@dataclass(frozen=True)
+class MobileViTForm:
+    """What makes one MobileViTBlock another than the widely pasted recipe, which the defaults are.
+
+    In a YAML row they are keywords of the block: {heads: 2, head_dim: null}.
+
+    Attributes:
+        heads: of the attention; 0 makes it MobileViTv2's separable one, whose time is linear in tokens.
+        head_dim: channels of a head; None: the heads share the token width.
+        bare_expand: no norm and activation after the 1x1 to the token width.
+        input_first: the input comes first in the concatenation.
+        depthwise: the local convolution is depthwise.
+        fusion_kernel: of the fusing convolution; None: `kernel_size`.
+        fuse_local: the tokens before the transformer are fused with those after it, in place of the input.
+        residual: the input is added to the output, c1 and c2 being equal.
+        zero_start: the norm of the fusing convolution starts at 0, so that a residual block first passes its input on.
+
+    Raises:
+        ValueError: zero_start without residual.
+    """
+
+    heads: int = 4
+    head_dim: int | None = 8
+    qkv_bias: bool = False
+    closing_norm: bool = False
+    bare_expand: bool = False
+    input_first: bool = False
+    depthwise: bool = False
+    fusion_kernel: int | None = None
+    fuse_local: bool = False
+    residual: bool = False
+    zero_start: bool = False
+
+    def __post_init__(self) -> None:
+        if self.zero_start and not self.residual:
+            raise ValueError("MobileViTBlock: zero_start without residual would pass nothing on, expected residual")
+
+
+PASTED = MobileViTForm()
+PUBLISHED = MobileViTForm(head_dim=None, qkv_bias=True, closing_norm=True, bare_expand=True, input_first=True)
+
+
 class MobileViTBlock(nn.Module):
     """Local convolution, then a transformer across patches, fused with the input.
 
     Every map is cut into patches of ph x pw pixels; the pixels at one position of all patches are the tokens of one
     sequence, so each pixel attends to the whole map through the others at its position.
 
-    The defaults are the widely pasted recipe; the published network is `head_dim=None` (the heads share `dim`),
-    `qkv_bias`, `closing_norm`, `bare_expand` (no norm and activation after the 1x1 to `dim`) and `input_first` (the
-    input comes first in the concatenation). MobileViTv3 is `depthwise`, `fusion_kernel=1`, `fuse_local`, `residual`.
+    The defaults are the widely pasted recipe; PUBLISHED is the network of the first paper. MobileViTv3 is `depthwise`,
+    `fusion_kernel=1`, `fuse_local`, `residual`.
 
     Args:
         dim: token width. depth: transformer layers, at least 1. patch_size: pixels, one number or (h, w).
-        mlp_dim: hidden width of the feed-forward; None is 2 * dim.
-        heads: of the attention; 0 makes it MobileViTv2's separable one, whose time is linear in tokens.
-        depthwise: the local convolution is depthwise. fusion_kernel: of the fusing convolution; None is `kernel_size`.
-        fuse_local: the tokens before the transformer are fused with those after it, in place of the input.
-        residual: the input is added to the output, c1 and c2 being equal.
-        zero_start: the norm of the fusing convolution starts at 0, so that a residual block first passes its input on.
+        mlp_dim: hidden width of the feed-forward; None is 2 * dim. form: see MobileViTForm.
 
     Raises:
         ValueError: an argument out of range, or (in forward) a map that the patch does not divide.
@@ -520,18 +558,7 @@ class MobileViTBlock(nn.Module):
         kernel_size: int = 3,
         patch_size: int | tuple[int, int] = 2,
         mlp_dim: int | None = None,
-        *,
-        heads: int = 4,
-        head_dim: int | None = 8,
-        qkv_bias: bool = False,
-        closing_norm: bool = False,
-        bare_expand: bool = False,
-        input_first: bool = False,
-        depthwise: bool = False,
-        fusion_kernel: int | None = None,
-        fuse_local: bool = False,
-        residual: bool = False,
-        zero_start: bool = False,
+        form: MobileViTForm = PASTED,
     ):
         super().__init__()
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
@@ -539,20 +566,18 @@ class MobileViTBlock(nn.Module):
         patch = tuple(patch_size) if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
         if len(patch) != 2 or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in patch):
             raise ValueError(f"MobileViTBlock: patch_size {patch_size!r}, expected an int >= 1 or a pair of them")
-        if residual and c1 != c2:
+        if form.residual and c1 != c2:
             raise ValueError(f"MobileViTBlock: residual with {c1} channels in and {c2} out, expected the same")
-        if zero_start and not residual:
-            raise ValueError("MobileViTBlock: zero_start without residual would pass nothing on, expected residual")
         self.divides = (patch[0], patch[1])
-        self.input_first, self.fuse_local, self.residual = input_first, fuse_local, residual
-        self.local = Conv(c1, c1, kernel_size, g=c1 if depthwise else 1)
-        self.expand = nn.Conv2d(c1, dim, 1, bias=False) if bare_expand else Conv(c1, dim, 1)
+        self.input_first, self.fuse_local, self.residual = form.input_first, form.fuse_local, form.residual
+        self.local = Conv(c1, c1, kernel_size, g=c1 if form.depthwise else 1)
+        self.expand = nn.Conv2d(c1, dim, 1, bias=False) if form.bare_expand else Conv(c1, dim, 1)
         hidden = 2 * dim if mlp_dim is None else mlp_dim
-        self.transformer = Transformer(dim, depth, heads, head_dim, hidden, qkv_bias, closing_norm)
+        self.transformer = Transformer(dim, depth, form.heads, form.head_dim, hidden, form.qkv_bias, form.closing_norm)
         self.project = Conv(dim, c1, 1)
-        other = dim if fuse_local else c1
-        self.fusion = Conv(c1 + other, c2, kernel_size if fusion_kernel is None else fusion_kernel)
-        if zero_start:
+        other = dim if form.fuse_local else c1
+        self.fusion = Conv(c1 + other, c2, kernel_size if form.fusion_kernel is None else form.fusion_kernel)
+        if form.zero_start:
             nn.init.zeros_(cast(nn.BatchNorm2d, self.fusion.bn).weight)
 
     def forward(self, x: Tensor) -> Tensor:

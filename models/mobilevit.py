@@ -18,7 +18,7 @@ from torch import Tensor, nn
 if __name__ == "__main__":  # run as a file: the project's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from models.common import Conv, MobileViTBlock, MV2Block
+from models.common import PUBLISHED, Conv, MobileViTBlock, MV2Block
 from utils.text import counted
 
 STEM = 16
@@ -131,17 +131,7 @@ def block(width: int, stage: int, spec: Size, published: bool) -> MobileViTBlock
     dim, depth = spec.dims[stage], DEPTHS[stage]
     if not published:
         return MobileViTBlock(width, width, dim, depth, mlp_dim=dim * (2, 4, 4)[stage])
-    return MobileViTBlock(
-        width,
-        width,
-        dim,
-        depth,
-        head_dim=None,
-        qkv_bias=True,
-        closing_norm=True,
-        bare_expand=True,
-        input_first=True,
-    )
+    return MobileViTBlock(width, width, dim, depth, form=PUBLISHED)
 
 
 def published_names(layout: str) -> dict[str, str]:

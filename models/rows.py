@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import nn
@@ -63,8 +63,9 @@ class Row:
         Raises:
             ValueError: the block does not take these arguments.
         """
-        cls, keywords = self.block, self.keywords
+        cls = self.block
         try:
+            keywords = grouped(cls, self.keywords)
             layers = [cls(**keywords)]
             for _ in range(self.repeats - 1):  # a stacked layer feeds the next one
                 layers.append(cls(**(keywords | {"c1": self.width} if "c1" in keywords else keywords)))
@@ -98,7 +99,7 @@ def parse_row(row: Any, cfg: Mapping, widths: list[int], blocks: Blocks) -> Row:
     if len(inputs) > 1 and not hasattr(cls, "joins"):
         raise ValueError(f"{name} takes one input, not {len(inputs)}")
     parameters = inspect.signature(cls).parameters
-    accepted = [p for p in parameters if p not in ("n", "ch")]
+    accepted = accepted_arguments(cls)
     args, keywords = resolve_args(args, cfg)
     own = [p for p in accepted if p != "c1"]
     check_arguments(name, dict(zip(own, args, strict=False)) | keywords)
@@ -125,6 +126,34 @@ def parse_row(row: Any, cfg: Mapping, widths: list[int], blocks: Blocks) -> Row:
     if "ch" in parameters:
         keywords["ch"] = inputs
     return Row(cls, keywords, repeats, routes, out)
+
+
+def settings_of(cls: type[nn.Module]) -> dict[str, type]:
+    """The parameters of a block whose default is a dataclass, with its class: a row gives its fields as keywords."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: type(p.default) for p in parameters if is_dataclass(p.default)}
+
+
+def grouped(cls: type[nn.Module], keywords: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of a row as a block takes them: those that are fields of a parameter in settings_of in one object.
+
+    Raises:
+        TypeError: the parameter itself is given.
+    """
+    for name, settings in settings_of(cls).items():
+        if name in keywords:
+            raise TypeError(f"{name} is no argument of a row, expected: {', '.join(f.name for f in fields(settings))}")
+        own = {f.name: keywords[f.name] for f in fields(settings) if f.name in keywords}
+        keywords = {key: value for key, value in keywords.items() if key not in own} | {name: settings(**own)}
+    return keywords
+
+
+def accepted_arguments(cls: type[nn.Module]) -> list[str]:
+    """The names of the arguments that a row can give to a block, in order."""
+    settings, names = settings_of(cls), list[str]()
+    for name in inspect.signature(cls).parameters:
+        names += [f.name for f in fields(settings[name])] if name in settings else [name]
+    return [name for name in names if name not in ("n", "ch")]
 
 
 def parse_routes(source: Any, here: int) -> tuple[int, ...]:

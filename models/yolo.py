@@ -198,6 +198,10 @@ class DetectionModel(nn.Module):
             )
         return run_rows(self.model, self.routes, x, self.save, least)
 
+    def forward_above(self, images: Tensor, least: float) -> tuple[list[Tensor], list[Tensor]]:
+        """See SparseModel; in eval mode."""
+        return cast(tuple[list[Tensor], list[Tensor]], self(images, least))
+
     def forward_shapes(self, imgsz: int) -> None:
         """A forward pass in eval mode on shapes alone (meta tensors): no arithmetic is done, nothing is changed."""
         state = {name: t.to("meta") for name, t in [*self.named_parameters(), *self.named_buffers()]}

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 from models import common
-from models.common import Attention, MobileViTBlock, MV2Block, Transformer
+from models.common import Attention, MobileViTBlock, MobileViTForm, MV2Block, Transformer
 from models.heads import HEADS
 from models.mobilevit import MobileViT
 from models.rows import parse_row
@@ -150,7 +150,7 @@ PATCHES = pytest.mark.parametrize("patch", [1, 2, 4, (2, 4), (4, 1)], ids=str)
 
 
 def small_block(patch: int | tuple[int, int] = 2, **keywords) -> MobileViTBlock:
-    return MobileViTBlock(6, 6, 8, 1, patch_size=patch, **keywords)
+    return MobileViTBlock(6, 6, 8, 1, patch_size=patch, form=MobileViTForm(**keywords))
 
 
 @PATCHES

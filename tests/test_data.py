@@ -25,7 +25,7 @@ from utils.data.augmentations import (
     recolored,
 )
 from utils.data.data_yaml import read_data_yaml
-from utils.data.dataset import DetectionDataset, Sample
+from utils.data.dataset import Augmentation, DetectionDataset, Sample
 from utils.data.labels import TextLabels, label_path, read_labels
 from utils.data.listing import list_images
 from utils.data.loader import Batch, EpochBatchSampler, build_loader, collate, collate_quad
@@ -309,7 +309,7 @@ def test_rect_batches_hold_their_images(tmp_path: Path) -> None:
     assert min(dataset.canvases.prod(axis=1)) < 96 * 96
     with pytest.raises(ValueError, match="batch size 4"):
         build_loader(dataset, 4)
-    augmented = DetectionDataset(data, 96, 32, rect=True, batch_size=3, hyp=Hyp(mosaic=1.0))
+    augmented = DetectionDataset(data, 96, 32, rect=True, batch_size=3, augment=Augmentation(Hyp(mosaic=1.0)))
     assert {b.images.shape for b in build_loader(augmented, 3)} == {b.images.shape for b in loader}
 
 
@@ -318,7 +318,9 @@ def test_samples_do_not_depend_on_workers_or_cache(tmp_path: Path) -> None:
     hyp = Hyp(degrees=5, mixup=0.5, copy_paste=0.5, flipud=0.5, shear=2, perspective=0.0005)
     batches = []
     for workers, cache in ((0, ""), (2, ""), (0, "ram"), (0, "disk")):
-        loader = build_loader(DetectionDataset(data, 64, 32, hyp=hyp, cache=cache), 3, workers, shuffle=True)
+        loader = build_loader(
+            DetectionDataset(data, 64, 32, augment=hyp and Augmentation(hyp), cache=cache), 3, workers, shuffle=True
+        )
         assert isinstance(loader.batch_sampler, EpochBatchSampler)
         loader.batch_sampler.set_epoch(5)
         batches.append(list(loader))
@@ -332,7 +334,7 @@ def test_samples_do_not_depend_on_workers_or_cache(tmp_path: Path) -> None:
 
 def test_epoch_and_seed_change_the_sample(tmp_path: Path) -> None:
     data = scan(make_set(tmp_path, MIXED), 2)
-    one, two = (DetectionDataset(data, 64, 32, hyp=Hyp(), seed=s) for s in (0, 1))
+    one, two = (DetectionDataset(data, 64, 32, augment=Augmentation(Hyp(), seed=s)) for s in (0, 1))
     assert torch.equal(one[3, 1].image, one[3, 1].image)
     assert not torch.equal(one[3, 1].image, one[4, 1].image)
     assert not torch.equal(one[3, 1].image, two[3, 1].image)
@@ -355,7 +357,7 @@ def test_letterbox_round_trip_and_targets(tmp_path: Path) -> None:
 
 def test_still_augmentation_is_the_letterbox(tmp_path: Path) -> None:
     data = scan(make_set(tmp_path, MIXED), 2)
-    plain, still = DetectionDataset(data, 64, 32), DetectionDataset(data, 64, 32, hyp=STILL)
+    plain, still = DetectionDataset(data, 64, 32), DetectionDataset(data, 64, 32, augment=Augmentation(STILL))
     for i in range(len(data)):
         assert torch.equal(plain[0, i].image, still[0, i].image)
         torch.testing.assert_close(plain[0, i].targets.xywhn, still[0, i].targets.xywhn)
@@ -378,7 +380,7 @@ def test_drawn_boxes_survive_the_whole_pipeline(tmp_path: Path) -> None:
         area=np.full(1, np.nan),
     )
     hyp = replace(STILL, mosaic=1.0, scale=0.2, translate=0.1, fliplr=0.5, flipud=0.5)
-    dataset, checked = DetectionDataset(data, 128, 32, hyp=hyp), 0
+    dataset, checked = DetectionDataset(data, 128, 32, augment=hyp and Augmentation(hyp)), 0
     for epoch in range(40):
         sample = dataset[epoch, 0]
         if len(sample.targets):

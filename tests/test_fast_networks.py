@@ -13,7 +13,7 @@ from shared import randomize_norms
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from models.common import UIB, MobileViTBlock, MV2Block, MV3Block, SeparableAttention, activation
+from models.common import UIB, MobileViTBlock, MobileViTForm, MV2Block, MV3Block, SeparableAttention, activation
 from models.export.metadata import Metadata
 from models.export.writers import FORMATS, Job
 from models.runtimes.load import load_backend
@@ -111,7 +111,7 @@ def test_exported_files_give_the_same_rows(cfg: str, name: str, tmp_path: Path) 
 
 def test_zero_start_passes_the_features_unchanged() -> None:
     x = torch.randn(2, 16, 8, 12)
-    block = MobileViTBlock(16, 16, 24, 1, patch_size=2, zero_start=True, **V3_OPTIONS)
+    block = MobileViTBlock(16, 16, 24, 1, patch_size=2, form=MobileViTForm(zero_start=True, **V3_OPTIONS))
     for training in (True, False):
         assert torch.equal(block.train(training)(x), x)
     block.train()(x).square().sum().backward()
@@ -134,11 +134,11 @@ def test_a_detector_begins_with_the_features_of_its_backbone() -> None:
 )
 def test_residual_options_are_checked(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MobileViTBlock(8, 16, 8, 1, **options)
+        MobileViTBlock(8, 16, 8, 1, form=MobileViTForm(**options))
 
 
 def test_fusion_takes_local_and_global_features() -> None:
-    block = MobileViTBlock(16, 16, 24, 1, **V3_OPTIONS)
+    block = MobileViTBlock(16, 16, 24, 1, form=MobileViTForm(**V3_OPTIONS))
     assert block.local.conv.groups == 16
     assert block.fusion.conv.weight.shape == (16, 16 + 24, 1, 1)
     torch.manual_seed(0)
@@ -183,7 +183,7 @@ def test_separable_attention_has_no_map_to_show() -> None:
 
 
 def test_zero_heads_is_separable() -> None:
-    block = MobileViTBlock(8, 8, 12, 2, heads=0)
+    block = MobileViTBlock(8, 8, 12, 2, form=MobileViTForm(heads=0))
     assert sum(isinstance(m, SeparableAttention) for m in block.modules()) == 2
     assert block(torch.randn(1, 8, 4, 4)).shape == (1, 8, 4, 4)
 

@@ -99,7 +99,7 @@ def test_every_flag_is_in_a_group(name: str) -> None:
 def test_the_example_at_the_end_is_understood(name: str) -> None:
     config = CONFIGS[name]
     lines = build_parser(config).format_help().rstrip().splitlines()
-    assert lines[-2] == "example:" and lines[-1].startswith(f"  {program(config.__module__)} ")
+    assert lines[-2] == "example:" and lines[-1].startswith(f"  {program(COMMANDS[name].module)} ")
     words = (config.__doc__ or "").replace("\n    ", "\n").partition(EXAMPLE)[2].split()
     needed = [f.name for f in fields(config) if f.metadata.get("positional")]
     assert words and parse_cli(config, words) != parse_cli(config, words[: len(needed)])

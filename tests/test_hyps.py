@@ -10,7 +10,7 @@ import torch
 from data_sets import noise, to_boxes, write_set
 
 from utils.data.data_yaml import read_data_yaml
-from utils.data.dataset import DetectionDataset
+from utils.data.dataset import Augmentation, DetectionDataset
 from utils.files import REPO, read_yaml
 from utils.hyp import Hyp
 from utils.train.optim import build_optimizer, set_norm_momentum
@@ -48,11 +48,14 @@ def test_augmentation_grows_from_none_to_high() -> None:
 def test_no_augmentation_gives_the_image_as_validation_sees_it(tmp_path: Path) -> None:
     boxes = to_boxes([0, 16, 20, 36, 30], [1, 40, 4, 47, 28])
     found = read_data_yaml(write_set(tmp_path, [noise((48, 64), 0)], [boxes], ["a", "b"])).scan("train")
-    plain, trained = (DetectionDataset(found, 64, 32, hyp=hyp)[0, 0] for hyp in (None, load("no-augmentation")))
+    plain, trained = (
+        DetectionDataset(found, 64, 32, augment=hyp and Augmentation(hyp))[0, 0]
+        for hyp in (None, load("no-augmentation"))
+    )
     assert torch.equal(plain.image, trained.image)
     torch.testing.assert_close(plain.targets.xywhn, trained.targets.xywhn)
     assert plain.targets.label.tolist() == trained.targets.label.tolist() == [0, 1]
-    changed = DetectionDataset(found, 64, 32, hyp=load("scratch-low"))[0, 0]
+    changed = DetectionDataset(found, 64, 32, augment=Augmentation(load("scratch-low")))[0, 0]
     assert not torch.equal(plain.image, changed.image)
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from data import make_shapes as shapes
+from data import shape_drawing
 from utils.files import REPO
 
 SCRIPT = REPO / "data" / "make_shapes.py"
@@ -32,7 +33,7 @@ def command(out: Path, **numbers: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def drawn():
-    return [shapes.draw_image(0, shapes.TRAIN, index) for index in range(80)]
+    return [shape_drawing.draw_image(0, shapes.TRAIN, index) for index in range(80)]
 
 
 @pytest.fixture
@@ -40,16 +41,16 @@ def made(tmp_path):
     return shapes.ensure_shapes(tmp_path / "set", **SMALL).parent
 
 
-@pytest.mark.parametrize("label", range(len(shapes.NAMES)))
+@pytest.mark.parametrize("label", range(len(shape_drawing.NAMES)))
 @pytest.mark.parametrize("size", [12, 30, 90])
 def test_masks_fit_the_painted_pixels(label, size):
     rng = np.random.default_rng((label, size))
     for at in (40, -size // 3):  # whole, and cut by the top left corner
-        layer = shapes.draw_object(rng, label, size)
+        layer = shape_drawing.draw_object(rng, label, size)
         layer.x = layer.y = at
         gray = np.full((160, 160, 3), 0.5, np.float32)
         canvas = gray.copy()
-        shapes.paint(rng, canvas, layer, shadow=0)
+        shape_drawing.paint(rng, canvas, layer, shadow=0)
         changed = cv2.boundingRect((np.abs(canvas - gray).max(axis=2) > 0.01).astype(np.uint8))
         box = cv2.boundingRect(layer.mask(160, 160))
         assert np.abs(np.subtract(changed, box)).max() <= 2  # the rim is blended, half a pixel to either side
@@ -84,32 +85,32 @@ def test_objects_are_visible_varied_and_in_range(drawn):
                 visible.append((mask.astype(bool) & ~covered).sum() / (layer.alpha >= 0.5).sum())
             covered |= mask.astype(bool)
     sides, visible = np.array(sides), np.array(visible)
-    assert labels == set(range(len(shapes.NAMES)))
-    assert sides.min() >= shapes.MIN_SIDE and sides.max() <= shapes.MAX_SIDE
+    assert labels == set(range(len(shape_drawing.NAMES)))
+    assert sides.min() >= shape_drawing.MIN_SIDE and sides.max() <= shape_drawing.MAX_SIDE
     assert ((sides >= 20) & (sides <= 120)).mean() > 0.75
     assert sides.min() < 20 and sides.max() > 120
-    assert visible.min() >= shapes.MIN_VISIBLE and (visible < 0.9).any() and (visible == 1).mean() > 0.4
+    assert visible.min() >= shape_drawing.MIN_VISIBLE and (visible < 0.9).any() and (visible == 1).mean() > 0.4
     assert 0 in counts and max(counts) <= 12 and 2 < np.mean(counts) < 7
     assert len({image.shape for image, _, _ in drawn}) >= 4
 
 
 def test_nine_of_ten_objects_have_the_hue_of_their_class():
     backdrop, rng = np.full(3, 0.5), np.random.default_rng(0)
-    for label, hue in enumerate(shapes.HUES):
-        layer = shapes.Layer(label, *[np.zeros((40, 40), np.float32)] * 3)
+    for label, hue in enumerate(shape_drawing.HUES):
+        layer = shape_drawing.Layer(label, *[np.zeros((40, 40), np.float32)] * 3)
         hues = []
         for _ in range(300):
-            color = shapes.colorize(rng, layer, backdrop).mean(axis=(0, 1), dtype=np.float32)
+            color = shape_drawing.colorize(rng, layer, backdrop).mean(axis=(0, 1), dtype=np.float32)
             hues.append(cv2.cvtColor(color[None, None], cv2.COLOR_RGB2HSV)[0, 0, 0])
         off = (np.array(hues) - hue + 180) % 360 - 180
-        assert 0.8 < np.mean(np.abs(off) < 2 * shapes.HUE_SPREAD) < 1
+        assert 0.8 < np.mean(np.abs(off) < 2 * shape_drawing.HUE_SPREAD) < 1
 
 
 def test_images_do_not_depend_on_their_order(drawn):
-    again = shapes.draw_image(0, shapes.TRAIN, 7)[0]
+    again = shape_drawing.draw_image(0, shapes.TRAIN, 7)[0]
     assert np.array_equal(again, drawn[7][0])
     for other in ((0, shapes.VAL, 7), (1, shapes.TRAIN, 7)):
-        assert not np.array_equal(again, shapes.draw_image(*other)[0])
+        assert not np.array_equal(again, shape_drawing.draw_image(*other)[0])
 
 
 def test_same_seed_same_bytes(made, tmp_path):
@@ -122,7 +123,7 @@ def test_same_seed_same_bytes(made, tmp_path):
 
 def test_layout_of_the_set(made):
     config = yaml.safe_load((made / "data.yaml").read_text())
-    assert config["path"] == "." and config["names"] == dict(enumerate(shapes.NAMES))
+    assert config["path"] == "." and config["names"] == dict(enumerate(shape_drawing.NAMES))
     bundled = yaml.safe_load((SCRIPT.parent / "shapes.yaml").read_text())
     assert bundled == {**config, "path": "../datasets/shapes"}
     for split, count in (("train", 4), ("val", 2)):
@@ -130,7 +131,7 @@ def test_layout_of_the_set(made):
         assert sorted(p.stem for p in (made / config[split]).glob("*.jpg")) == names
         assert sorted(p.stem for p in (made / "labels" / split).glob("*.txt")) == names
     image = cv2.imread(str(made / "images/train/000001.jpg"))[..., ::-1].astype(int)
-    assert np.abs(image - shapes.draw_image(0, shapes.TRAIN, 1)[0]).mean() < 8  # RGB was not stored as BGR
+    assert np.abs(image - shape_drawing.draw_image(0, shapes.TRAIN, 1)[0]).mean() < 8  # RGB was not stored as BGR
 
 
 def test_clip_decodes_to_its_frame_count(made):

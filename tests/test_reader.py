@@ -17,7 +17,7 @@ from shared import shared
 
 from hubconf import gather
 from utils.data.data_yaml import read_data_yaml
-from utils.data.dataset import DetectionDataset
+from utils.data.dataset import Augmentation, DetectionDataset
 from utils.data.loader import build_loader
 from utils.data.scan import scan
 from utils.decode import decode, from_pillow, pillow_formats, probe, to_uint8, turned, turned_boxes
@@ -224,7 +224,9 @@ def test_an_image_that_breaks_is_skipped_in_val_and_replaced_in_train(
     val = build_loader(DetectionDataset(data, 64, 32, rect=True, batch_size=3, cache=cache), 3, workers)
     for _ in range(2):
         assert sorted(row for batch in val for row in batch.rows) == [0, 3, 5]
-    train = build_loader(DetectionDataset(data, 64, 32, hyp=Hyp(), cache=cache), 3, workers, shuffle=True)
+    train = build_loader(
+        DetectionDataset(data, 64, 32, augment=Augmentation(Hyp()), cache=cache), 3, workers, shuffle=True
+    )
     first, second = (list(train) for _ in range(2))
     assert sum(len(batch.images) for batch in first) == 6
     assert all(torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True))
@@ -240,7 +242,7 @@ def test_if_all_images_break_a_run_ends_with_one_line(tmp_path: Path) -> None:
     for image in images:
         image.unlink()
     with pytest.raises(ValueError, match="this and all other images"):
-        DetectionDataset(data, 64, 32, hyp=Hyp())[0, 0]
+        DetectionDataset(data, 64, 32, augment=Augmentation(Hyp()))[0, 0]
     (batch,) = build_loader(DetectionDataset(data, 64, 32), 4)
     assert batch.images.shape == (0, 3, 1, 1) and batch.rows == [] and len(batch.targets) == 0
 

@@ -15,7 +15,7 @@ from utils.data.scan import Scan
 from utils.files import REPO, read_yaml
 from utils.hyp import Hyp
 from utils.train.optim import accumulation
-from utils.train.recipe import LONG_RUN, RunInfo, choose_recipe
+from utils.train.recipe import LONG_RUN, RunInfo, choose_recipe, fill_in
 
 SMALL = RunInfo(images=205, boxes=2500, epochs=30, batch_size=16)
 LARGE = RunInfo(images=118_287, boxes=850_000, epochs=300, batch_size=64)
@@ -110,7 +110,7 @@ def applied(file: Hyp | None = None, **flags: Any) -> tuple[train.TrainConfig, H
     paths, sizes = np.full(SMALL.images, "a.png"), np.full((SMALL.images, 2), 64, np.int32)
     scan = Scan(paths, sizes, label, xywhn, offsets, label.astype(bool), label.astype(np.float32))
     cfg = train.TrainConfig(**({"epochs": SMALL.epochs} | flags))
-    return train.choose_hyp(cfg, file, scan, DetectionModel("yolov5n.yaml", nc=3), None)
+    return fill_in(cfg, file, train.describe(cfg, scan, DetectionModel("yolov5n.yaml", nc=3), None))
 
 
 def test_the_values_of_a_hyp_file_are_not_changed() -> None:

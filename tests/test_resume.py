@@ -126,7 +126,7 @@ def test_a_finished_run_is_reported_and_more_epochs_continue_it(
     train.main(config(small_set, tmp_path, name="run", epochs=1))
     with caplog.at_level(logging.INFO):
         train.main(train.TrainConfig(resume="newest", project=str(tmp_path), device="cpu"))
-    assert "finished after 1 epochs" in caplog.text
+    assert "finished after 1 epoch;" in caplog.text
     train.main(train.TrainConfig(resume=str(tmp_path / "run"), epochs=3, device="cpu", workers=0))
     assert [r.split(",")[0] for r in (tmp_path / "run/results.csv").read_text().splitlines()] == ["epoch", *"012"]
 

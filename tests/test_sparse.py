@@ -11,7 +11,6 @@ from data_sets import noise
 from shared import shared
 from tiny import NAMES, tiny_model
 
-import val
 from models.heads import Decoupled, Detect, DetectV8, Head
 from models.runtimes.ensemble import Augmented, Ensemble, in_order
 from models.runtimes.exported import ExportedBackend
@@ -20,6 +19,7 @@ from models.weights.checkpoint import Checkpoint, build_model, load_checkpoint, 
 from models.yolo import DetectionModel
 from utils.backend import rows_above
 from utils.boxes import Boxes
+from utils.evaluate.evaluation import run_network
 from utils.images import imread, letterbox, to_input
 from utils.nms import NmsSettings, non_max_suppression
 from utils.predict.predictor import Predictor
@@ -212,10 +212,10 @@ def test_validation_decodes_sparsely_and_keeps_the_raw_maps(monkeypatch):
         images = torch.rand(2, 3, 64, 64)
         dense, raw = model(images)
         counting = Counting(model.head, monkeypatch)
-        some, also_raw = val.run_network(model, images, 0.3)
+        some, also_raw = run_network(model, images, 0.3)
         assert counting.rows == sum(map(len, some)) < dense.shape[0] * dense.shape[1]
         assert all(torch.equal(a, b) for a, b in zip(raw, also_raw, strict=True))
-        plain, nothing = val.run_network(lambda x: model(x)[0], images, 0.3)
+        plain, nothing = run_network(lambda x: model(x)[0], images, 0.3)
         assert nothing is None and torch.equal(plain, dense)
 
 

@@ -22,16 +22,18 @@ from tools.kill_and_resume import differences
 from utils.boxes import areas
 from utils.data.augmentations import WHOLE, random_tile
 from utils.data.data_yaml import read_data_yaml
-from utils.data.dataset import DetectionDataset, Sample
+from utils.data.dataset import Augmentation, DetectionDataset, Sample
 from utils.data.loader import build_loader
 from utils.data.scan import Scan
 from utils.data.views import MIN_AREA
+from utils.evaluate.evaluation import EvalSettings, detect_all
 from utils.hyp import Hyp
 from utils.images import imread
 from utils.next_steps import after_training
 from utils.predict.predictor import Predictor
 from utils.tiles import EDGE, uncut
 from utils.train.autoanchor import label_sizes
+from utils.train.start import log_tiles
 
 CPU = torch.device("cpu")
 LARGE = to_boxes([0, 100, 60, 140, 100], [1, 250, 200, 290, 230], [0, 10, 10, 30, 40])
@@ -107,21 +109,24 @@ def test_what_the_edge_of_a_training_tile_cuts_is_what_detection_drops() -> None
 
 def test_samples_depend_on_seed_epoch_and_image_only(found: Scan, tmp_path: Path) -> None:
     for hyp in (STILL, Hyp()):  # without and with mosaics
-        plain = DetectionDataset(found, 64, 32, hyp=hyp, seed=3, tile=96)
-        again = DetectionDataset(found, 64, 32, hyp=hyp, seed=3, tile=96)
-        cached = [DetectionDataset(found, 64, 32, hyp=hyp, seed=3, tile=96, cache=kind) for kind in ("ram", "disk")]
+        plain = DetectionDataset(found, 64, 32, augment=Augmentation(hyp, seed=3, tile=96))
+        again = DetectionDataset(found, 64, 32, augment=Augmentation(hyp, seed=3, tile=96))
+        cached = [
+            DetectionDataset(found, 64, 32, augment=Augmentation(hyp, seed=3, tile=96), cache=kind)
+            for kind in ("ram", "disk")
+        ]
         for key in ((1, 4), (0, 0), (2, 8), (1, 0)):
             sample = plain[key]
             assert sample is not None and sample.image.shape == (3, 64, 64)
             assert all(same(sample, other[key]) for other in (again, *cached))
             assert bool(((sample.targets.xywhn >= 0) & (sample.targets.xywhn <= 1)).all())
         assert any(not same(plain[0, i], plain[1, i]) for i in range(8))
-        other = DetectionDataset(found, 64, 32, hyp=hyp, seed=4, tile=96)
+        other = DetectionDataset(found, 64, 32, augment=Augmentation(hyp, seed=4, tile=96))
         assert any(not same(plain[0, i], other[0, i]) for i in range(8))
 
 
 def test_a_tile_fills_the_canvas_and_its_boxes_lie_on_the_objects(found: Scan) -> None:
-    data, tiles = DetectionDataset(found, 128, 32, hyp=STILL, tile=64), 0
+    data, tiles = DetectionDataset(found, 128, 32, augment=Augmentation(STILL, tile=64)), 0
     for epoch in range(4):
         for i in range(8):
             sample = data[epoch, i]
@@ -136,12 +141,14 @@ def test_a_tile_fills_the_canvas_and_its_boxes_lie_on_the_objects(found: Scan) -
 
 
 def test_small_images_and_no_tiles_are_as_before(found: Scan) -> None:
-    plain = DetectionDataset(found, 64, 32, hyp=STILL)
-    assert same(plain[0, 8], DetectionDataset(found, 64, 32, hyp=STILL, tile=64)[0, 8])
-    assert all(same(plain[0, i], DetectionDataset(found, 64, 32, hyp=STILL, tile=320)[0, i]) for i in range(9))
-    for wrong in ({"hyp": None}, {"rect": True, "hyp": STILL}):
-        with pytest.raises(ValueError, match="tile 64: random tiles are square"):
-            DetectionDataset(found, 64, 32, tile=64, **wrong)
+    plain = DetectionDataset(found, 64, 32, augment=Augmentation(STILL))
+    assert same(plain[0, 8], DetectionDataset(found, 64, 32, augment=Augmentation(STILL, tile=64))[0, 8])
+    assert all(
+        same(plain[0, i], DetectionDataset(found, 64, 32, augment=Augmentation(STILL, tile=320))[0, i])
+        for i in range(9)
+    )
+    with pytest.raises(ValueError, match="tile 64: random tiles are square"):
+        DetectionDataset(found, 64, 32, augment=Augmentation(STILL, tile=64), rect=True)
     with pytest.raises(ValueError, match=r"--rect --tile-train 64: tiles are square, expected one of them"):
         train.TrainConfig(rect=True, tile_train=64)
     with pytest.raises(ValueError, match=r"--tile 5: expected at least 32 or 0"):
@@ -150,7 +157,7 @@ def test_small_images_and_no_tiles_are_as_before(found: Scan) -> None:
 
 def test_an_image_that_is_gone_is_replaced_by_a_tile_of_the_next(tmp_path: Path) -> None:
     yaml_file = write_set(tmp_path, [noise((200, 200), 0), noise((200, 200), 1)], [to_boxes()] * 2, ["a"])
-    data = DetectionDataset(read_data_yaml(yaml_file).scan("train"), 64, 32, hyp=STILL, tile=64)
+    data = DetectionDataset(read_data_yaml(yaml_file).scan("train"), 64, 32, augment=Augmentation(STILL, tile=64))
     (tmp_path / "images" / "000000.png").unlink()
     other = imread(tmp_path / "images" / "000001.png")
     samples = [data[epoch, 0] for epoch in range(8)]
@@ -174,10 +181,10 @@ def test_validation_with_tiles_finds_what_detect_finds(tmp_path: Path) -> None:
     scan, model = data.scan("val"), BlobBackend(least=6)
     for rect in (False, True):
         loader = build_loader(DetectionDataset(scan, 160, 32, rect=rect, batch_size=2), 2)
-        whole = val.detect_all(model, loader, data.names, CPU, val.EvalSettings.of(False))
+        whole = detect_all(model, loader, data.names, CPU, EvalSettings.of(False))
         assert len(whole.detections.found[0]) == 0  # too small for it
-        settings = replace(val.EvalSettings.of(False), tile=160)
-        tiled = val.detect_all(model, loader, data.names, CPU, settings, plots=tmp_path / "plots")
+        settings = replace(EvalSettings.of(False), tile=160)
+        tiled = detect_all(model, loader, data.names, CPU, settings, plots=tmp_path / "plots")
         assert tiled.metrics().map50 == pytest.approx(1.0) and (tmp_path / "plots" / "val_batch0_pred.jpg").is_file()
         predictor = Predictor(model, CPU, 160, settings.nms, rect=rect, tile=160)
         for image, size, mine in zip(images, sizes, tiled.detections.found, strict=True):
@@ -185,7 +192,7 @@ def test_validation_with_tiles_finds_what_detect_finds(tmp_path: Path) -> None:
             assert image.shape[:2] == size and len(theirs) == len(mine)
             np.testing.assert_allclose(mine.xyxy, theirs.xyxy, atol=1e-2)
     big = replace(settings, tile=800)
-    again = val.detect_all(model, loader, data.names, CPU, big)  # no image is larger
+    again = detect_all(model, loader, data.names, CPU, big)  # no image is larger
     assert [f.table().tolist() for f in again.detections.found] == [f.table().tolist() for f in whole.detections.found]
 
 
@@ -196,8 +203,8 @@ def test_an_image_that_changed_keeps_the_detections_of_the_whole(
     data = read_data_yaml(write_set(tmp_path, [image], [to_boxes([0, 40, 40, 200, 140])], ["wide", "high"]))
     loader = build_loader(DetectionDataset(data.scan("val"), 160, 32), 2)
     monkeypatch.setattr("utils.evaluate.tiled.imread", lambda path: image[:100])
-    settings = replace(val.EvalSettings.of(False), tile=160)
-    result = val.detect_all(BlobBackend(), loader, data.names, CPU, settings)
+    settings = replace(EvalSettings.of(False), tile=160)
+    result = detect_all(BlobBackend(), loader, data.names, CPU, settings)
     assert len(result.detections.found[0]) == 1
     assert "no tiles, it has changed since the scan: (100, 400) pixels, but (300, 400)" in caplog.text
 
@@ -236,7 +243,7 @@ def test_a_run_on_tiles_resumes_to_the_same_bits_and_names_the_flag(
 def test_a_tile_larger_than_all_images_is_said_to_do_nothing(
     found: Scan, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    train.log_tiles(found, 320)
+    log_tiles(found, 320)
     assert "--tile-train 320: no training image is larger, so all are trained whole" in caplog.text
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "best.pt").touch()

@@ -25,12 +25,12 @@ from models.yolo import DetectionModel
 from utils.boxes import Targets
 from utils.config import run_script
 from utils.data.data_yaml import read_data_yaml
-from utils.data.dataset import DetectionDataset
+from utils.data.dataset import Augmentation, DetectionDataset
 from utils.data.loader import build_loader
 from utils.distributed import Dist
 from utils.files import REPO
 from utils.hyp import Hyp
-from utils.images import check_imgsz, imread, imwrite
+from utils.images import check_imgsz, imread, imwrite, rect_or_square
 from utils.loss import DetectionLoss
 from utils.train.optim import ModelEMA, Schedule, build_optimizer
 
@@ -81,11 +81,13 @@ def test_size_rule(cfg: str, imgsz: int, shapes_set: Path, caplog: pytest.LogCap
     assert fitted == (448 if (imgsz, model.grid) == (416, 64) else imgsz)
     assert len(caplog.records) == (fitted != imgsz)
     found = read_data_yaml(shapes_set).scan("train")
-    rect = val.rect_or_square(None, model.grid, int(model.stride.max()))
+    rect = rect_or_square(None, model.grid, int(model.stride.max()))
     assert rect == (cfg == "yolov5n.yaml")
     sizes = set()
     for hyp, rectangular in ((Hyp(), False), (Hyp(), rect), (None, rect)):  # train, train --rect, val
-        dataset = DetectionDataset(found, fitted, model.grid, hyp=hyp, rect=rectangular, batch_size=2)
+        dataset = DetectionDataset(
+            found, fitted, model.grid, augment=hyp and Augmentation(hyp), rect=rectangular, batch_size=2
+        )
         sizes |= {tuple(batch.images.shape[-2:]) for batch in build_loader(dataset, 2)}
     images = torch.rand(1, 3, fitted, fitted)
     rng = np.random.default_rng(0)

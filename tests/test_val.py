@@ -20,7 +20,7 @@ from utils.boxes import Boxes, xywhn2xyxy
 from utils.data.data_yaml import SINGLE_CLASS, read_data_yaml
 from utils.data.dataset import DetectionDataset
 from utils.data.loader import build_loader
-from utils.evaluate import metrics
+from utils.evaluate import evaluation, metrics
 from utils.images import imread
 from utils.nms import NmsSettings
 from utils.predict.writers import hybrid
@@ -124,8 +124,10 @@ def test_hybrid_labels_replace_what_overlaps_them(run, tmp_path) -> None:
 
 def test_speed_uses_the_thresholds_of_detection(run, monkeypatch) -> None:
     seen = []
-    real = val.non_max_suppression
-    monkeypatch.setattr(val, "non_max_suppression", lambda d, settings: seen.append(settings) or real(d, settings))
+    real = evaluation.non_max_suppression
+    monkeypatch.setattr(
+        evaluation, "non_max_suppression", lambda d, settings: seen.append(settings) or real(d, settings)
+    )
     result, folder = run(task="speed", conf_thres=0.001)
     assert set(seen) == {NmsSettings(0.25, 0.45, 300, multi_label=True)}
     assert set(result.speed_ms) == {"pre", "inference", "nms"}
@@ -191,7 +193,7 @@ def test_evaluate_writes_plots_into_a_given_folder(tmp_path: Path) -> None:
     make_set(tmp_path / "set")
     data = read_data_yaml(tmp_path / "set" / "data.yaml")
     loader = build_loader(DetectionDataset(data.scan("val"), 128, 32), 4)
-    result = val.evaluate(BlobBackend(), loader, data.names, torch.device("cpu"), plots=tmp_path / "out")
+    result = evaluation.evaluate(BlobBackend(), loader, data.names, torch.device("cpu"), plots=tmp_path / "out")
     assert result.map50 == pytest.approx(1)
     assert (tmp_path / "out" / "val_batch1_pred.jpg").is_file() and (tmp_path / "out" / "PR_curve.png").is_file()
 
@@ -201,9 +203,9 @@ def test_images_that_break_after_the_scan_are_skipped(tmp_path: Path, caplog: py
     data = read_data_yaml(tmp_path / "set" / "data.yaml")
     found = data.scan("val")
     Path(found.paths[0]).write_bytes(b"")
-    settings = val.EvalSettings.of(False)
+    settings = evaluation.EvalSettings.of(False)
     for batch_size in (1, 4):  # a batch without an image, and one that lacks one
         loader = build_loader(DetectionDataset(found, 128, 32), batch_size)
-        result = val.detect_all(BlobBackend(), loader, data.names, torch.device("cpu"), settings)
+        result = evaluation.detect_all(BlobBackend(), loader, data.names, torch.device("cpu"), settings)
         assert result.rows == list(range(1, len(found))) and result.metrics().map50 == pytest.approx(1)
     assert f"{found.paths[0]}: skipped, it has changed since the scan: not a readable image" in caplog.text

@@ -22,7 +22,7 @@ from utils.boxes import Boxes
 from utils.data import dataset as dataset_module
 from utils.data import loader as loader_module
 from utils.data.augmentations import STEPS, finished, mosaic, random_affine, recolored
-from utils.data.dataset import DetectionDataset
+from utils.data.dataset import Augmentation, DetectionDataset
 from utils.data.image_cache import DiskCache, RecentImages, key_of
 from utils.data.listing import list_images
 from utils.data.loader import build_loader, collate
@@ -142,7 +142,7 @@ def test_a_canvas_is_painted_where_it_is_looked_at() -> None:
 def test_images_out_of_view_are_not_read_and_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = photo_set(tmp_path, [(48, 64), (64, 48), (64, 64), (40, 64), (64, 30)])
     hyp = replace(STILL, mosaic=1.0, scale=0.5, translate=0.1)
-    lazy = DetectionDataset(data, 64, 32, hyp=hyp)
+    lazy = DetectionDataset(data, 64, 32, augment=hyp and Augmentation(hyp))
     read: list[int] = []
     load = lazy._load
     monkeypatch.setattr(lazy, "_load", lambda k, rng: (read.append(k), load(k, rng))[1])
@@ -160,7 +160,10 @@ def test_images_out_of_view_are_not_read_and_change_nothing(tmp_path: Path, monk
 
 def test_a_substitute_lies_where_the_model_expects_images(tmp_path: Path) -> None:
     data = photo_set(tmp_path, [(48, 64), (30, 64)])
-    sets = [DetectionDataset(data, 64, 32, hyp=STILL, letterbox=position) for position in ("top-left", "center")]
+    sets = [
+        DetectionDataset(data, 64, 32, augment=Augmentation(STILL), letterbox=position)
+        for position in ("top-left", "center")
+    ]
     Path(sets[0].path_of(0)).unlink()
     places = [made._load(0, np.random.default_rng(0))[2] for made in sets]
     assert [(placed.left, placed.top) for placed in places] == [(0, 0), (0, 17)]
@@ -218,7 +221,7 @@ def test_the_head_of_a_jpeg_ends_at_its_first_scan() -> None:
 
 def test_only_training_reads_small(tmp_path: Path) -> None:
     data = photo_set(tmp_path, [(200, 300), (90, 100)])
-    plain, train = DetectionDataset(data, 64, 32), DetectionDataset(data, 64, 32, hyp=STILL)
+    plain, train = DetectionDataset(data, 64, 32), DetectionDataset(data, 64, 32, augment=Augmentation(STILL))
     sizes = [place(data.size(k), (64, 64)).resized for k in range(2)]
     for k, path in enumerate(data.paths):
         assert np.array_equal(plain._read(k), resize(imread(path), sizes[k]))
@@ -232,7 +235,10 @@ def test_only_training_reads_small(tmp_path: Path) -> None:
 def test_a_split_that_is_train_and_val_has_two_disk_caches_only_if_they_differ(tmp_path: Path) -> None:
     for name, sizes, expected in (("large", [(200, 300)], 2), ("small", [(90, 100)], 1)):
         data = photo_set(tmp_path / name, sizes)
-        caches = [DetectionDataset(data, 64, 32, hyp=hyp, cache="disk")._cache for hyp in (None, STILL)]
+        caches = [
+            DetectionDataset(data, 64, 32, augment=hyp and Augmentation(hyp), cache="disk")._cache
+            for hyp in (None, STILL)
+        ]
         assert all(isinstance(cache, DiskCache) for cache in caches)
         assert len({cache.file for cache in caches if isinstance(cache, DiskCache)}) == expected
     assert key_of(np.ones((1, 2)), "a", "small") != key_of(np.ones((1, 2)), "a")
@@ -262,15 +268,15 @@ def test_recent_images_are_read_once_and_again_if_they_change(tmp_path: Path, mo
     reads: list[object] = []
     original = dataset_module.imread_small
     monkeypatch.setattr(dataset_module, "imread_small", lambda p, least: (reads.append(p), original(p, least))[1])
-    held = DetectionDataset(data, 64, 32, hyp=Hyp())
+    held = DetectionDataset(data, 64, 32, augment=Augmentation(Hyp()))
     monkeypatch.setattr(dataset_module, "RECENT", 0)
-    anew = DetectionDataset(data, 64, 32, hyp=Hyp())
+    anew = DetectionDataset(data, 64, 32, augment=Augmentation(Hyp()))
     for epoch in range(8):
         a, b = held[epoch, 0], anew[epoch, 0]
         assert a is not None and b is not None and torch.equal(a.image, b.image)
     assert len(reads) > 3 + 8 and not anew._recent.images and len(held._recent.images) <= 3
     still = replace(STILL, mosaic=0)
-    held, reads[:] = DetectionDataset(data, 64, 32, hyp=still), []
+    held, reads[:] = DetectionDataset(data, 64, 32, augment=Augmentation(still)), []
     monkeypatch.setattr(held, "_recent", RecentImages(1 << 20))
     before = [held[0, 0], held[1, 0]]
     assert len(reads) == 1

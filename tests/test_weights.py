@@ -571,7 +571,7 @@ def test_train_takes_backbone_weights_and_warns_of_random_ones(
 
     def warnings_of(model: DetectionModel, report: TransferReport | None) -> str:
         caplog.clear()
-        train.choose_hyp(train.TrainConfig(data=tiny_data), None, scan, model, report)
+        train.describe(train.TrainConfig(data=tiny_data), scan, model, report)
         return "\n".join(r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING)
 
     assert "random weights" not in warnings_of(model, report)

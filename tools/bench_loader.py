@@ -49,7 +49,7 @@ from torch.nn.utils import clip_grad_norm_
 import utils.data.dataset as dataset_module
 from models.yolo import DetectionModel
 from utils.boxes import Targets
-from utils.data.dataset import DetectionDataset
+from utils.data.dataset import Augmentation, DetectionDataset
 from utils.data.loader import build_loader, collate
 from utils.data.scan import Scan
 from utils.hyp import Hyp
@@ -95,7 +95,7 @@ def sampler(scan: Scan, imgsz: int, recent: int, cache: str = "") -> DetectionDa
     before = getattr(dataset_module, "RECENT", 0)
     dataset_module.RECENT = recent
     try:
-        return DetectionDataset(scan, imgsz, 32, hyp=Hyp(), cache=cache)
+        return DetectionDataset(scan, imgsz, 32, augment=Augmentation(Hyp()), cache=cache)
     finally:
         dataset_module.RECENT = before
 

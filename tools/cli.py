@@ -22,16 +22,18 @@ class Command(NamedTuple):
     Attributes:
         module: as it is imported in a clone.
         config: the class in it that holds the flags; without one, main() reads the command line itself.
+        flags: the module that defines this class; empty: `module` does.
         purpose: one line for the list of commands; without it, the first line of the config's docstring.
     """
 
     module: str
     config: str = ""
+    flags: str = ""
     purpose: str = ""
 
 
 COMMANDS = {
-    "train": Command("train", "TrainConfig"),
+    "train": Command("train", "TrainConfig", "utils.train.flags"),
     "val": Command("val", "ValConfig"),
     "detect": Command("detect", "DetectConfig"),
     "export": Command("export", "ExportConfig"),
@@ -88,7 +90,7 @@ def overview() -> str:
 
 def first_line(command: Command) -> str:
     """Of the docstring of a command's config class, read from its source: importing it imports torch, for seconds."""
-    path = REPO.joinpath(*command.module.split(".")).with_suffix(".py")
+    path = REPO.joinpath(*(command.flags or command.module).split(".")).with_suffix(".py")
     tree = ast.parse(path.read_text(encoding="utf-8"))
     config = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == command.config)
     return (ast.get_docstring(config) or "").partition("\n")[0]

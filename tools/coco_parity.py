@@ -21,6 +21,7 @@ from models.runtimes.load import load_model
 from utils.config import run_script
 from utils.device import select_device
 from utils.evaluate.coco import AREAS, detection_limits
+from utils.evaluate.evaluation import detect_all
 from utils.evaluate.metrics import DetectionMetrics
 from utils.runs import training_data, weights_or_newest
 
@@ -78,7 +79,7 @@ def main(cfg: val.ValConfig) -> None:
     model = load_model(cfg.weights, device, cfg.half, cfg.augment, cfg.threads, cfg.compile)
     loader = val.split_loader(cfg, data, model, cfg.imgsz)
     network = val.match_classes(model, data, str(cfg.weights))
-    metrics = val.detect_all(network, loader, data.names, device, val.eval_settings(cfg)).detections
+    metrics = detect_all(network, loader, data.names, device, val.eval_settings(cfg)).detections
     ours, theirs = metrics.compute().coco, pycocotools_figures(metrics)
     for name, value in ours.items():
         LOGGER.info(f"{name:<6}{value:>10.6f}{theirs[name]:>10.6f}")

@@ -45,7 +45,8 @@ import torch
 import detect
 import train
 import val
-from data.make_shapes import TYPICAL_SIDE, ensure_shapes, shapes_folder
+from data.make_shapes import ensure_shapes, shapes_folder
+from data.shape_drawing import TYPICAL_SIDE
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -76,16 +77,14 @@ def refused_or_read(read: Callable[[], object]) -> bool:
 def run_inputs(fuzzer: Fuzzer, first: int, count: int, folder: Path, results: Connection) -> None:
     """In a process of its own: one input after another; sends (seed, breach or "", GB of memory) for each."""
     logging.disable(logging.CRITICAL)
-    for seed in range(first, first + count) if count else iter_from(first):
-        breach = ""
-        for path in folder.iterdir():
-            path.unlink() if not path.is_dir() or path.is_symlink() else None
-        try:
-            fuzzer(random.Random(seed), folder)
-        except Exception:  # whatever a reader raises is what is looked for
-            breach = traceback.format_exc(limit=-4)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-        results.send((seed, breach, peak))
+    with ThreadPoolExecutor(1) as pool:
+        for seed in range(first, first + count) if count else iter_from(first):
+            for path in folder.iterdir():
+                path.unlink() if not path.is_dir() or path.is_symlink() else None
+            error = pool.submit(fuzzer, random.Random(seed), folder).exception()  # whatever it raises is looked for
+            breach = "".join(traceback.format_exception(error, limit=-4)) if error else ""
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+            results.send((seed, breach, peak))
 
 
 def iter_from(first: int) -> Iterator[int]:

@@ -67,14 +67,15 @@ def run_detect(weights: Path, source: Path, project: Path, limit: float) -> Run:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.argv = ["detect.py", "--weights", str(weights), "--source", str(source), "--device", "cpu"]
         sys.argv += ["--project", str(project)]
+        code = 99  # of what a traceback would be printed for
         try:
             run_script(detect.main, detect.DetectConfig)
-            os._exit(0)
+            code = 0
         except SystemExit as ended:
             sys.stderr.flush()
-            os._exit(int(ended.code or 0))
-        except BaseException:  # what a traceback would be printed for
-            os._exit(99)
+            code = int(ended.code or 0)
+        finally:
+            os._exit(code)
     ends = time.monotonic() + limit
     while True:
         pid, status, usage = os.wait4(child, os.WNOHANG)

@@ -50,9 +50,9 @@ from typing import Any
 import torch
 
 import train
-import val
 from data.make_shapes import ensure_shapes
 from models.weights.checkpoint import load_checkpoint
+from utils.evaluate import evaluation
 
 WALL_CLOCK = {"seconds"}  # columns and keys of measured time, which are not compared
 PLACES = ("epoch", "save", "validation", "any time")
@@ -139,9 +139,9 @@ class Counter:
         return self.kill == Kill(place, self.calls[place])
 
     def watch(self) -> None:
-        """Put the counting into train, val and os."""
+        """Put the counting into train, evaluation and os."""
         train.to_input = self.before(train.to_input, "epoch")
-        val.non_max_suppression = self.before(val.non_max_suppression, "validation")
+        evaluation.non_max_suppression = self.before(evaluation.non_max_suppression, "validation")
         os.replace = self.after(self.before(os.replace, "save"))  # type: ignore[assignment]
         os.link, os.fsync = self.after(os.link), self.half(os.fsync)  # type: ignore[assignment]
         save = train.save

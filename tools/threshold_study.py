@@ -45,11 +45,12 @@ import numpy as np
 
 from models.runtimes.load import load_model
 from utils.device import select_device
+from utils.evaluate.evaluation import detect_all
 from utils.evaluate.matching import ClassMatches
 from utils.evaluate.metrics import DetectionMetrics
 from utils.evaluate.thresholds import GRID, calibration, choose_thresholds, confident, f1_at, reliability, scaled
 from utils.thresholds import split_name
-from val import ValConfig, detect_all, eval_settings, match_classes, read_data, split_loader
+from val import ValConfig, eval_settings, match_classes, read_data, split_loader
 
 LOGGER = logging.getLogger(__name__)
 DEFAULT = 0.25  # the threshold of detect.py

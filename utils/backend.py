@@ -68,6 +68,15 @@ class SparseBackend(Protocol):
         ...
 
 
+@runtime_checkable
+class SparseModel(Protocol):
+    """A network that can also decode only the rows that matter, and gives the raw maps."""
+
+    def forward_above(self, images: Tensor, least: float) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each image the decoded rows (n, 5+nc) that can score above `least`, maybe others, too; the raw maps."""
+        ...
+
+
 def rows_above(model: Callable[[Tensor], Tensor], images: Tensor, least: float) -> list[Tensor]:
     """Of each image the decoded rows (n, 5+nc) that can score above `least`, in order; maybe others, too."""
     return model.rows_above(images, least) if isinstance(model, SparseBackend) else list(model(images))

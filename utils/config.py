@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from utils.commands import program
 from utils.interrupts import Terminated, interruptible, quit_on_interrupt
@@ -106,9 +106,14 @@ def argument(help: str) -> Any:
 class Config:
     """The base class of every script's flags; creating one checks the range of each value.
 
+    Attributes:
+        script: the module that reads the flags, for --help; empty: that of the class.
+
     Raises:
         ValueError: names the flag, its value and what was expected.
     """
+
+    script: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -142,7 +147,7 @@ def parse_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
 def build_parser(cls: type) -> argparse.ArgumentParser:
     """The parser of the flags of the dataclass `cls`; its help has them in groups, and the docstring's example last."""
     about, _, example = inspect.cleandoc(cls.__doc__ or "").partition(EXAMPLE)
-    name = program(cls.__module__)
+    name = program(getattr(cls, "script", "") or cls.__module__)
     positional = "".join(f" {f.name.upper()}" for f in fields(cls) if f.metadata.get("positional"))
     parser = Parser(
         name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -81,6 +82,21 @@ class Dist:
     def close(self) -> None:
         if self.world > 1:
             dist.destroy_process_group()
+
+
+def connect(device: str) -> Dist:
+    """This process among those of the run, see setup_device; those other than the first log errors only.
+
+    Raises:
+        ConnectionError: the processes do not find each other.
+    """
+    try:
+        dist = setup_device(device)
+    except RuntimeError as error:
+        raise ConnectionError(f"the processes of the run cannot connect: {error}") from error
+    if dist.rank:
+        logging.getLogger().setLevel(logging.ERROR)
+    return dist
 
 
 def setup_device(text: str = "") -> Dist:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,20 @@ def check_imgsz(imgsz: int | Sequence[int], grid: int) -> Size:
     return h, w
 
 
+def rect_or_square(asked: bool | None, grid: int, stride: int) -> bool:
+    """Whether to use rectangular batches: never if the model's grid is coarser than its stride; warns if `asked` to.
+
+    Args:
+        asked: None: where the model allows it. grid, stride: of the model, pixels.
+    """
+    allowed = grid <= stride
+    if asked and not allowed:
+        LOGGER.warning(
+            f"rect is off: this model's grid ({grid}) is coarser than its stride ({stride}); using square images"
+        )
+    return allowed if asked is None else asked and allowed
+
+
 def to_input(images: Tensor, device: torch.device, half: bool = False) -> Tensor:
     """uint8 (B, 3, H, W) -> float32 or float16 in 0..1 on `device`."""
     images = images.to(device, non_blocking=True)
@@ -183,3 +198,8 @@ def rescale(images: Tensor, grid: int, rng: np.random.Generator) -> Tensor:
     factor = rng.uniform(0.5, 1.5)
     size = [max(round(side * factor / grid), 1) * grid for side in images.shape[-2:]]
     return images if size == list(images.shape[-2:]) else F.interpolate(images, size, mode="bilinear")
+
+
+def largest_side(side: int, grid: int) -> int:
+    """The largest side that `rescale` can give to images of that side."""
+    return math.ceil(1.5 * side / grid) * grid

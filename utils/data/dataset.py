@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -91,26 +91,39 @@ def letterboxed(image: np.ndarray, placed: Letterbox) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """How the images of a training are changed.
+
+    Attributes:
+        hyp: hyperparameters. seed: of what is drawn at random.
+        no_mosaic_from: the epoch from which on there is no mosaic and no mixup; None: never.
+        tile: of images larger than this side in pixels a random part is used, see random_tile; 0: never.
+    """
+
+    hyp: Hyp
+    seed: int = 0
+    no_mosaic_from: int | None = None
+    tile: int = 0
+
+
 class DetectionDataset(Dataset):  # type: ignore[type-arg]
     """Samples of a scan by key (epoch, index): a key gives the same sample at any time, in any process.
 
-    With `hyp`, JPEGs of twice the size that is needed or more are decoded at 1/2, 1/4 or 1/8, see decode_small; without
-    it they are decoded whole, as everywhere else: what is measured does not depend on it.
+    With `augment`, JPEGs of twice the size that is needed or more are decoded at 1/2, 1/4 or 1/8, see decode_small;
+    without it they are decoded whole, as everywhere else: what is measured does not depend on it.
 
     Args:
         scan: the images and labels.
         imgsz: (height, width) that hold every image, pixels, multiples of `grid`; one number: a square.
         grid: canvas sides are multiples of this.
-        hyp: hyperparameters of the augmentations; None: no augmentation.
+        augment: None: the images are not changed.
         rect: sort the images by aspect ratio; each `batch_size` of them share the smallest canvas that holds them.
-        seed: of the augmentations.
         cache: 'ram' or 'disk': cache the images, scaled to `imgsz`; '': no cache.
-        no_mosaic_from: the epoch from which on there is no mosaic and no mixup; None: never.
         letterbox: where an image lies on its canvas, one of utils.images.POSITIONS.
-        tile: of images larger than this side in pixels, the augmentations get a random part, see random_tile; 0: never.
 
     Raises:
-        ValueError: tiles without augmentation, or rectangular batches of them.
+        ValueError: rectangular batches of tiles.
     """
 
     def __init__(
@@ -119,21 +132,19 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         imgsz: int | Size,
         grid: int,
         *,
-        hyp: Hyp | None = None,
+        augment: Augmentation | None = None,
         rect: bool = False,
         batch_size: int = 16,
-        seed: int = 0,
         cache: str = "",
-        no_mosaic_from: int | None = None,
         letterbox: str = "center",
-        tile: int = 0,
     ) -> None:
-        if tile and (rect or hyp is None):
-            raise ValueError(f"tile {tile}: random tiles are square and of augmented images, expected hyp and no rect")
+        self.augment, self.tile = augment, augment.tile if augment else 0
+        if self.tile and rect:
+            raise ValueError(f"tile {self.tile}: random tiles are square, expected no rectangular batches")
         largest = as_size(imgsz)
-        self.largest, self.grid, self.tile = largest, grid, tile
-        self.scan, self.imgsz, self.hyp = scan, max(largest), hyp  # mosaics are square
-        self.rect, self.batch_size, self.seed = rect, batch_size, seed
+        self.largest, self.grid = largest, grid
+        self.scan, self.imgsz = scan, max(largest)  # mosaics are square
+        self.rect, self.batch_size = rect, batch_size
         self.letterbox = letterbox
         self.order = np.arange(len(scan))  # dataset index -> row of the scan
         self.canvases = np.full((len(scan), 2), largest, dtype=np.int32)  # (height, width) by dataset index
@@ -146,9 +157,8 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         self._reported = torch.zeros(len(scan), dtype=torch.bool).share_memory_()  # by index, for all workers
         self._replaced = torch.zeros(1, dtype=torch.bool).share_memory_()  # whether it was reported, for all workers
         self._states = np.array([file_state(path) for path in map(self.path_of, range(len(scan)))], dtype=np.int64)
-        self.no_mosaic_from = math.inf if no_mosaic_from is None else no_mosaic_from
         self._cache: ImageCache | None = None
-        self._recent = RecentImages(recent_limit() if hyp is not None and not cache else 0)
+        self._recent = RecentImages(recent_limit() if augment and not cache else 0)
         if cache:
             sizes = np.array([self._kept_size(i) for i in range(len(self))], dtype=np.int32)
             paths = [self.path_of(i) for i in range(len(self))]
@@ -156,7 +166,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             labels = label_path(paths[0]).parent
             folder = labels if labels.parent.is_dir() else Path(paths[0]).parent  # annotations need no labels folder
             large = (scan.sizes[self.order] + 1) // 2 >= sizes  # a split that is train and val is then read in two ways
-            form = "small" if hyp is not None and large.all(axis=1).any() else ""
+            form = "small" if augment and large.all(axis=1).any() else ""
             self._cache = cache_images(cache, sizes, self._read_or_report, free, folder, paths, form)
 
     def __len__(self) -> int:
@@ -171,7 +181,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         epoch, index = (int(k) for k in key)
         row = int(self.order[index])
         placed, truth = None, None
-        if self.hyp is None:
+        if self.augment is None:
             loaded = self._own(index)
             if loaded is None:
                 return None
@@ -180,8 +190,8 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             pixels, size = letterboxed(image, placed), placed.canvas
             truth = self.scan.truth(row)
         else:
-            rng = np.random.default_rng((self.seed, epoch, index))
-            pixels, boxes = self._augmented(index, self.hyp, rng, mosaics=epoch < self.no_mosaic_from)
+            rng, last = np.random.default_rng((self.augment.seed, epoch, index)), self.augment.no_mosaic_from
+            pixels, boxes = self._augmented(index, self.augment.hyp, rng, mosaics=last is None or epoch < last)
             size = (pixels.shape[1], pixels.shape[2])
         xywhn = xyxy2xywhn(boxes.xyxy, size).astype(np.float32)
         label = torch.from_numpy(np.ascontiguousarray(boxes.label))
@@ -211,7 +221,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             ValueError: its size is not that of the scan: the file has changed.
         """
         placed = self._place(i)
-        if self.hyp is not None:
+        if self.augment is not None:
             image, size = imread_small(self.path_of(i), self._kept_size(i))
         else:
             image = imread(self.path_of(i))
@@ -230,7 +240,7 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         except (OSError, ValueError) as error:
             if not self._reported[i]:
                 self._reported[i] = True
-                what = "skipped" if self.hyp is None else "replaced by the next image"
+                what = "skipped" if self.augment is None else "replaced by the next image"
                 reason = str(error).removeprefix(f"{self.path_of(i)}: ")
                 LOGGER.warning(f"{self.path_of(i)}: {what}, it has changed since the scan: {reason}")
             return None

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from utils.boxes import Targets, Truth
-from utils.data.dataset import DetectionDataset, Sample
+from utils.data.dataset import Augmentation, DetectionDataset, Sample
 from utils.data.scan import Scan
 from utils.device import cpu_count
 from utils.hyp import Hyp
@@ -297,14 +297,11 @@ def training_loaders(
         scan,
         s.imgsz,
         s.grid,
-        hyp=hyp,
+        augment=Augmentation(hyp, s.seed, s.no_mosaic_from, s.tile),
         rect=s.rect,
         batch_size=s.batch_size,
-        seed=s.seed,
         cache=s.cache,
-        no_mosaic_from=s.no_mosaic_from,
         letterbox=s.letterbox,
-        tile=s.tile,
     )
     cache = s.cache if rank == 0 else ""  # only rank 0 validates
     options: dict[str, Any] = {"rect": s.val_rect, "batch_size": val_batch, "cache": cache, "letterbox": s.letterbox}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, Self
 
+import cv2
 import torch
 
 from utils.predict.frames import Broken, Frame
@@ -17,6 +16,8 @@ from utils.predict.predictor import Prediction, Predictor
 
 MAX_WORKERS = 4  # each holds the maps of one image
 WRITING = 4  # frames that wait to be written
+# What can fail while a source is read: files, networks, decoders, memory, a package that a format needs.
+SOURCE_ERRORS = (ImportError, MemoryError, OSError, RuntimeError, ValueError, cv2.error)
 Found = Generator[tuple[Frame, Prediction] | Broken, None, None]
 
 
@@ -64,7 +65,7 @@ def side_by_side(
                     item = next(frames)
                 except StopIteration:
                     ended = True
-                except Exception as error:  # whatever it is, the reader raises it in its turn
+                except SOURCE_ERRORS as error:
                     failure, ended = error, True
                 else:
                     job = None if isinstance(item, Broken) else pool.submit(predictor, [item.image])
@@ -94,14 +95,10 @@ class Later:
     """
 
     def __init__(self, depth: int = WRITING):
-        self.calls: queue.Queue[tuple[Callable[..., object], tuple[Any, ...]] | None] = queue.Queue(depth)
-        self.error: Exception | None = None
-        self.dropping = False
-        self.thread = threading.Thread(target=self.work, name="writer") if depth else None
+        self.depth, self.waiting = depth, deque[Future[None]]()
+        self.pool = ThreadPoolExecutor(1, "writer") if depth else None
 
     def __enter__(self) -> Self:
-        if self.thread:
-            self.thread.start()
         return self
 
     def __call__(self, function: Callable[..., object], *arguments: Any) -> None:
@@ -110,41 +107,28 @@ class Later:
         Raises:
             Exception: of an earlier call.
         """
-        if self.thread is None:
+        if self.pool is None:
             function(*arguments)
             return
-        if self.error is None:
-            self.calls.put((function, arguments))
-        self.raise_error()
-
-    def work(self) -> None:
-        """Make the calls until None comes."""
-        while (call := self.calls.get()) is not None:
-            if self.error is None and not self.dropping:
-                function, arguments = call
-                try:
-                    function(*arguments)
-                except Exception as error:  # of whatever kind, the main thread raises it
-                    self.error = error
-
-    def raise_error(self) -> None:
-        """Raise the error of an earlier call, once."""
-        error, self.error = self.error, None
-        if error is not None:
-            self.dropping = True
-            raise error
+        while self.waiting and (self.waiting[0].done() or len(self.waiting) > self.depth):
+            self.waiting.popleft().result()
+        before = self.waiting[-1] if self.waiting else None
+        self.waiting.append(self.pool.submit(call_after, before, function, *arguments))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.thread is None:
+        if self.pool is None:
             return
-        self.dropping |= kind is not None and not issubclass(kind, Exception)
         try:
-            self.calls.put(None)
-            self.thread.join()
+            self.pool.shutdown(cancel_futures=kind is not None and not issubclass(kind, Exception))
         except KeyboardInterrupt:  # a second Ctrl-C: what waits is left out
-            self.dropping = True
-            self.calls.put(None)
-            self.thread.join()
+            self.pool.shutdown(cancel_futures=True)
             raise
-        if kind is None:
-            self.raise_error()
+        while kind is None and self.waiting:
+            self.waiting.popleft().result()
+
+
+def call_after(before: Future[None] | None, function: Callable[..., object], *arguments: Any) -> None:
+    """Call `function` unless the call `before` it, which is done, has failed: its error is then that of this one."""
+    if before is not None:
+        before.result()
+    function(*arguments)

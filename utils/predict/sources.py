@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
@@ -37,7 +38,7 @@ from utils.predict.streams import (
     time_limits,
     without_secrets,
 )
-from utils.predict.threads import END_WAIT, GRACE, DecoderThread
+from utils.predict.threads import END_WAIT, GRACE, DecoderThread, Outcome
 from utils.reading import kind_of, lines_of, read_text
 from utils.runs import LIST_OF_FILES
 from utils.text import clean, counted, first
@@ -331,10 +332,10 @@ def read_ahead(frames: Frames, depth: int = READ_AHEAD, timeout: float = 0, path
     Args:
         timeout: seconds without an item after which `frames` are given up, with a Broken; 0: never. path: their name.
     """
-    items: queue.Queue[Frame | Broken | Exception | None] = queue.Queue(depth)  # None: the end
+    items: queue.Queue[Frame | Broken | BaseException | None] = queue.Queue(depth)  # None: the end
     stopped = threading.Event()
 
-    def offer(item: Frame | Broken | Exception | None) -> bool:
+    def offer(item: Frame | Broken | BaseException | None) -> bool:
         while not stopped.is_set():
             try:
                 items.put(item, timeout=0.1)
@@ -344,21 +345,16 @@ def read_ahead(frames: Frames, depth: int = READ_AHEAD, timeout: float = 0, path
         return False
 
     def work() -> None:
-        try:
+        with Outcome(offer), closing(frames):
             for frame in frames:
                 if not offer(frame):
                     return
-            offer(None)
-        except Exception as error:  # whatever it is, the reader raises it
-            offer(error)
-        finally:
-            frames.close()
 
     thread = DecoderThread("decoder", work)
     thread.start()
     try:
         while (item := items.get(timeout=timeout + GRACE if timeout else None)) is not None:
-            if isinstance(item, Exception):
+            if isinstance(item, BaseException):
                 raise item
             yield item
     except queue.Empty:

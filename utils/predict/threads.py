@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 END_WAIT = 1.0  # seconds that the threads of a source get to end
 GRACE = 0.5  # seconds after the end of a source's time that its thread gets to report it
@@ -18,6 +19,23 @@ class DecoderThread(threading.Thread):
 
     def __init__(self, name: str, work: Callable[[], None] | None = None):
         super().__init__(name=name, target=work, daemon=True)
+
+
+class Outcome:
+    """A `with` block in a thread whose end is reported, with its error or None, to what waits in another thread.
+
+    The error goes no further: whoever it is reported to raises it.
+    """
+
+    def __init__(self, report: Callable[[BaseException | None], object]):
+        self.report = report
+
+    def __enter__(self) -> None:
+        """Nothing is bound."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> Literal[True]:
+        self.report(error)
+        return True
 
 
 @contextmanager

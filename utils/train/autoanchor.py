@@ -6,6 +6,7 @@ factor `anchor_t`. In logarithms this is a distance, the larger of two differenc
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from utils.data.scan import Scan
 from utils.text import counted
+from utils.train.flags import TrainConfig
 
+LOGGER = logging.getLogger(__name__)
 MIN_RECALL = 0.98  # anchors with a recall of this or more are kept, as in YOLOv5
 MIN_RECALL_TRAINED = 0.9  # for the anchors of a trained head, with others its boxes would be wrong
 MIN_SIDE = 2.0  # pixels; boxes whose longer side is shorter can hardly be seen and do not count
@@ -175,3 +178,17 @@ def too_few(boxes: np.ndarray, count: int) -> str | None:
     if different < count:
         return f"{counted(different, 'box size is', 'different box sizes are')} too few to fit {count} anchors"
     return None
+
+
+def adapt_anchors(
+    anchors: Tensor, strides: Tensor, scan: Scan, cfg: TrainConfig, anchor_t: float, trained_head: bool
+) -> None:
+    """Replace the anchors of a model, in place, if they do not fit the labels of the scan; logs the reason.
+
+    Args:
+        anchors, strides, anchor_t, trained_head: see check_anchors.
+    """
+    sizes = label_sizes(scan, cfg.imgsz, cfg.tile_train)
+    fitted, line = check_anchors(sizes, anchors, strides, anchor_t, cfg.seed, trained_head)
+    anchors.copy_(fitted)
+    LOGGER.info(line)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from utils.hyp import NO_FACTORS, HeadFactors, Hyp
 from utils.text import counted
+from utils.train.flags import TrainConfig
 
 LOGGER = logging.getLogger(__name__)
 LONG_RUN = 20_000  # updates at a nominal batch of 64; from here on YOLOv5's own recipe has enough of them
@@ -183,6 +184,14 @@ def fit_recipe(
     if hyp is not None and hyp_file and hyp.weight_decay > MAX_SGD_DECAY and not optimizer:
         LOGGER.warning(f"{hyp_file}: weight_decay {hyp.weight_decay} is for AdamW, but without --optimizer SGD is used")
     return recipe
+
+
+def fill_in(cfg: TrainConfig, hyp: Hyp | None, info: RunInfo) -> tuple[TrainConfig, Hyp]:
+    """The flags and hyperparameters of a run, with everything filled in that was left to the recipe."""
+    source = cfg.hyp or ("the resumed run" if cfg.resume else "")
+    recipe = fit_recipe(info, hyp, cfg.optimizer, cfg.close_mosaic, cfg.clip_grad, source, cfg.verbose)
+    fitted = replace(cfg, optimizer=recipe.optimizer, close_mosaic=recipe.close_mosaic, clip_grad=recipe.clip_grad)
+    return fitted, recipe.hyp
 
 
 def warn_of_random_start(model: str, images: int, data: str) -> None:

@@ -31,6 +31,7 @@ except ImportError as error:
 from utils.drawing import save_figure
 from utils.files import read_yaml, write_atomic
 from utils.hyp import Hyp
+from utils.train.flags import TrainConfig
 
 LOGGER = logging.getLogger(__name__)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -155,10 +156,12 @@ class SearchSettings:
     seed: int = 0
     shared: Mapping[str, Any] = field(default_factory=dict)
 
-
-def shared_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of train.py that must be the same for all workers of a search."""
-    return {name: value for name, value in flags.items() if name not in WORKER_FLAGS}
+    @classmethod
+    def of(cls, cfg: TrainConfig) -> SearchSettings:
+        """The settings that the flags ask for; those that may differ between workers are not shared."""
+        shared = {name: value for name, value in asdict(cfg).items() if name not in WORKER_FLAGS}
+        epochs = cfg.total_epochs
+        return cls(cfg.evolve, epochs, cfg.evolve_storage, cfg.seed, shared | {"epochs": epochs})
 
 
 def search(

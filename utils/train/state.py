@@ -63,6 +63,14 @@ class TrainState:
             "data": self.data,
         }
 
+    def restore(
+        self, state: dict[str, Any], model: dict[str, Tensor], ema: dict[str, Tensor], epochs: int, batches: int
+    ) -> None:
+        """load_state_dict for a run of so many epochs and batches per epoch, which may be others than before."""
+        self.load_state_dict(state, model, ema)
+        self.schedule.last_update = min(self.schedule.last_update, self.epoch * batches - 1)
+        self.finished = self.finished or self.epoch >= epochs
+
     def load_state_dict(self, state: dict[str, Any], model: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
         """Restore a `state_dict`, and the weights of the model and its average that were saved with it."""
         self.model.load_state_dict(model)

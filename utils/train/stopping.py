@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from utils.text import counted
+
 
 class EarlyStopping:
     """Stops a run whose fitness has not risen for `patience` epochs; 0: never."""
@@ -22,6 +24,11 @@ class EarlyStopping:
     def should_stop(self, epoch: int) -> bool:
         """Whether to stop after `epoch`; never before an epoch was validated."""
         return self.best > -math.inf and epoch - self.best_epoch >= self.patience
+
+    @property
+    def reason(self) -> str:
+        """Why a run is stopped."""
+        return f"no better fitness for {counted(int(self.patience), 'epoch')}, the best was epoch {self.best_epoch + 1}"
 
     def state_dict(self) -> dict[str, float]:
         return {"best": self.best, "best_epoch": self.best_epoch}
