@@ -89,7 +89,7 @@ def features(image: Image, complete: np.ndarray, usual: Mapping[int, float]) -> 
 
 
 def fit(rows: np.ndarray, offset: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(k+1,) weights, the constant first, of a logistic regression of `right` (n,) on `rows` (n, k) and `offset` (n,)."""
+    """(k+1,) weights, the constant first, of a logistic regression of `right` (n,) on `rows` (n, k) and `offset`."""
     table = with_ones(rows)
     weights = np.zeros(table.shape[1])
     for _ in range(STEPS):

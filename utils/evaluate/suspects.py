@@ -36,12 +36,14 @@ class Suspect:
     """A label, or a place without one, that detections contradict.
 
     Attributes:
-        score: how suspicious it is, 0..1: the chance of an error, see judged. kind: one of the four above. image: index of the image.
+        score: how suspicious it is, 0..1: the chance of an error, see judged. strength: of the contradiction itself,
+            0..1, however common it is. kind: one of the four above. image: index of the image.
         row: row of the label; -1: a missing one. label: its class; -1 likewise. suggested: class that was found; -1:
             none. xyxy: (4,) corner pixels of the label, or of the detection. found: those of the detection, or None.
     """
 
     score: float
+    strength: float
     kind: str
     image: int
     row: int
@@ -63,15 +65,14 @@ def find_suspects(found: Sequence[Boxes], truth: Sequence[Truth], names: Mapping
     usual = usual_scores(found, truth, names)
     images = [Compared.of(boxes, labels, usual) for boxes, labels in zip(found, truth, strict=True)]
     shares = labeled_shares(images)
-    contradictions = [
-        suspect for k, (image, share) in enumerate(zip(images, shares, strict=True)) for suspect in image.suspects(k, share)
-    ]
+    pairs = enumerate(zip(images, shares, strict=True))
+    contradictions = [suspect for k, (image, share) in pairs for suspect in image.suspects(k, share)]
     count = sum(int((~labels.crowd).sum()) for labels in truth)
     return sorted(judged(contradictions, count), key=lambda suspect: -suspect.score)
 
 
 def judged(contradictions: Sequence[Suspect], labels: int) -> list[Suspect]:
-    """The same, with the chance of an error as score instead of the strength of the contradiction.
+    """The same, with the chance of an error as score instead of what it is made from, see Compared.suspects.
 
     The odds are the number of errors with this strength over that of right labels with it. Errors are assumed to be
     RATE of the labels. Strengths of those that contradict labels have the density 2 * strength, since half of all right
@@ -156,7 +157,7 @@ class Compared:
         return cls(found, truth, trust(found, usual), best_of_object(found), match, iou, crowded)
 
     def suspects(self, image: int, share: np.ndarray) -> Iterator[Suspect]:
-        """The labels and the detections without one; the score is the strength of the contradiction.
+        """The labels, their score the strength, and the detections without one, their score the share of labeled ones.
 
         Args:
             share: (n,) of the detections like each, those that have a label.
@@ -169,7 +170,9 @@ class Compared:
         for i in np.flatnonzero(self.alone()).tolist():
             if i not in explained:
                 box, label = self.found.xyxy[i], int(self.found.label[i])
-                yield Suspect(float(share[i]), MISSING, image, -1, -1, label, box, box)
+                apart = 1 - min(max((self.iou[i].max(initial=0) - 0.1) / (APART - 0.1), 0), 1)
+                strength = float(self.trusted[i] * apart)
+                yield Suspect(float(share[i]), strength, MISSING, image, -1, -1, label, box, box)
 
     def labels(self, image: int) -> Iterator[tuple[Suspect, int]]:
         """Each label, and the row of the detection that contradicts it; -1: none."""
@@ -192,7 +195,7 @@ class Compared:
             row = -1 if kind == UNSUPPORTED else int((swapped if kind == SWAPPED else shifted)[:, j].argmax())
             suggested, place = (-1, None) if row < 0 else (int(found.label[row]), found.xyxy[row])
             label, strength = int(truth.label[j]), float(strengths[kind])
-            yield Suspect(strength, kind, image, j, label, suggested, truth.xyxy[j], place), row
+            yield Suspect(strength, strength, kind, image, j, label, suggested, truth.xyxy[j], place), row
 
     def alone(self) -> np.ndarray:
         """(n,) whether a detection is the best of an object that has no label."""
