@@ -146,7 +146,7 @@ def test_val_prints_writes_and_stores_the_threshold(
     caplog.set_level("INFO")
     metrics = val.main(validation(site, weights, plots=True))
     chosen = metrics.thresholds
-    assert chosen is not None and chosen.rule == "best F1" and chosen.data == f"{site.name}/data.yaml, val"
+    assert chosen is not None and chosen.rule == "near the best F1" and chosen.data == f"{site.name}/data.yaml, val"
     assert chosen.confidence == pytest.approx(SCORE, abs=0.1) and chosen.f1 > 0.8
     assert (chosen.precision, chosen.recall) == pytest.approx((metrics.precision, metrics.recall), abs=0.01)
     assert f"confidence threshold: {chosen}" in caplog.messages

@@ -42,7 +42,7 @@ if __name__ == "__main__":
     check_cli(SuspectStudyConfig)  # before the imports that take seconds: --help and mistakes are answered at once
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
