@@ -66,7 +66,6 @@ def test_on_other_images_it_is_better_than_the_threshold_of_the_very_best_f1() -
         columns = ([getattr(m, key) for m in few.values()] for key in ("scores", "hits", "labels"))
         very_best.append(f1_at(others, best_confidence(*columns)))
     possible = max(f1_at(others, t / 100) for t in range(100))
-    print(np.mean(own), np.mean(very_best), possible)
     assert possible - np.mean(own) < 0.75 * (possible - np.mean(very_best))
 
 
