@@ -114,6 +114,13 @@ def test_the_page_holds_the_worst_images_and_all_suspects_are_in_the_table(tmp_p
     assert [float(row["score"]) for row in rows] == sorted((float(row["score"]) for row in rows), reverse=True)
 
 
+def test_a_model_that_finds_nothing_is_said_to(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, 2)
+    labels = [truth((0, 0, 40, 40, 0))] * 2
+    assert write_errors(tmp_path, ErrorAnalysis(NAMES, [boxes()] * 2, labels, float("inf")), paths, "nothing") == []
+    assert "No detections, nothing to compare" in (tmp_path / "errors.html").read_text()
+
+
 @pytest.mark.parametrize("images", [0, 2])
 def test_a_page_without_boxes(tmp_path: Path, images: int) -> None:
     paths = write_images(tmp_path, images)

@@ -25,9 +25,7 @@ class ThresholdStudyConfig(Config):
     data: tuple[str, ...] = flag((), "data YAMLs, one for each row")
     choose: tuple[str, ...] = flag(("val",), "splits that choose; val/1: every second image; one: of all rows")
     measure: tuple[str, ...] = flag(("test",), "splits that measure; val/2: the other images; one: of all rows")
-    halves: int = flag(
-        0, "also choose on random halves of both splits' images, so many times; 0: no", bounds=AT_LEAST_0
-    )
+    halves: int = flag(0, "also choose on random halves of the images, so many times; 0: no", bounds=AT_LEAST_0)
     imgsz: int | tuple[int, ...] = flag(
         (),
         "size of the images, pixels; empty: that of the weights, else 640",
@@ -206,19 +204,12 @@ def halves_of(
         if chosen is None:
             raise ValueError(f"{data}: half of the images without right detections, expected some in every half")
         f1 = mean({names[k]: Counts.of(m) for k, m in other.items()}, "f1")
-        lost.append(
-            [f1.max() - f1[place] for place in (round(chosen.confidence * len(GRID)), best_place(own), everywhere)]
-        )
+        places = round(chosen.confidence * len(GRID)), best_place(own), everywhere
+        lost.append([f1.max() - f1[place] for place in places])
     table = np.array(lost)
-    losses, near = (f"{x:.3f}" for x in table.mean(axis=0)), (table <= 0.01).mean(axis=0)
-    values = (
-        title(weights),
-        Path(data).resolve().parent.name,
-        str(len(images)),
-        *losses,
-        f"{near[0]:.2f}",
-        f"{near[2]:.2f}",
-    )
+    losses = (f"{x:.3f}" for x in table.mean(axis=0))
+    near = (f"{x:.2f}" for x in (table[:, [0, 2]] <= 0.01).mean(axis=0))
+    values = (title(weights), Path(data).resolve().parent.name, str(len(images)), *losses, *near)
     return dict(zip(HALVES, values, strict=True))
 
 
