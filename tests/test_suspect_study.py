@@ -47,7 +47,7 @@ def test_planted_errors_are_among_the_suspects_and_counted() -> None:
 
 
 def partly_labeled(images: int = 30) -> tuple[list[Boxes], list[Truth]]:
-    """Images whose objects all have a label, and as many where half of them have; all are found, with one confidence."""
+    """Images whose objects all have a label, and as many where half of them have; all are found."""
     rows = [(x, y, x + 30.0, y + 30.0) for x in range(0, 200, 50) for y in range(0, 200, 50)]
     found = [boxes(*((*row, 0.8, 0) for row in rows)) for _ in range(2 * images)]
     whole, half = ([(*row, 0) for row in rows[::step]] for step in (1, 2))

@@ -23,7 +23,7 @@ class Thresholds:
     Attributes:
         confidence: for all classes. per_class: class name -> its own, of the classes with right detections.
         rule: how they were chosen, in words. data: the split that they were chosen on.
-        precision, recall, f1: there, above `confidence`, at IoU 0.5; of NEAR_BEST_F1 means over the classes, else of the
+        precision, recall, f1: there, above `confidence`, at IoU 0.5; of NEAR_BEST_F1 means over classes, else of the
             boxes of all classes together.
     """
 
