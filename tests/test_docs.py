@@ -283,7 +283,7 @@ def test_commands_and_pages_have_been_found() -> None:
         "threshold_study",
         "suspect_study",
     )
-    tested_elsewhere += ("rank", "rank_study")
+    tested_elsewhere += ("rank", "rank_study", "suspect_study")
     own = {f"tools/{name}.py" for name in tested_elsewhere}
     assert run == set(SCRIPTS) - own
     assert len(commands(RUN, "bash")) > 35 and len(commands(PARSED, "sh")) > 15
