@@ -149,7 +149,7 @@ def test_val_prints_writes_and_stores_the_threshold(
     chosen = metrics.thresholds
     assert chosen is not None and chosen.rule == "near the best F1" and chosen.data == f"{site.name}/data.yaml, val"
     assert chosen.confidence == pytest.approx(SCORE, abs=0.1) and chosen.f1 > 0.8
-    assert (chosen.precision, chosen.recall) == pytest.approx((metrics.precision, metrics.recall), abs=0.01)
+    assert (chosen.precision, chosen.recall) == pytest.approx((metrics.precision, metrics.recall), abs=0.05)
     assert f"confidence threshold: {chosen}" in caplog.messages
     assert any(line.startswith("calibration: expected calibration error 0.") for line in caplog.messages)
     folder = weights.parent / "val" / "run"
