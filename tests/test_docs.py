@@ -46,6 +46,7 @@ from tools import (
     rank,
     rank_study,
     serve,
+    suspect_study,
     threshold_study,
 )
 from utils.config import parse_cli
@@ -70,6 +71,7 @@ SCRIPTS: dict[str, tuple[Callable[..., Any], type]] = {
     "tools/doctor.py": (doctor.diagnose, doctor.DoctorConfig),
     "tools/import_labels.py": (import_labels.main, import_labels.ImportConfig),
     "tools/proposal_study.py": (proposal_study.main, proposal_study.ProposalConfig),
+    "tools/suspect_study.py": (suspect_study.main, suspect_study.SuspectStudyConfig),
     "tools/threshold_study.py": (threshold_study.main, threshold_study.ThresholdStudyConfig),
     "tools/rank.py": (rank.main, rank.RankConfig),
     "tools/rank_study.py": (rank_study.main, rank_study.RankStudyConfig),
@@ -272,8 +274,16 @@ def test_commands_run(
 
 def test_commands_and_pages_have_been_found() -> None:
     run = {split(line)[1] for line in commands(RUN, "bash")}
-    tested_elsewhere = ("kill_and_resume", "compare", "serve", "import_labels", "proposal_study", "threshold_study")
-    tested_elsewhere += ("rank", "rank_study")
+    tested_elsewhere = (
+        "kill_and_resume",
+        "compare",
+        "serve",
+        "import_labels",
+        "proposal_study",
+        "threshold_study",
+        "suspect_study",
+    )
+    tested_elsewhere += ("rank", "rank_study", "suspect_study")
     own = {f"tools/{name}.py" for name in tested_elsewhere}
     assert run == set(SCRIPTS) - own
     assert len(commands(RUN, "bash")) > 35 and len(commands(PARSED, "sh")) > 15

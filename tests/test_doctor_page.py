@@ -55,6 +55,7 @@ def detector(monkeypatch: pytest.MonkeyPatch) -> Callable[[Boxes], None]:
         (predictions(*RIGHT, (2, 10, 60, 50, 90, 0.95)), set()),  # a class that the data have not
         (predictions(*RIGHT, (1, 10, 10, 25, 25, 0.95)), set()),  # a part of the labeled cat
         (predictions(RIGHT[0]), {"unsupported labels"}),
+        (predictions(), {"no predictions"}),
         (predictions((0, *CAT[1:], 0.9), RIGHT[1]), {"class swaps"}),
         (predictions((1, 20, 20, 60, 60, 0.95), RIGHT[1]), {"shifted boxes"}),
         (predictions((0, *CAT[1:], 0.9), *RIGHT), set()),  # the label's own class was found as well
@@ -72,19 +73,19 @@ def test_crowds_and_labeled_objects_explain_predictions() -> None:
     box, one = np.array([[0.0, 0, 40, 40]]), np.ones(1)
     labels = [Truth(box, np.array([0]), one, np.array([crowd]), one) for crowd in (True, False)]
     found = predictions((1, 50, 50, 90, 90, 0.9), (0, 2, 2, 12, 12, 0.7))  # the second is a part of the label
-    kinds = [[s.kind for s in find_suspects([found], [own], {0: "cat", 1: "dog"})] for own in labels]
-    assert kinds == [[MISSING], [MISSING, UNSUPPORTED]]
+    kinds = [{s.kind for s in find_suspects([found], [own], {0: "cat", 1: "dog"})} for own in labels]
+    assert kinds == [{MISSING}, {MISSING, UNSUPPORTED}]
 
 
 def test_suspects_of_a_run_are_read(tmp_path: Path) -> None:
     data = healthy_set(tmp_path)
     image, table = tmp_path / "images/train/train0.png", tmp_path / "suspects.csv"
-    head = "score,kind,image,class,found,x1,y1,x2,y2,found x1,found y1,found x2,found y2\n"
+    head = "score,strength,kind,image,class,found,x1,y1,x2,y2,found x1,found y1,found x2,found y2\n"
     rows = [
-        f"0.9,{SWAPPED},{image},'=cat,dog,8,8,48,48,8,8,48,48",
-        f"0.3,{MISSING},{image},,dog,,,,,60,60,80,80",
-        f"0.1,{SWAPPED},{image},cat,dog,8,8,48,48,8,8,48,48",  # hardly suspicious
-        f"0.9,{SWAPPED},{tmp_path}/elsewhere.png,cat,dog,8,8,48,48,8,8,48,48",
+        f"0.9,0.9,{SWAPPED},{image},'=cat,dog,8,8,48,48,8,8,48,48",
+        f"0.05,0.7,{MISSING},{image},,dog,,,,,60,60,80,80",
+        f"0.1,0.1,{SWAPPED},{image},cat,dog,8,8,48,48,8,8,48,48",  # hardly suspicious
+        f"0.9,0.9,{SWAPPED},{tmp_path}/elsewhere.png,cat,dog,8,8,48,48,8,8,48,48",
     ]
     table.write_text(head + "\n".join(rows))
     result = doctor(data, suspects=str(table))
@@ -93,7 +94,7 @@ def test_suspects_of_a_run_are_read(tmp_path: Path) -> None:
     texts = [item.text for found in result.findings for item in found.examples]
     assert any(text.endswith("labeled =cat, found dog, suspicion 0.90") for text in texts)
     for text, message in (
-        ("score,kind\n1,x\n", "no column"),
+        ("score,strength,kind\n1,1,x\n", "no column"),
         (head + rows[-1], "none of its images"),
         (head + rows[0].replace("0.9", "high"), r"suspects\.csv:2: .*expected numbers"),
     ):

@@ -140,6 +140,13 @@ def test_what_is_shown_of_a_suspect_is_not_a_strip(tmp_path: Path, box: tuple[fl
     assert card["text"] == "labeled cat, nothing found"
 
 
+def test_a_model_that_finds_nothing_is_said_to(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, 2)
+    labels = [truth((0, 0, 40, 40, 0))] * 2
+    assert write_errors(tmp_path, ErrorAnalysis(NAMES, [boxes()] * 2, labels, float("inf")), paths, "nothing") == []
+    assert "No detections, nothing to compare" in (tmp_path / "errors.html").read_text()
+
+
 @pytest.mark.parametrize("images", [0, 2])
 def test_a_page_without_boxes(tmp_path: Path, images: int) -> None:
     paths = write_images(tmp_path, images)

@@ -11,7 +11,7 @@ import pytest
 
 from utils.config import ZERO_TO_ONE_OR_AUTO, Config, flag, parse_cli
 from utils.evaluate.curves import plot_reliability
-from utils.evaluate.matching import ClassMatches
+from utils.evaluate.matching import ClassMatches, best_confidence
 from utils.evaluate.thresholds import calibration, choose_thresholds, f1_at, scaled
 from utils.thresholds import Thresholds, confidence_threshold, split_name
 
@@ -36,15 +36,37 @@ def best_f1(parts: Mapping[int, ClassMatches]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_other_threshold_has_a_better_f1(seed: int) -> None:
+def test_the_threshold_is_near_the_best_f1(seed: int) -> None:
     parts = {0: matches_of(seed), 1: matches_of(seed + 100, 80)}
     chosen = choose_thresholds(parts, ["a", "b"])
-    assert chosen is not None and chosen.rule == "best F1"
-    assert best_f1(parts) - 0.002 < chosen.f1 <= best_f1(parts)  # the grid has steps of 0.0001
+    assert chosen is not None and chosen.rule == "near the best F1"
+    assert best_f1(parts) - 0.02 < chosen.f1 <= best_f1(parts)
     assert f1_at(parts, chosen.confidence) == pytest.approx(chosen.f1)
     for k, name in enumerate(("a", "b")):
-        assert f1_at({k: parts[k]}, chosen.per_class[name]) == pytest.approx(best_f1({k: parts[k]}), abs=0.002)
+        assert f1_at({k: parts[k]}, chosen.per_class[name]) == pytest.approx(best_f1({k: parts[k]}), abs=0.03)
     assert round(chosen.confidence, 4) == chosen.confidence
+
+
+def crowded(seed: int, labels: int, slope: float) -> ClassMatches:
+    """Detections most of which have a low confidence, as a network's; the odds of being right grow with it."""
+    chance = np.random.default_rng(seed)
+    odds = -np.sort(-chance.normal(-3, 1.8, 5 * labels))
+    hits = chance.uniform(0, 1, len(odds)) < 1 / (1 + np.exp(-slope * odds - 0.5))
+    return ClassMatches(max(labels, int(hits.sum())), 1 / (1 + np.exp(-odds)), hits)
+
+
+def test_on_other_images_it_is_better_than_the_threshold_of_the_very_best_f1() -> None:
+    others = {0: crowded(1_000, 20_000, 1.0), 1: crowded(1_001, 20_000, 2.0)}
+    own, very_best = list[float](), list[float]()
+    for seed in range(60):
+        few = {0: crowded(seed, 30, 1.0), 1: crowded(seed + 100, 15, 2.0)}
+        chosen = choose_thresholds(few, ["a", "b"])
+        assert chosen is not None
+        own.append(f1_at(others, chosen.confidence))
+        columns = ([getattr(m, key) for m in few.values()] for key in ("scores", "hits", "labels"))
+        very_best.append(f1_at(others, best_confidence(*columns)))
+    possible = max(f1_at(others, t / 100) for t in range(100))
+    assert possible - np.mean(own) < 0.75 * (possible - np.mean(very_best))
 
 
 @pytest.mark.parametrize("wanted", [0.5, 0.8, 0.9])
@@ -116,7 +138,7 @@ def test_the_error_of_two_bins_is_the_mean_of_their_differences_by_count() -> No
 def test_thresholds_become_plain_data_and_back_and_are_a_line() -> None:
     whole = Thresholds(0.381, data="my.yaml, val", precision=0.812, recall=0.771, f1=0.79, per_class={"cat": 0.4})
     assert Thresholds.from_dict(whole.as_dict() | {"later": 1}, "x.pt") == whole
-    assert str(whole) == "0.381 (best F1 on my.yaml, val: precision 0.81, recall 0.77)"
+    assert str(whole) == "0.381 (near the best F1 on my.yaml, val: precision 0.81, recall 0.77)"
     assert "\n" not in str(Thresholds(0.1, rule="best\nF1", data="a\x1b[31mb\n" * 50))
     assert len(str(Thresholds(0.1, rule="r" * 9_000, data="d" * 9_000))) < 300
 

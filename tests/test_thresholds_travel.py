@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import runs
 import torch
@@ -146,9 +147,9 @@ def test_val_prints_writes_and_stores_the_threshold(
     caplog.set_level("INFO")
     metrics = val.main(validation(site, weights, plots=True))
     chosen = metrics.thresholds
-    assert chosen is not None and chosen.rule == "best F1" and chosen.data == f"{site.name}/data.yaml, val"
+    assert chosen is not None and chosen.rule == "near the best F1" and chosen.data == f"{site.name}/data.yaml, val"
     assert chosen.confidence == pytest.approx(SCORE, abs=0.1) and chosen.f1 > 0.8
-    assert (chosen.precision, chosen.recall) == pytest.approx((metrics.precision, metrics.recall), abs=0.01)
+    assert (chosen.precision, chosen.recall) == pytest.approx((metrics.precision, metrics.recall), abs=0.05)
     assert f"confidence threshold: {chosen}" in caplog.messages
     assert any(line.startswith("calibration: expected calibration error 0.") for line in caplog.messages)
     folder = weights.parent / "val" / "run"
@@ -353,3 +354,30 @@ def test_the_study_measures_thresholds_on_the_split_that_did_not_choose_them(sit
     for wrong in ({"data": ()}, {"choose": ("val", "test")}, {"choose": ("val/3",)}):
         with pytest.raises(ValueError, match="expected"):
             study.main(replace(cfg, **wrong))
+
+
+def test_halves_lose_least_with_the_threshold_of_all_images(site: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from tools import threshold_study as study
+
+    caplog.set_level("INFO")
+    study.main(study.ThresholdStudyConfig((str(site / "tiny.pt"),), (str(site / "data.yaml"),), imgsz=128, halves=5))
+    row = caplog.messages[-1].splitlines()[-1].strip("| ").split(" | ")
+    assert len(row) == len(study.HALVES)
+    assert all(0 <= float(value) <= 1 for value in row[3:])
+    matches = study.class_matches(
+        [(np.array([0, 0, 1]), np.array([0.2, 0.9, 0.5]), np.array([False, True, True]), np.array([0, 0]))], 2
+    )
+    assert list(matches) == [0] and matches[0].labels == 2
+    assert (matches[0].scores.tolist(), matches[0].hits.tolist()) == ([0.9, 0.2], [True, False])
+
+
+def test_the_study_of_suspects_joins_splits(site: Path) -> None:
+    from tools import suspect_study as study
+
+    cfg = study.SuspectStudyConfig((str(site / "tiny.pt"),), str(site / "data.yaml"), ("val", "val+test"), 0.3, 2, 128)
+    val, both = study.main(cfg)
+    assert both["split"] == "val+test" and int(both["labels"]) > int(val["labels"])
+    with pytest.raises(ValueError, match="expected"):
+        study.main(replace(cfg, data=""))
+    with pytest.raises(ValueError, match="none of the"):
+        study.main(replace(cfg, errors=0.0))

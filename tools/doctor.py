@@ -57,7 +57,7 @@ from utils.doctor.findings import Finding
 from utils.doctor.page import text_page, write_html
 from utils.doctor.repair import check_target, repair
 from utils.doctor.survey import Survey, all_records, survey
-from utils.doctor.suspects import classes_by_name, findings, in_data_classes, read_suspects, suspects_of
+from utils.doctor.suspects import classes_by_name, findings, in_data_classes, nothing_found, read_suspects, suspects_of
 from utils.evaluate.suspects import LOWEST
 from utils.images import imread
 from utils.nms import NmsSettings
@@ -130,6 +130,8 @@ def suspects(cfg: DoctorConfig, data: Data, found: Survey) -> list[Finding]:
         in_data_classes(predictor([read(record.path)])[0].boxes, common)
         for record in Progress(records, len(records), lambda: "predicting")
     ]
+    if not any(len(boxes) for boxes in predictions):
+        return [nothing_found(Path(cfg.weights).name)]
     listed = suspects_of(records, predictions, data.label_names, set(common.values()))
     return list(findings(listed, Path(cfg.weights).name))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.config import AT_LEAST_1, Config, check_cli, flag, run_script
+from utils.config import AT_LEAST_0, AT_LEAST_1, Config, check_cli, flag, run_script
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ThresholdStudyConfig(Config):
     data: tuple[str, ...] = flag((), "data YAMLs, one for each row")
     choose: tuple[str, ...] = flag(("val",), "splits that choose; val/1: every second image; one: of all rows")
     measure: tuple[str, ...] = flag(("test",), "splits that measure; val/2: the other images; one: of all rows")
+    halves: int = flag(0, "also choose on random halves of the images, so many times; 0: no", bounds=AT_LEAST_0)
     imgsz: int | tuple[int, ...] = flag(
         (),
         "size of the images, pixels; empty: that of the weights, else 640",
@@ -39,7 +40,7 @@ if __name__ == "__main__":
     check_cli(ThresholdStudyConfig)  # before the imports that take seconds: --help and mistakes are answered at once
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -48,7 +49,19 @@ from utils.device import select_device
 from utils.evaluate.evaluation import detect_all
 from utils.evaluate.matching import ClassMatches
 from utils.evaluate.metrics import DetectionMetrics
-from utils.evaluate.thresholds import GRID, calibration, choose_thresholds, confident, f1_at, reliability, scaled
+from utils.evaluate.thresholds import (
+    GRID,
+    Counts,
+    calibration,
+    choose_thresholds,
+    confident,
+    f1_at,
+    last_best,
+    mean,
+    reliability,
+    scaled,
+)
+from utils.evaluate.verdicts import matched_labels
 from utils.thresholds import split_name
 from val import ValConfig, eval_settings, match_classes, read_data, split_loader
 
@@ -58,6 +71,16 @@ HEADER = (
     "weights", "chosen on", "used on", "threshold", "F1", "best possible", "at", f"F1 at {DEFAULT}",
     "ECE", "with temperature",
 )  # fmt: skip
+HALVES = (
+    "weights",
+    "data",
+    "images",
+    "chosen",
+    "of the very best F1",
+    "of all images",
+    "within 0.01",
+    "of all images, too",
+)
 Matches = Mapping[int, ClassMatches]
 
 
@@ -74,10 +97,17 @@ def main(cfg: ThresholdStudyConfig) -> list[dict[str, str]]:
         row |= {"chosen on": split_name(data, choose), "used on": split_name(data, measure)}
         rows.append(row)
         LOGGER.info(" | ".join(row[key] for key in HEADER))
-    lines = ["| " + " | ".join(row) + " |" for row in (HEADER, ["---"] * len(HEADER))]
-    lines += ["| " + " | ".join(row[key] for key in HEADER) + " |" for row in rows]
-    LOGGER.info("\n".join(["", *lines]))
+    log_table(HEADER, rows)
+    if cfg.halves:
+        log_table(HALVES, [halves_of(cfg.halves, *case, seen) for case in cases(cfg)])
     return rows
+
+
+def log_table(header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows as a Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header))]
+    lines += ["| " + " | ".join(row[key] for key in header) + " |" for row in rows]
+    LOGGER.info("\n".join(["", *lines]))
 
 
 def cases(cfg: ThresholdStudyConfig) -> list[tuple[str, str, str, str]]:
@@ -147,6 +177,69 @@ def row_of(chosen_on: Matches, names: list[str], used_on: Matches) -> dict[str, 
         f"F1 at {DEFAULT}": f"{f1_at(used_on, DEFAULT):.3f}",
         "ECE": errors[0],
         "with temperature": errors[1],
+    }
+
+
+def halves_of(
+    repeats: int,
+    weights: str,
+    data: str,
+    choose: str,
+    measure: str,
+    seen: Mapping[tuple[str, str, str], DetectionMetrics],
+) -> dict[str, str]:
+    """How much F1 thresholds lose on one random half of the images of both splits against the best possible there.
+
+    Chosen on the other half; that of the very best F1 there; that of the best F1 on all images, of both halves: the
+    measuring half's own best cannot be met by any threshold from elsewhere.
+    """
+    wholes = [seen[weights, data, name] for name in dict.fromkeys(s.partition("/")[0] for s in (choose, measure))]
+    images = [match for whole in wholes for match in image_matches(whole)]
+    classes, chance = len(wholes[0].names), np.random.default_rng(0)
+    names, everywhere = list(wholes[0].names.values()), best_place(class_matches(images, classes))
+    lost = []
+    for _ in range(repeats):
+        order = chance.permutation(len(images)).tolist()
+        own, other = (class_matches([images[i] for i in part], classes) for part in np.array_split(order, 2))
+        chosen = choose_thresholds(own, names)
+        if chosen is None:
+            raise ValueError(f"{data}: half of the images without right detections, expected some in every half")
+        f1 = mean({names[k]: Counts.of(m) for k, m in other.items()}, "f1")
+        places = round(chosen.confidence * len(GRID)), best_place(own), everywhere
+        lost.append([f1.max() - f1[place] for place in places])
+    table = np.array(lost)
+    losses = (f"{x:.3f}" for x in table.mean(axis=0))
+    near = (f"{x:.2f}" for x in (table[:, [0, 2]] <= 0.01).mean(axis=0))
+    values = (title(weights), Path(data).resolve().parent.name, str(len(images)), *losses, *near)
+    return dict(zip(HALVES, values, strict=True))
+
+
+def best_place(matches: Matches) -> int:
+    """The place in GRID of the very best mean F1."""
+    return last_best(mean({str(k): Counts.of(m) for k, m in matches.items()}, "f1"))
+
+
+ImageMatches = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def image_matches(whole: DetectionMetrics) -> list[ImageMatches]:
+    """Of each image: place of the class, score and hit of its detections; place of the class of its labels."""
+    place = {c: k for k, c in enumerate(whole.names)}
+    rows = []
+    for found, truth in zip(whole.found, whole.truth, strict=True):
+        label, own = (np.array([place[c] for c in boxes.label.tolist()], dtype=int) for boxes in (found, truth))
+        rows.append((label, found.score, matched_labels(found, truth) >= 0, own[~truth.crowd]))
+    return rows
+
+
+def class_matches(images: Sequence[ImageMatches], classes: int) -> dict[int, ClassMatches]:
+    """Place of each class with labels -> its matches in these images."""
+    label, score, hit, own = (np.concatenate(part) for part in zip(*images, strict=True))
+    order = (-score).argsort(kind="stable")
+    label, score, hit = label[order], score[order], hit[order]
+    labels = np.bincount(own, minlength=classes)
+    return {
+        k: ClassMatches(int(labels[k]), score[label == k], hit[label == k]) for k in np.flatnonzero(labels).tolist()
     }
 
 

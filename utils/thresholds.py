@@ -11,6 +11,7 @@ from utils.plain_data import plain_data, refusal
 from utils.text import clean
 
 LOGGER = logging.getLogger(__name__)
+NEAR_BEST_F1 = "near the best F1"  # the rule where no precision or recall is asked for
 AUTO = "auto"  # the word for the stored threshold, where a number is expected
 GENERIC = ("data", "dataset")  # names of data YAMLs that say nothing without their folder
 
@@ -22,12 +23,12 @@ class Thresholds:
     Attributes:
         confidence: for all classes. per_class: class name -> its own, of the classes with right detections.
         rule: how they were chosen, in words. data: the split that they were chosen on.
-        precision, recall, f1: there, above `confidence`, at IoU 0.5; of the rule "best F1" means over the classes with
-            labels, else of the boxes of all classes together.
+        precision, recall, f1: there, above `confidence`, at IoU 0.5; of NEAR_BEST_F1 means over classes, else of the
+            boxes of all classes together.
     """
 
     confidence: float
-    rule: str = "best F1"
+    rule: str = NEAR_BEST_F1
     data: str = ""
     precision: float = 0.0
     recall: float = 0.0
@@ -62,7 +63,7 @@ class Thresholds:
         return cls(**known)
 
     def __str__(self) -> str:
-        """'0.381 (best F1 on my.yaml, val: precision 0.81, recall 0.77)'."""
+        """'0.381 (near the best F1 on my.yaml, val: precision 0.81, recall 0.77)'."""
         where = f" on {clean(self.data, 120)}" if self.data else ""
         scores = f"precision {self.precision:.2f}, recall {self.recall:.2f}"
         return f"{self.confidence:g} ({clean(self.rule, 60)}{where}: {scores})"

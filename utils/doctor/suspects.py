@@ -14,11 +14,11 @@ from utils.boxes import Boxes, Truth, areas
 from utils.classes import ClassMatch
 from utils.doctor.findings import WARNING, Example, Finding, finding
 from utils.doctor.survey import ImageRecord
-from utils.evaluate.suspects import MISSING, SHIFTED, SWAPPED, UNSUPPORTED, WEIGHT, Suspect, find_suspects
+from utils.evaluate.suspects import LOWEST, MISSING, SHIFTED, SWAPPED, UNSUPPORTED, Suspect, find_suspects
 from utils.reading import read_text
 from utils.text import clean, counted
 
-STRIKING = 0.5  # of the highest score of its kind from which on a suspect is a finding
+STRIKING = 0.5  # strength of a contradiction from which on it is a finding, however many there are
 CHECKS = {  # kind -> name of the check, what it is, what is counted
     SWAPPED: ("class swaps", "with a confident prediction of another class instead", "label"),
     MISSING: ("missing labels", "that are confident and have no label nearby", "prediction"),
@@ -27,6 +27,7 @@ CHECKS = {  # kind -> name of the check, what it is, what is counted
 }
 NEEDED = {
     "score",
+    "strength",
     "kind",
     "image",
     "class",
@@ -57,7 +58,7 @@ def suspects_of(
         known: classes that the detector has; labels of others are not judged.
     """
     suspects = find_suspects(found, [truth_of(record) for record in records], names)
-    judged = [s for s in suspects if (s.row < 0 or s.label in known) and s.score >= STRIKING * WEIGHT[s.kind]]
+    judged = [s for s in suspects if (s.row < 0 or s.label in known) and s.strength >= STRIKING]
     return [Striking(s.kind, example(records[s.image].path, s, names)) for s in judged]
 
 
@@ -101,15 +102,15 @@ def read_suspects(path: Path, records: Sequence[ImageRecord]) -> list[Striking]:
     for number, row in enumerate(rows, start=2):
         try:
             record = by_path.get(str(Path(plain(row["image"])).resolve()))
-            score = float(row["score"])
+            score, strength = float(row["score"]), float(row["strength"])
             prefix = "found " if row["kind"] == MISSING else ""
             box = np.array([[float(row[prefix + corner]) for corner in ("x1", "y1", "x2", "y2")]])
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}:{number}: {clean(error, 80)}, expected numbers in score, x1, y1, x2, y2"
+                f"{path}:{number}: {clean(error, 80)}, expected numbers in score, strength, x1, y1, x2, y2"
             ) from error
         known += record is not None
-        if record and row["kind"] in CHECKS and score >= STRIKING * WEIGHT[row["kind"]] and np.isfinite(box).all():
+        if record and row["kind"] in CHECKS and strength >= STRIKING and np.isfinite(box).all():
             words = text_of(row["kind"], clean(plain(row["class"]), 60), clean(plain(row["found"]), 60))
             line = Example(f"{record.path}: {words}, suspicion {score:.2f}", (record.path,), box)
             found.append((score, Striking(row["kind"], line)))
@@ -131,6 +132,12 @@ def findings(suspects: Sequence[Striking], source: str) -> Iterator[Finding]:
         if own:
             advice = f"Look at them, the most suspicious ones first: a detector makes mistakes, too ({source})."
             yield finding(check, WARNING, f"{counted(len(own), noun)} {text}", advice, own, len(own))
+
+
+def nothing_found(weights: str) -> Finding:
+    """The finding that a detector found nothing, so that it says nothing about the labels."""
+    text = f"{weights} predicts nothing with a confidence of {LOWEST} or more: there is nothing to compare labels with"
+    return finding("no predictions", WARNING, text, "Give weights that were trained on such images, at their size.")
 
 
 def classes_by_name(model: Mapping[int, str], data: Mapping[int, str]) -> dict[int, int]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.boxes import Boxes, areas
 from utils.evaluate.coco import AREAS
-from utils.evaluate.suspects import Suspect, find_suspects
+from utils.evaluate.suspects import LOWEST, Suspect, find_suspects
 from utils.evaluate.verdicts import ERRORS, NAMES, ErrorAnalysis, Verdict
 from utils.files import write_atomic
 from utils.images import imread
@@ -31,7 +31,7 @@ SHOWN_CONFUSIONS = 30  # of sets with too many classes for a table
 CROP = 220  # pixels, long side of a suspect's image
 COST = {Verdict.MISSED: 1.0, Verdict.WRONG_CLASS: 1.0, Verdict.BACKGROUND: 1.0, Verdict.BADLY_PLACED: 0.5}
 CORNERS = ("x1", "y1", "x2", "y2")
-COLUMNS = ("score", "kind", "image", "class", "found", *CORNERS, *(f"found {name}" for name in CORNERS))
+COLUMNS = ("score", "strength", "kind", "image", "class", "found", *CORNERS, *(f"found {name}" for name in CORNERS))
 
 
 def write_errors(folder: Path, analysis: ErrorAnalysis, paths: Sequence[str], title: str) -> list[Suspect]:
@@ -60,6 +60,7 @@ def write_errors(folder: Path, analysis: ErrorAnalysis, paths: Sequence[str], ti
         confusions=frequent_confusions(matrix),
         shown=len(order),
         images=len(analysis.found),
+        compared=any((boxes.score >= LOWEST).any() for boxes in analysis.found),
         suspects=[s for s in (suspect_card(s, paths, names) for s in suspects[:SHOWN_SUSPECTS]) if s],
         data={
             "names": names,
@@ -214,5 +215,5 @@ def suspects_table(suspects: Sequence[Suspect], paths: Sequence[str], names: Map
         own = [round(float(v), 1) for v in s.xyxy] if s.row >= 0 else [""] * 4
         found = [round(float(v), 1) for v in s.found] if s.found is not None else [""] * 4
         words = (cell(clean(names.get(c, ""))) for c in (s.label, s.suggested))
-        writer.writerow([f"{s.score:.4f}", s.kind, cell(paths[s.image]), *words, *own, *found])
+        writer.writerow([f"{s.score:.4f}", f"{s.strength:.4f}", s.kind, cell(paths[s.image]), *words, *own, *found])
     return text.getvalue()

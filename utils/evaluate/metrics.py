@@ -54,7 +54,7 @@ class Metrics(Scores):
 
     Attributes:
         speed_ms: milliseconds per image of each stage. loss: validation loss, where one was computed.
-        thresholds: the confidence thresholds of the best F1; None without right detections.
+        thresholds: the confidence thresholds near the best F1; None without right detections.
         calibration: of the confidences; None without detections.
         coco: COCO's figures: AP, AP50, AP75; APs, APm, APl of small, medium and large labels (see coco.AREAS); AR1,
             AR10 and AR of at most 1, 10 and max_det detections of a class in an image; ARs, ARm, ARl. -1: no such
@@ -168,7 +168,7 @@ class DetectionMetrics:
         )
 
     def thresholds(self, precision: float | None = None, recall: float | None = None) -> Thresholds | None:
-        """The confidence thresholds of the best F1, or of a wanted precision or recall; see choose_thresholds."""
+        """The confidence thresholds near the best F1, or of a wanted precision or recall; see choose_thresholds."""
         return choose_thresholds(self.class_matches, list(self.names.values()), precision, recall)
 
     @cached_property
@@ -178,7 +178,7 @@ class DetectionMetrics:
 
     @cached_property
     def best_confidence(self) -> float:
-        """The confidence of the best mean F1 at IoU 0.5; inf without detections."""
+        """The confidence of the best mean F1 at IoU 0.5 on these images; inf without detections. See thresholds."""
         classes = list(self.class_matches.values())
         return best_confidence([m.scores for m in classes], [m.hits for m in classes], [m.labels for m in classes])
 

@@ -1,18 +1,22 @@
-"""Suspected label errors: where confident detections and labels contradict each other, the most suspicious first.
+"""Suspected label errors: where detections and labels contradict each other, the most suspicious first.
 
 The idea of scoring each label by the best detection that supports or contradicts it is that of Tkachenko et al. 2023,
-arXiv:2309.00832; the scores are this project's.
+arXiv:2309.00832; the scores are this project's. How strong a contradiction must be depends on the detector and the
+data, so it is read from them: a contradiction is suspicious if a label error would look like this and little else does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
 from utils.boxes import Boxes, Truth, pairwise_iou
+from utils.evaluate.labeled import labeled_shares
 from utils.evaluate.matching import MATCH_IOU, covered
+from utils.evaluate.verdicts import matched_labels
 
 MISSING, SWAPPED, SHIFTED, UNSUPPORTED = "missing label", "other class", "shifted box", "unsupported label"
 LOWEST = 0.05  # least confidence of a detection that is compared with labels
@@ -20,9 +24,11 @@ APART, SAME = 0.4, 0.7  # IoU up to which boxes are two objects, from which on t
 NEAR = 0.2  # least IoU of a detection that supports a label at all
 INSIDE = 0.8  # part of a detection that lies in a label of its class from which on it is a part of that object
 PRIOR = 5  # detections by which the scores themselves count among those of right detections
-# How much a contradiction weighs: detectors find objects that nobody labeled on purpose, and miss small ones, more
-# often than they find another class or place for a labeled object.
-WEIGHT = {SWAPPED: 1.0, SHIFTED: 1.0, MISSING: 0.4, UNSUPPORTED: 0.3}
+# The share of labels that is assumed to have each error. Only their ratios decide the order; a label that nothing
+# supports is more often an object that the detector misses.
+RATE = {SWAPPED: 0.02, SHIFTED: 0.02, MISSING: 0.02, UNSUPPORTED: 0.01}
+BAND = 0.1  # contradictions whose strengths differ less are alike
+FEW = 0.01  # of the labels: right ones that are contradicted at any strength, where none were seen
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,14 @@ class Suspect:
     """A label, or a place without one, that detections contradict.
 
     Attributes:
-        score: how suspicious it is, 0..1. kind: one of the four above. image: index of the image.
+        score: how suspicious it is, 0..1: the chance of an error, see judged. strength: of the contradiction itself,
+            0..1, however common it is. kind: one of the four above. image: index of the image.
         row: row of the label; -1: a missing one. label: its class; -1 likewise. suggested: class that was found; -1:
             none. xyxy: (4,) corner pixels of the label, or of the detection. found: those of the detection, or None.
     """
 
     score: float
+    strength: float
     kind: str
     image: int
     row: int
@@ -46,19 +54,46 @@ class Suspect:
 
 
 def find_suspects(found: Sequence[Boxes], truth: Sequence[Truth], names: Mapping[int, str]) -> list[Suspect]:
-    """Every label of all images, and every detection without one, the most suspicious first.
+    """Every label of all images, and detections without one, the most suspicious first; none without detections.
 
     Args:
         found: detections of each image, with a confidence threshold of at most LOWEST. truth: labels of each image, in
             the same frame.
     """
+    if not any((boxes.score >= LOWEST).any() for boxes in found):
+        return []
     usual = usual_scores(found, truth, names)
-    suspects = [
-        suspect
-        for image, (boxes, labels) in enumerate(zip(found, truth, strict=True))
-        for suspect in image_suspects(image, boxes, labels, usual)
-    ]
-    return sorted(suspects, key=lambda suspect: -suspect.score)
+    images = [Compared.of(boxes, labels, usual) for boxes, labels in zip(found, truth, strict=True)]
+    shares = labeled_shares(images)
+    pairs = enumerate(zip(images, shares, strict=True))
+    contradictions = [suspect for k, (image, share) in pairs for suspect in image.suspects(k, share)]
+    count = sum(int((~labels.crowd).sum()) for labels in truth)
+    return sorted(judged(contradictions, count), key=lambda suspect: -suspect.score)
+
+
+def judged(contradictions: Sequence[Suspect], labels: int) -> list[Suspect]:
+    """The same, with the chance of an error as score instead of what it is made from, see Compared.suspects.
+
+    The odds are the number of errors with this strength over that of right labels with it. Errors are assumed to be
+    RATE of the labels. Strengths of those that contradict labels have the density 2 * strength, since half of all right
+    detections are trusted by 0.7 or more; right labels are as the other contradictions of the kind are. Detections
+    without a label have the odds of being labeled themselves, which is the ratio of both.
+    """
+    score = np.array([suspect.score for suspect in contradictions])
+    kinds = np.array([suspect.kind for suspect in contradictions])
+    odds = np.zeros(len(score))
+    for kind, rate in RATE.items():
+        own = score[kinds == kind]
+        if kind == MISSING:
+            odds[kinds == kind] = rate * own / np.maximum(1 - own, 1e-6)
+            continue
+        ordered = np.sort(own)
+        alike = np.searchsorted(ordered, own + BAND, side="right") - np.searchsorted(ordered, own - BAND, side="left")
+        width = np.minimum(own + BAND, 1) - np.maximum(own - BAND, 0)
+        density = (alike - 1) / width / max(labels, 1)
+        odds[kinds == kind] = rate * 2 * own / (density + FEW)
+    chance = odds / (1 + odds)
+    return [replace(suspect, score=float(p)) for suspect, p in zip(contradictions, chance, strict=True)]
 
 
 def usual_scores(found: Sequence[Boxes], truth: Sequence[Truth], names: Mapping[int, str]) -> dict[int, np.ndarray]:
@@ -93,43 +128,83 @@ def agreement(iou: np.ndarray) -> np.ndarray:
     return np.clip((iou - APART) / (SAME - APART), 0, 1)
 
 
-def image_suspects(image: int, found: Boxes, truth: Truth, usual: Mapping[int, np.ndarray]) -> Iterator[Suspect]:
-    """The labels of one image, and the detections without one."""
-    found = found[found.score >= LOWEST]
-    found = found[(-found.score).argsort(kind="stable")]
-    trusted, best = trust(found, usual), best_of_object(found)
-    iou = pairwise_iou(found.xyxy.astype(np.float64), truth.xyxy.astype(np.float64))
-    same = found.label[:, None] == truth.label[None]
-    agreed, own = agreement(iou), np.where(same, iou, 0)
-    nearest = own.max(axis=1, initial=0)[:, None] == own  # a detection speaks for the place of one label only
-    swapped = trusted[:, None] * (best[:, None] & ~same) * agreed
-    shifted = trusted[:, None] * (best[:, None] & same & nearest & (iou >= 0.1)) * (1 - agreed)
-    supported = (trusted[:, None] * same * agreed).max(axis=0, initial=0)
-    near = (trusted[:, None] * (iou >= NEAR)).max(axis=0, initial=0)
-    explained = set[int]()
-    for j in np.flatnonzero(~truth.crowd).tolist():
-        doubt = 1 - supported[j]
-        scores = {
-            SWAPPED: WEIGHT[SWAPPED] * swapped[:, j].max(initial=0) * doubt,
-            SHIFTED: WEIGHT[SHIFTED] * shifted[:, j].max(initial=0) * doubt,
-            UNSUPPORTED: WEIGHT[UNSUPPORTED] * (1 - near[j]) * doubt,
-        }
-        kind = max(scores, key=lambda key: scores[key])
-        row = None if kind == UNSUPPORTED else int((swapped if kind == SWAPPED else shifted)[:, j].argmax())
-        if row is not None:
-            explained.add(row)
-        suggested, place = (-1, None) if row is None else (int(found.label[row]), found.xyxy[row])
-        yield Suspect(float(scores[kind]), kind, image, j, int(truth.label[j]), suggested, truth.xyxy[j], place)
-    alone = best & (iou.max(axis=1, initial=0) < APART)
-    alone &= covered(found.xyxy, truth.xyxy[truth.crowd]) < MATCH_IOU
-    for c in np.unique(found.label).tolist():  # a part of a labeled object is no other object
-        own = found.label == c
-        alone[own] &= covered(found.xyxy[own], truth.xyxy[truth.label == c]) < INSIDE
-    for i in np.flatnonzero(alone).tolist():
-        if i not in explained:
-            apart = 1 - np.clip((iou[i].max(initial=0) - 0.1) / (APART - 0.1), 0, 1)
-            score = WEIGHT[MISSING] * trusted[i] * apart
-            yield Suspect(float(score), MISSING, image, -1, -1, int(found.label[i]), found.xyxy[i], found.xyxy[i])
+@dataclass(frozen=True)
+class Compared:
+    """The n detections and m labels of one image.
+
+    Attributes:
+        found: with at least LOWEST, best first. truth: labels. trusted: (n,) see trust. best: (n,) see best_of_object.
+        match: (n,) row of the label that each detection matches, see matched_labels; -1: none.
+        iou: (n, m). crowded: (n,) whether it lies in a crowd label.
+    """
+
+    found: Boxes
+    truth: Truth
+    trusted: np.ndarray
+    best: np.ndarray
+    match: np.ndarray
+    iou: np.ndarray
+    crowded: np.ndarray
+
+    @classmethod
+    def of(cls, found: Boxes, truth: Truth, usual: Mapping[int, np.ndarray]) -> Self:
+        """From the detections of an image, in any order and with any score."""
+        found = found[found.score >= LOWEST]
+        found = found[(-found.score).argsort(kind="stable")]
+        iou = pairwise_iou(found.xyxy.astype(np.float64), truth.xyxy.astype(np.float64))
+        crowded = covered(found.xyxy, truth.xyxy[truth.crowd]) >= MATCH_IOU
+        match = matched_labels(found, truth)
+        return cls(found, truth, trust(found, usual), best_of_object(found), match, iou, crowded)
+
+    def suspects(self, image: int, share: np.ndarray) -> Iterator[Suspect]:
+        """The labels, their score the strength, and the detections without one, their score the share of labeled ones.
+
+        Args:
+            share: (n,) of the detections like each, those that have a label.
+        """
+        explained = set[int]()
+        for suspect, row in self.labels(image):
+            if row >= 0 and suspect.row not in self.match:
+                explained.add(row)
+            yield suspect
+        for i in np.flatnonzero(self.alone()).tolist():
+            if i not in explained:
+                box, label = self.found.xyxy[i], int(self.found.label[i])
+                apart = 1 - min(max((self.iou[i].max(initial=0) - 0.1) / (APART - 0.1), 0), 1)
+                strength = float(self.trusted[i] * apart)
+                yield Suspect(float(share[i]), strength, MISSING, image, -1, -1, label, box, box)
+
+    def labels(self, image: int) -> Iterator[tuple[Suspect, int]]:
+        """Each label, and the row of the detection that contradicts it; -1: none."""
+        found, truth, iou, trusted = self.found, self.truth, self.iou, self.trusted[:, None]
+        same = found.label[:, None] == truth.label[None]
+        agreed, own = agreement(iou), np.where(same, iou, 0)
+        nearest = own.max(axis=1, initial=0)[:, None] == own  # a detection speaks for the place of one label only
+        swapped = trusted * (self.best[:, None] & ~same) * agreed
+        shifted = trusted * (self.best[:, None] & same & nearest & (iou >= 0.1)) * (1 - agreed)
+        supported = (trusted * same * agreed).max(axis=0, initial=0)
+        near = (trusted * (iou >= NEAR)).max(axis=0, initial=0)
+        for j in np.flatnonzero(~truth.crowd).tolist():
+            doubt = 1 - supported[j]
+            strengths = {
+                SWAPPED: swapped[:, j].max(initial=0) * doubt,
+                SHIFTED: shifted[:, j].max(initial=0) * doubt,
+                UNSUPPORTED: (1 - near[j]) * doubt,
+            }
+            kind = max(strengths, key=lambda key: strengths[key] * RATE[key])
+            row = -1 if kind == UNSUPPORTED else int((swapped if kind == SWAPPED else shifted)[:, j].argmax())
+            suggested, place = (-1, None) if row < 0 else (int(found.label[row]), found.xyxy[row])
+            label, strength = int(truth.label[j]), float(strengths[kind])
+            yield Suspect(strength, strength, kind, image, j, label, suggested, truth.xyxy[j], place), row
+
+    def alone(self) -> np.ndarray:
+        """(n,) whether a detection is the best of an object that has no label."""
+        found, truth = self.found, self.truth
+        alone = self.best & (self.iou.max(axis=1, initial=0) < APART) & ~self.crowded
+        for c in np.unique(found.label).tolist():  # a part of a labeled object is no other object
+            own = found.label == c
+            alone[own] &= covered(found.xyxy[own], truth.xyxy[truth.label == c]) < INSIDE
+        return alone
 
 
 def best_of_object(found: Boxes) -> np.ndarray:

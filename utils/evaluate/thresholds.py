@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from utils.evaluate.matching import ClassMatches
-from utils.thresholds import Thresholds
+from utils.thresholds import NEAR_BEST_F1, Thresholds
 
 STEPS = 10_000  # thresholds 0, 0.0001, ... 0.9999: what is stored is what was measured, and is short to type
 GRID = np.arange(STEPS) / STEPS
+SLACK = 0.015  # by how much F1 is below the best where a threshold counts 1/e
+POOLED = 1 / 3  # weight of the F1 of all boxes together beside the mean over the classes, which is noisier
 BINS = 15  # of the reliability curve
 LOWEST = 0.05  # least confidence of a detection that counts for calibration
 TEMPERATURES = np.geomspace(0.25, 4, 161)
@@ -58,8 +60,10 @@ def choose_thresholds(
     precision: float | None = None,
     recall: float | None = None,
 ) -> Thresholds | None:
-    """The thresholds of best F1, or the lowest with a wanted precision, or the highest with a wanted recall.
+    """The thresholds near the best F1, or the lowest with a wanted precision, or the highest with a wanted recall.
 
+    The very best F1 of some dozens of images is a matter of chance: of all thresholds, weighted by how near the best
+    their F1 is, the mean is better on other images (docs/val.md).
     A wanted precision or recall is that of the boxes of all classes together, which a user sees. Where it cannot be
     reached the threshold is the one that comes nearest, and the rule says "not reached".
 
@@ -75,9 +79,9 @@ def choose_thresholds(
     pooled = sum_of(list(counts.values()))
     best_f1 = precision is None and recall is None
     if best_f1:
-        best = middle(last_best(mean(counts, "f1")), pooled.kept)
+        best = middle(center_of_best((1 - POOLED) * mean(counts, "f1") + POOLED * pooled.f1, pooled), pooled.kept)
         p, r, f1 = (float(mean(counts, key)[best]) for key in ("precision", "recall", "f1"))
-        rule = "best F1"
+        rule = NEAR_BEST_F1
     else:
         best = place_of(pooled, precision, recall)
         p, r, f1 = (float(getattr(pooled, key)[best]) for key in ("precision", "recall", "f1"))
@@ -106,12 +110,29 @@ def mean(counts: Mapping[str, Counts], key: str) -> np.ndarray:
 def place_of(counts: Counts, precision: float | None, recall: float | None) -> int:
     """The place in GRID of the threshold of one group of detections, see choose_thresholds."""
     if precision is None and recall is None:
-        return middle(last_best(counts.f1), counts.kept)
+        return middle(center_of_best(counts.f1, counts), counts.kept)
     curve, wanted = (counts.precision, precision) if precision is not None else (counts.recall, recall)
     enough = np.flatnonzero(curve >= wanted)
     if not len(enough):
         return middle(last_best(curve), counts.kept)
     return middle(int(enough[0] if precision is not None else enough[-1]), counts.kept)
+
+
+def center_of_best(f1: np.ndarray, counts: Counts) -> int:
+    """The place in GRID of the mean of all thresholds, weighted by exp((f1 - best) / SLACK).
+
+    What is averaged is the logarithm of detections and labels together, which F1 is divided by: the confidences of one
+    model crowd near 0, those of another near 1.
+
+    Args:
+        f1: (STEPS,). counts: of the detections that it is about.
+    """
+    first = np.flatnonzero(np.diff(counts.kept, prepend=counts.kept[0] + 1))  # where a detection is left out
+    size = np.log(counts.kept[first] + counts.labels)
+    width = np.abs(np.gradient(size)) if len(first) > 1 else np.ones(1)
+    weight = width * np.exp((f1[first] - f1.max()) / SLACK)
+    center = (weight * size).sum() / weight.sum()
+    return int(first[np.abs(size - center).argmin()])
 
 
 def last_best(curve: np.ndarray) -> int:
