@@ -132,7 +132,7 @@ def test_many_classes_have_a_list_of_confusions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("box", [(80.0, 10, 84, 150), (10.0, 90, 180, 94), (150.0, 60, 200, 140)])
 def test_what_is_shown_of_a_suspect_is_not_a_strip(tmp_path: Path, box: tuple[float, ...]) -> None:
     xyxy = np.array(box)
-    suspect = Suspect(0.4, UNSUPPORTED, 0, 0, 0, -1, xyxy, None)
+    suspect = Suspect(0.4, 0.4, UNSUPPORTED, 0, 0, 0, -1, xyxy, None)
     card = suspect_card(suspect, write_images(tmp_path, 1), ["cat"])
     assert card and max(card["size"]) <= 1.52 * min(card["size"])
     _, x, y, w, h = card["boxes"][0]
