@@ -1,4 +1,4 @@
-"""MobileViT blocks and the anchor head in the form that ncnn runs fastest: the same sums of one image, at rank 3 or less."""
+"""MobileViT blocks in the form that ncnn runs fastest: the same sums, of one image, without batches of sequences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class MergedBlock(MobileViTBlock):
     """`block` with the tokens of all positions in a patch in one sequence (1, P*N, C) in place of P sequences.
 
     ncnn has no batches: it emulates those of sequences by copies that take as long as a convolution. Norms and linear
-    layers do not see the difference, attention is told of P.
+    layers do not see the difference; attention knows P.
     """
 
     def __init__(self, block: MobileViTBlock):
