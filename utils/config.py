@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NoReturn, TypeVar
 
+from utils.allocator import keep_freed_memory
 from utils.commands import program
 from utils.interrupts import Terminated, interruptible, quit_on_interrupt
 from utils.text import ErrorList, clean, visible
@@ -320,4 +321,6 @@ def run_script(main: Callable[[T], object], cls: type[T]) -> None:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(CleanFormatter("%(message)s"))
         logging.basicConfig(level=logging.INFO, handlers=[handler])
-        main(parse_cli(cls))
+        cfg = parse_cli(cls)
+        keep_freed_memory()
+        main(cfg)

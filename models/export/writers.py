@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from models.export import int8 as quantize
 from models.export.coreml import AppleNmsInputs, with_nms
 from models.export.graph import export_form
+from models.export.merged import merge_blocks
 from models.export.metadata import MEMBER, Metadata, append_metadata
 from models.yolo import DetectionModel
 from utils.nms import NmsSettings
@@ -162,7 +163,9 @@ def write_ncnn(job: Job, path: Path) -> None:
     import_optional("ncnn")
     work = path.with_name(path.name + ".work")
     work.mkdir()
-    torch.jit.save(torch.jit.trace(job.module, job.example), work / "model.pt")
+    module = export_form(job.model, job.meta.form, job.settings)
+    merge_blocks(module)
+    torch.jit.save(torch.jit.trace(module, job.example), work / "model.pt")
     shape = "[" + ",".join(map(str, job.example.shape)) + "]f32"
     command = [pnnx.EXEC_PATH, "model.pt", f"inputshape={shape}", f"fp16={int(job.half)}"]
     result = subprocess.run(command, cwd=work, capture_output=True, text=True)
