@@ -39,6 +39,9 @@ from utils.images import PAD, Letterbox, Size, as_size, fit_canvas, imread, imre
 from utils.tiles import is_cut
 
 LOGGER = logging.getLogger(__name__)
+# A JPEG that is decoded at a fraction of its size keeps this many times the pixels a side that are needed: resized from
+# fewer, it is smoother than the same image in validation and detection, which costs mAP (docs/training.md).
+SHARP = 2
 RECENT, RECENT_SHARE = 256 << 20, 1 / 16  # bytes of decoded images that each process keeps; at most, of the free memory
 Loaded: TypeAlias = tuple[np.ndarray, Boxes, Letterbox]  # an image, its boxes, its place on the canvas
 
@@ -165,7 +168,8 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
             free = free_memory(torch.device("cpu")) // local_processes()
             labels = label_path(paths[0]).parent
             folder = labels if labels.parent.is_dir() else Path(paths[0]).parent  # annotations need no labels folder
-            large = (scan.sizes[self.order] + 1) // 2 >= sizes  # a split that is train and val is then read in two ways
+            # A split that is train and val is then read in two ways.
+            large = (scan.sizes[self.order] + 1) // 2 >= SHARP * sizes
             form = "small" if augment and large.all(axis=1).any() else ""
             self._cache = cache_images(cache, sizes, self._read_or_report, free, folder, paths, form)
 
@@ -222,7 +226,8 @@ class DetectionDataset(Dataset):  # type: ignore[type-arg]
         """
         placed = self._place(i)
         if self.augment is not None:
-            image, size = imread_small(self.path_of(i), self._kept_size(i))
+            height, width = self._kept_size(i)
+            image, size = imread_small(self.path_of(i), (SHARP * height, SHARP * width))
         else:
             image = imread(self.path_of(i))
             size = (image.shape[0], image.shape[1])
