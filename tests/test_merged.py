@@ -11,7 +11,7 @@ import torch
 from shared import randomize_norms
 from torch.testing import assert_close
 
-from models.common import MobileViTBlock
+from models.common import MobileViTBlock, MobileViTForm
 from models.export.merged import MergedBlock, merge_blocks
 from models.export.metadata import Metadata
 from models.export.writers import FORMATS, Job
@@ -30,7 +30,11 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_merged_block_gives_the_same_features(kind: str, patch: int, fused: bool) -> None:
     torch.manual_seed(0)
-    block = randomize_norms(MobileViTBlock(16, 24, 32, 2, patch_size=patch, **KINDS[kind])).eval().requires_grad_(False)
+    block = (
+        randomize_norms(MobileViTBlock(16, 24, 32, 2, patch_size=patch, form=MobileViTForm(**KINDS[kind])))
+        .eval()
+        .requires_grad_(False)
+    )
     for module in block.modules():
         if hasattr(module, "fused"):
             module.fused = fused
