@@ -289,20 +289,20 @@ def spread(values: Sequence[float]) -> str:
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """A chart for each data set: mAP50-95 against the share that is labeled, each seed as a dot, the mean as a line."""
+    """A chart for each data set: mAP50-95 against the share that is labeled, each seed pale, the mean on a line."""
     names = list(dict.fromkeys(r.data for r in results))
     figure = Figure(figsize=(4.2 * len(names), 3.6), layout="constrained")
     for axes, data in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         for arm, color, marker in (("ranked", "#1d7a74", "o"), ("random", "#8a6d3b", "s"), ("pseudo", "#7a4fa3", "^")):
             own = [r for r in results if (r.data, r.arm) == (data, arm)]
             shares = sorted({r.share for r in own})
-            axes.plot(
-                shares, [mean(results, data, arm, share) for share in shares], color=color, label=arm if own else None
-            )
-            axes.scatter([r.share for r in own], [r.map50_95 for r in own], color=color, marker=marker, s=14)
+            means, label = [mean(results, data, arm, share) for share in shares], arm if own else None
+            axes.plot(shares, means, color=color, marker=marker, markersize=4, label=label)
+            axes.scatter([r.share for r in own], [r.map50_95 for r in own], color=color, marker=marker, s=10, alpha=0.4)
         if full := mean(results, data, "full", 1.0):
             axes.axhline(full, color="gray", linewidth=1, label="all images")
             axes.axhline(GOAL * full, color="gray", linewidth=1, linestyle="--", label=f"{GOAL:.0%} of it")
+        axes.margins(y=0.1)
         axes.set(title=data, xlabel="share of the images labeled", ylabel="mAP50-95 on val")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
