@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,3 +135,10 @@ def test_growth_is_drawn(tmp_path: Path) -> None:
     for changes in ({"imgsz": (32,), "plot": "g.png"}, {"imgsz": (32, 64), "plot": "g.txt"}):
         with pytest.raises(ValueError, match=r"--plot g.*: expected a \.png or \.svg file, and at least two"):
             network_times.main(network_times.TimesConfig(**(flags | changes)))
+
+
+def test_a_runtime_that_is_not_installed_is_refused_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(network_times.FORMATS, "ncnn", replace(network_times.FORMATS["ncnn"], packages=("no_such",)))
+    with pytest.raises(ValueError, match=r"--runtimes ncnn: not installed: no_such; see requirements"):
+        network_times.main(network_times.TimesConfig(runtimes=("torch", "ncnn")))
+    assert bench_networks.rows(["yolov5n.yaml"], [32], ["ncnn"], 1, 1) == []

@@ -27,9 +27,9 @@ from export import ExportConfig
 from models.common import Focus
 from models.export.graph import ExportHead, export_form, focus_as_convolution
 from models.export.metadata import Metadata, append_metadata, appended_metadata
-from models.export.writers import FORMATS
+from models.export.writers import FORMATS, Job
 from models.heads import Detect
-from models.runtimes.exported import final_to_decoded
+from models.runtimes.exported import final_to_decoded, move_devices
 from models.runtimes.load import load_backend
 from models.weights.checkpoint import build_model, load_checkpoint
 from models.yolo import DetectionModel
@@ -41,20 +41,11 @@ from utils.nms import NmsSettings, non_max_suppression
 from utils.proof.parity import LIMITS, compare
 
 CPU = torch.device("cpu")
-PACKAGES = {
-    "onnx": ("onnx", "onnxscript", "onnxslim", "onnxruntime"),
-    "openvino": ("openvino",),
-    "coreml": ("coremltools",),
-    "ncnn": ("ncnn", "pnnx"),
-    "tflite": ("litert_torch", "ai_edge_litert"),
-    "executorch": ("executorch",),
-}
 
 
 def requires(name: str) -> None:
     """Skip where the packages of a format are not installed."""
-    missing = [p for p in PACKAGES.get(name, ()) if importlib.util.find_spec(p) is None]
-    if missing:
+    if missing := FORMATS[name].missing():
         pytest.skip(f"{name} needs {', '.join(missing)}, see requirements-export.txt")
 
 
@@ -243,7 +234,7 @@ def test_nms_in_the_graph_keeps_fractions_of_a_pixel_with_1000_classes(tmp_path)
     assert 1.3 * nc < len(kept) < 1.7 * nc
     module = Suppress(nc, NmsSettings(iou_thres=0.45, max_det=2 * nc))
     outputs = [module(rows)]
-    if all(importlib.util.find_spec(package) for package in PACKAGES["onnx"]):
+    if not FORMATS["onnx"].missing():
         import onnxruntime
 
         with export.quiet():
@@ -347,7 +338,7 @@ def test_metadata_round_trips(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".onnx", ".torchscript", ".pt2", ".tflite"])
 def test_a_file_that_is_something_else(tmp_path, suffix):
-    requires({".onnx": "onnx", ".tflite": "tflite"}.get(suffix, ""))
+    requires({".onnx": "onnx", ".tflite": "tflite", ".pt2": "torch_export"}.get(suffix, "torchscript"))
     path = tmp_path / f"x{suffix}"
     path.write_bytes(b"this is not a model" * 20)
     with pytest.raises(ValueError, match="x" + suffix):
@@ -535,3 +526,13 @@ def test_detect_and_val_run_it(folder, made, tmp_path, name):
     assert rows[0].shape == rows[1].shape and len(rows[0]) > 10
     assert np.abs(rows[0] - rows[1]).max() < 1e-3
     assert metrics[1].coco == pytest.approx(metrics[0].coco, abs=1e-3)
+
+
+def test_torchscript_makes_its_new_tensors_on_the_device_it_runs_on(tmp_path: Path) -> None:
+    """The grid of the decoding is made by the graph, which names the device it was traced on."""
+    model, path = tiny_model(), tmp_path / "x.torchscript"
+    FORMATS["torchscript"].write(Job(model, Metadata.of(model, (64, 64), 1), torch.rand(1, 3, 64, 64)), path)
+    module = torch.jit.load(path)
+    move_devices(module.graph, torch.device("meta"))
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        module(torch.rand(1, 3, 64, 64))

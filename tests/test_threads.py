@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import threading
 import time
@@ -13,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_export import PACKAGES
 from tiny import tiny_model, write_tiny
 
 import export
@@ -55,8 +53,7 @@ def folder(tmp_path_factory) -> Path:
 
 def backend_of(name: str, folder: Path):
     """tiny.pt in a runtime; skips where its packages are missing."""
-    missing = [p for p in PACKAGES.get(name, ()) if importlib.util.find_spec(p) is None]
-    if missing:
+    if name != "pytorch" and (missing := export.FORMATS[name].missing()):
         pytest.skip(f"{name} needs {', '.join(missing)}, see requirements-export.txt")
     path = folder / "tiny.pt"
     if name != "pytorch":

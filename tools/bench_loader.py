@@ -34,12 +34,13 @@ class BenchLoaderConfig(Config):
 if __name__ == "__main__":
     check_cli(BenchLoaderConfig)  # before the imports that take seconds: --help and mistakes are answered at once
 
+import inspect
 import logging
 import resource
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -49,7 +50,7 @@ from torch.nn.utils import clip_grad_norm_
 import utils.data.dataset as dataset_module
 from models.yolo import DetectionModel
 from utils.boxes import Targets
-from utils.data.dataset import Augmentation, DetectionDataset
+from utils.data.dataset import DetectionDataset
 from utils.data.loader import build_loader, collate
 from utils.data.scan import Scan
 from utils.hyp import Hyp
@@ -95,9 +96,16 @@ def sampler(scan: Scan, imgsz: int, recent: int, cache: str = "") -> DetectionDa
     before = getattr(dataset_module, "RECENT", 0)
     dataset_module.RECENT = recent
     try:
-        return DetectionDataset(scan, imgsz, 32, augment=Augmentation(Hyp()), cache=cache)
+        return DetectionDataset(scan, imgsz, 32, cache=cache, **augmentation())
     finally:
         dataset_module.RECENT = before
+
+
+def augmentation() -> dict[str, Any]:
+    """The argument of DetectionDataset that asks for the augmentations; older versions have `hyp`."""
+    if "hyp" in inspect.signature(DetectionDataset).parameters:
+        return {"hyp": Hyp()}
+    return {"augment": dataset_module.Augmentation(Hyp())}
 
 
 def sample_time(dataset: DetectionDataset, samples: int, rounds: int) -> float:

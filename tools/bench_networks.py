@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 import torch
 
 from tools.bench_rows import Row
-from tools.network_times import TORCH, Network, TimesConfig, measure
-
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "ncnn": ("ncnn", "pnnx"), "tflite": ("litert_torch",)}
+from tools.network_times import Network, TimesConfig, measure, missing
 
 
 def rows(cfg: Sequence[str], imgsz: Sequence[int], runtimes: Sequence[str], threads: int, rounds: int) -> list[Row]:
     """Milliseconds of a call by network, runtime and size, batch 1; runtimes that are not installed are left out."""
     torch.set_num_threads(threads)
-    usable = [name for name in runtimes if name == TORCH or installed(name)]
+    usable = [name for name in runtimes if not missing(name)]
     networks = [Network.of(name, 80) for name in cfg]
     settings = TimesConfig(cfg=tuple(cfg), imgsz=tuple(imgsz), runtimes=tuple(usable), threads=threads, rounds=rounds)
     measure(networks, settings)
@@ -26,8 +23,3 @@ def rows(cfg: Sequence[str], imgsz: Sequence[int], runtimes: Sequence[str], thre
         for network in networks
         for (runtime, size), ms in network.ms.items()
     ]
-
-
-def installed(runtime: str) -> bool:
-    """Whether the packages of a runtime are there."""
-    return all(importlib.util.find_spec(name) is not None for name in PACKAGES.get(runtime, ()))

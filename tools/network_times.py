@@ -88,6 +88,11 @@ class Network:
             return load_backend(path, CPU, threads=threads)
 
 
+def missing(runtime: str) -> list[str]:
+    """The packages of a runtime that are not installed."""
+    return [] if runtime == TORCH else FORMATS[runtime].missing()
+
+
 def least(runners: Sequence[Call], images: Tensor, cfg: TimesConfig) -> list[float]:
     """Least milliseconds of a call of each of `runners`, called in turns; the first turn does not count."""
     clock = time.process_time if cfg.threads == 1 else time.perf_counter
@@ -166,11 +171,14 @@ def main(cfg: TimesConfig) -> list[Network]:
     """The networks with their times; the table is printed.
 
     Raises:
-        ValueError, FileNotFoundError: a YAML, size or runtime that does not work.
+        ValueError, FileNotFoundError: a YAML, size or runtime that does not work or is not installed.
     """
     unknown = [name for name in cfg.runtimes if name not in (TORCH, *FORMATS)]
     if unknown:
         raise ValueError(f"--runtimes {unknown[0]}: expected {TORCH}, {', '.join(FORMATS)}")
+    for name in cfg.runtimes:
+        if packages := missing(name):
+            raise ValueError(f"--runtimes {name}: not installed: {', '.join(packages)}; see requirements-*.txt")
     if cfg.plot and (Path(cfg.plot).suffix not in (".png", ".svg") or len(set(cfg.imgsz)) < 2):
         raise ValueError(f"--plot {cfg.plot}: expected a .png or .svg file, and at least two --imgsz")
     torch.set_num_threads(cfg.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -230,20 +231,27 @@ class Format:
 
     Attributes:
         ending: of the name, after the stem. options: those it has, of half, int8, nms, batch and size.
+        packages: modules that write and run it.
     """
 
     ending: str
     write: Callable[[Job, Path], None]
     options: frozenset[str]
+    packages: tuple[str, ...] = ()
+
+    def missing(self) -> list[str]:
+        """Those of its packages that are not installed."""
+        return [name for name in self.packages if importlib.util.find_spec(name) is None]
 
 
+ONNX = ("onnx", "onnxscript", "onnxslim", "onnxruntime")
 FORMATS = {
     "torchscript": Format(".torchscript", write_torchscript, frozenset()),
-    "onnx": Format(".onnx", write_onnx, frozenset({"half", "int8", "nms", "batch", "size"})),
-    "openvino": Format("_openvino_model", write_openvino, frozenset({"half", "int8", "batch", "size"})),
+    "onnx": Format(".onnx", write_onnx, frozenset({"half", "int8", "nms", "batch", "size"}), ONNX),
+    "openvino": Format("_openvino_model", write_openvino, frozenset({"half", "int8", "batch", "size"}), ("openvino",)),
     "torch_export": Format(".pt2", write_torch_export, frozenset({"batch", "size"})),
-    "coreml": Format(".mlpackage", write_coreml, frozenset({"half", "int8", "nms"})),
-    "tflite": Format(".tflite", write_tflite, frozenset({"half", "int8"})),
-    "ncnn": Format("_ncnn_model", write_ncnn, frozenset({"half"})),
-    "executorch": Format(".pte", write_executorch, frozenset()),
+    "coreml": Format(".mlpackage", write_coreml, frozenset({"half", "int8", "nms"}), ("coremltools",)),
+    "tflite": Format(".tflite", write_tflite, frozenset({"half", "int8"}), ("litert_torch", "ai_edge_litert")),
+    "ncnn": Format("_ncnn_model", write_ncnn, frozenset({"half"}), ("ncnn", "pnnx")),
+    "executorch": Format(".pte", write_executorch, frozenset(), ("executorch",)),
 }

@@ -113,6 +113,7 @@ class TorchScriptBackend(ExportedBackend):
             raise ValueError(f"{path}: not a TorchScript file ({first_line(error)})") from error
         super().__init__(path, Metadata.from_json(extra[MEMBER], path), half)
         self.device = device
+        move_devices(self.module.graph, device)
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         return arrays(self.module(torch.from_numpy(images).to(self.device)))
@@ -256,6 +257,13 @@ class ExecuTorchBackend(ExportedBackend):
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         with self.lock:
             return [array.copy() for array in arrays(tuple(self.method.execute([torch.from_numpy(images)])))]
+
+
+def move_devices(graph: Any, device: torch.device) -> None:
+    """Let a TorchScript graph make new tensors on `device`, not where it was traced; `map_location` moves the others."""
+    for node in graph.findAllNodes("prim::Constant", recurse=True):
+        if node.output().type().kind() == "DeviceObjType":
+            node.s_("value", str(device))
 
 
 def refuse_coreml(path: Path, device: torch.device, half: bool, threads: int) -> NoReturn:
