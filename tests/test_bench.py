@@ -97,7 +97,7 @@ def test_a_row_beside_its_plain_form_is_two() -> None:
 
 
 def test_networks_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_networks, "installed", lambda name: name == "torchscript")
+    monkeypatch.setattr(bench_networks, "missing", lambda name: ["ncnn"] * (name == "ncnn"))
     found = bench_networks.rows(["yolov5n.yaml"], [32, 64], ["torch", "torchscript", "ncnn"], 1, 1)
     assert [row.name for row in found] == [
         f"yolov5n, {runtime} {size}, 1 thread" for size in (32, 64) for runtime in ("torch", "torchscript")
