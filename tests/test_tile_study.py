@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ def test_four_figures_of_each_network_and_no_run_twice(
     asked: list[tuple[Any, ...]] = []
 
     def finish(cfg: train.TrainConfig) -> None:
-        asked.append((cfg.cfg, cfg.tile_train, cfg.seed))
+        asked.append((cfg.cfg or cfg.weights, cfg.tile_train, cfg.seed))
         folder = Path(cfg.project) / cfg.name
         folder.mkdir(parents=True)
         (folder / "metrics.json").write_text("{}")
@@ -47,6 +48,9 @@ def test_four_figures_of_each_network_and_no_run_twice(
         ("whole", "whole", 0.11), ("whole", "tiles", 0.31), ("tiles", "whole", 0.51), ("tiles", "tiles", 0.71),
     ):  # fmt: skip
         assert f"| two | {trained_on} | {measured_on} | - | {mean:.3f} ± 0.010 |" in text
+    asked.clear()
+    tile_study.main(replace(cfg, weights="own.pt", seeds=(0,)))  # in place of the networks
+    assert asked == [("own.pt", 0, 0), ("own.pt", 64, 0)]
     with pytest.raises(ValueError, match="--data is missing"):
         tile_study.main(tile_study.TileStudyConfig())
 

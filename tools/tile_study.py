@@ -2,9 +2,10 @@
 
     python tools/tile_study.py --data aerial_maritime/data.yaml --tile 192 --imgsz 192 --epochs 30
 
-Each network is trained on whole images and with --tile-train, each run is measured on whole images and with --tile. A
-finished run in --project is not repeated. The table is written to table.md in --project. Small, medium and large are
-COCO's, in pixels of the images as they are measured: --upscale 2 makes small objects medium.
+Each network, or the checkpoint --weights, is trained on whole images and with --tile-train, each run is measured on
+whole images and with --tile. A finished run in --project is not repeated. The table is written to table.md in
+--project. Small, medium and large are COCO's, in pixels of the images as they are measured: --upscale 2 makes small
+objects medium.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class TileStudyConfig(Config):
     data: str = flag("", "data YAML, required", group="data and models")
     upscale: int = flag(1, "enlarge the images by this factor first, into --project", bounds=AT_LEAST_1)
     cfg: tuple[str, ...] = flag(("yolov5-mobilevit-fast.yaml", "yolov5-mobilevit-fast-p2.yaml"), "model YAMLs")
+    weights: str = flag("", "checkpoint to fine-tune, instead of --cfg")
     tile: int = flag(192, "side of the tiles, pixels of the (enlarged) images", bounds=Bounds(low=32))
     seeds: tuple[int, ...] = flag((0,), "random seeds, a run for each", group="training")
     imgsz: int = flag(192, "image size, pixels", bounds=AT_LEAST_1)
@@ -94,7 +96,8 @@ def trained(cfg: TileStudyConfig, data: str, model: str, tile: int, seed: int) -
         train.main(
             train.TrainConfig(
                 data=data,
-                cfg=model,
+                cfg="" if cfg.weights else model,
+                weights=cfg.weights,
                 imgsz=cfg.imgsz,
                 batch_size=cfg.batch_size,
                 epochs=cfg.epochs,
@@ -138,7 +141,7 @@ def main(cfg: TileStudyConfig) -> None:
         stem = Path(name).resolve().parent.name if Path(name).name == "data.yaml" else Path(name).stem
         data = enlarge(data, cfg.upscale, Path(cfg.project) / f"{stem}-x{cfg.upscale}")
     lines = [f"| network | trained on | measured on | {' | '.join(COLUMNS)} |", "|---" * (3 + len(COLUMNS)) + "|"]
-    for model in cfg.cfg:
+    for model in (cfg.weights,) if cfg.weights else cfg.cfg:
         for train_tile in (0, cfg.tile):
             runs = [trained(cfg, data, model, train_tile, seed) for seed in cfg.seeds]
             for val_tile in (0, cfg.tile):

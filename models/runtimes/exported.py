@@ -260,7 +260,7 @@ class ExecuTorchBackend(ExportedBackend):
 
 
 def move_devices(graph: Any, device: torch.device) -> None:
-    """Let a TorchScript graph make tensors on `device`, not where it was traced; `map_location` moves those it holds."""
+    """Let a TorchScript graph make tensors on `device`, not where it was traced; `map_location` moves the others."""
     for node in graph.findAllNodes("prim::Constant", recurse=True):
         if node.output().type().kind() == "DeviceObjType":
             node.s_("value", str(device))
