@@ -131,6 +131,17 @@ def test_a_copy_is_chosen_last() -> None:
     assert "with labels" in reason(Choice(1, 0.0, -1), doubts, found[1], NAMES, paths)
 
 
+def test_only_the_most_unsteady_images_are_called_so() -> None:
+    pool = [seen(boxes((0, 0, 9, 9, 0.97, 0)), 0.1 + i / 100) for i in range(21)]
+    doubts, paths = uncertainty(pool, 2), [f"{i}.jpg" for i in range(21)]
+    words = [reason(Choice(i, 0.5, -1), doubts, pool[i].found, NAMES, paths) for i in range(21)]
+    assert [i for i, text in enumerate(words) if "mirrored" in text] == list(range(15, 21))
+    assert words[15] == "detections change when it is mirrored or smaller, more than in 75% of the images"
+    assert words[20].endswith("more than in all others")
+    same = uncertainty(pool[:1] * 9, 2)  # none is worse than the others
+    assert "mirrored" not in reason(Choice(3, 0.5, -1), same, pool[0].found, NAMES, paths)
+
+
 def test_each_image_is_listed_once_and_a_longer_list_begins_like_a_shorter_one() -> None:
     rng = np.random.default_rng(1)
     total, features = rng.random(30), rng.normal(size=(30, 5))

@@ -18,6 +18,7 @@ from utils.text import clean, counted
 SURE = 0.25  # confidence from which on something counts as found, YOLOv5's default threshold
 FLOOR = 0.25  # added to an uncertainty of 0..1: an image that is unlike all others is worth a label at any certainty
 EQUAL = 0.05  # distance below which two images are nearly the same; random ones are about 1.4 apart
+UNSTEADY = 0.75  # share of the images whose detections change less, from which on a reason says that they do
 DOUBTFUL = (0.15, 0.7)  # confidences that a reason calls doubtful
 
 
@@ -135,8 +136,10 @@ def reason(choice: Choice, doubts: Uncertainty, found: Boxes, names: Mapping[int
         most = {int(unsure.label[k]): float(unsure.score[k]) for k in reversed(order)}  # of each class
         which = ", ".join(f"{clean(names[c], 30)} {most[c]:.2f}" for c in list(reversed(most))[:3])
         parts.append(f"{counted(len(unsure), 'doubtful detection')} ({which})")
-    if doubts.disagreement[i] >= 1:
-        parts.append("detections change when it is mirrored or smaller")
+    steadier = float(share_below(doubts.disagreement)[i])
+    if steadier >= UNSTEADY:
+        others = "all others" if steadier == 1 else f"{steadier:.0%} of the images"
+        parts.append(f"detections change when it is mirrored or smaller, more than in {others}")
     if choice.distance >= 1 or not parts:
         parts.append("unlike the images before it" if choice.distance == choice.distance else "the most uncertain")
     return "; ".join(parts)
