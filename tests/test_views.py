@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from data_sets import noise, to_boxes, write_set
 from PIL import Image
 from torch import nn
@@ -361,6 +362,16 @@ def test_the_benchmark_has_a_row_for_everything(tmp_path: Path) -> None:
     ]
     assert all(row.value > 0 for row in rows) and rows[6].unit == "%" and rows[6].value < 100
     assert before == dataset_module.RECENT
+
+
+def test_the_plain_attention_of_the_benchmark_computes_the_same_and_is_put_back() -> None:
+    fused = F.scaled_dot_product_attention
+    q, k, v = torch.randn(3, 2, 4, 16, 8)
+    expected = F.scaled_dot_product_attention(q, k, v)
+    with bench_loader.plain_scores():
+        assert F.scaled_dot_product_attention is not fused
+        torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v), expected)
+    assert F.scaled_dot_product_attention is fused
 
 
 def test_no_image_in_view_is_a_gray_sample() -> None:

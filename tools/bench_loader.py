@@ -29,6 +29,7 @@ class BenchLoaderConfig(Config):
     cfg: tuple[str, ...] = flag(("yolov5n.yaml",), "model YAMLs of the training steps")
     step_imgsz: int = flag(320, "size of the images of a training step, pixels", bounds=Bounds(low=32))
     batch_size: int = flag(16, "images of a training step", "--batch", bounds=Bounds(low=1))
+    plain: bool = flag(False, "attention in the plain way, with a map of all scores, in the training steps")
 
 
 if __name__ == "__main__":
@@ -39,12 +40,14 @@ import logging
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 
 import utils.data.dataset as dataset_module
@@ -195,13 +198,28 @@ def step_rows(cfg: str = "yolov5n.yaml", imgsz: int = 320, batch_size: int = 16,
     ]
 
 
+@contextmanager
+def plain_scores() -> Iterator[None]:
+    """Attention of all networks by products and a softmax that is kept, as in most copies of the block."""
+    # Not imported above: an earlier version, which this file times too, may lack what bench_core imports.
+    from tools.bench_core import plain_attention
+
+    fused = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = plain_attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = fused
+
+
 def main(cfg: BenchLoaderConfig) -> list[Row]:
     """The rows, which are also printed as a Markdown table."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     rows = loader_rows(cfg.data, cfg.imgsz, cfg.samples, cfg.rounds) if cfg.data else []
-    for name in cfg.cfg:
-        rows += step_rows(name, cfg.step_imgsz, cfg.batch_size, cfg.rounds)
+    with plain_scores() if cfg.plain else nullcontext():
+        for name in cfg.cfg:
+            rows += step_rows(name, cfg.step_imgsz, cfg.batch_size, cfg.rounds)
     lines = [f"| {row.name} | {row.value:.2f} {row.unit} |" for row in rows]
     LOGGER.info("\n".join(["| what | CPU time, one thread |", "|---|---|", *lines]))
     return rows
